@@ -1,0 +1,129 @@
+"""What a world is: the types that every environment, policy, collector and agent agree on.
+
+An environment is a pair of pure functions over a `task` (a pytree of arrays), so that a batch of different tasks is
+one `jax.vmap`. Nothing here knows of queues, of learning or of files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+Task = PyTree[Array]
+State = Any
+
+
+class TimeStep(NamedTuple):
+    """What an agent sees at one instant, the first and the last of an episode included.
+
+    An episode that was cut off (truncated) has `is_last` without `is_terminal`: its value is to be bootstrapped.
+    The reward is that of the transition *into* this observation; it is 0 where `is_first`.
+    """
+
+    observation: dict[str, Array]
+    reward: Float[Array, "*B"]
+    is_first: Bool[Array, "*B"]
+    is_last: Bool[Array, "*B"]
+    is_terminal: Bool[Array, "*B"]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One entry of an observation. `kind` chooses the encoder.
+
+    - `vector` [D]: numbers in any unit (encoders apply symlog), or integers below `categories` where that is given;
+    - `servers` [N, F]: a set, one row per server;
+    - `image` [H, W, C]: bytes;
+    - `mask` [A]: which actions are allowed. It is given to the policy, not encoded.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["vector", "servers", "image", "mask"] = "vector"
+    categories: int | None = None
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Actions 0 .. n-1."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """Vectors of `size` numbers in [-1, 1]."""
+
+    size: int
+
+
+ActionSpec = Discrete | Continuous
+
+
+class Environment(Protocol):
+    """A world of pure functions, written for one episode; a batch is `jax.vmap`.
+
+    A world that has no variants takes any array as its task, so that the task still says how large a batch is.
+    """
+
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]: ...
+
+    @property
+    def action_spec(self) -> ActionSpec: ...
+
+    def reset(self, task: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]: ...
+
+    def step(self, task: Task, state: State, action: Array, key: Key[Array, ""]) -> tuple[State, TimeStep]: ...
+
+
+TaskFamily = Callable[[np.random.Generator], Task]
+"""A distribution over tasks: draws one, on the host. Training draws a pool of them once and keeps it on the device."""
+
+
+def first(observation: dict[str, Array]) -> TimeStep:
+    """The `TimeStep` that opens an episode."""
+    no, yes = jnp.zeros((), bool), jnp.ones((), bool)
+    return TimeStep(observation, jnp.zeros(()), is_first=yes, is_last=no, is_terminal=no)
+
+
+def select(condition: Bool[Array, " B"], on_true: PyTree, on_false: PyTree) -> PyTree:
+    """`jnp.where` over whole pytrees whose leaves begin with the axis B."""
+
+    def leaf(a, b):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf(jax.random.key_data(a), jax.random.key_data(b)))
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
+
+    return jax.tree.map(leaf, on_true, on_false)
+
+
+def stack_tasks(tasks: Sequence[Task]) -> Task:
+    """Tasks [B] as one pytree with the axis B in front."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+
+
+def batch_reset(env: Environment, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:
+    """Open one episode for each of the B tasks (a pytree whose leaves begin with the axis B)."""
+    keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
+    return jax.vmap(env.reset)(tasks, keys)
+
+
+def batch_step(
+    env: Environment, tasks: Task, states: State, timesteps: TimeStep, actions: Array, key: Key[Array, ""]
+) -> tuple[State, TimeStep]:
+    """Step B environments; those whose last timestep closed an episode are reset instead and their action is ignored.
+
+    The resets are computed only in steps in which at least one episode begins.
+    """
+    step_key, reset_key = jax.random.split(key)
+    keys = jax.random.split(step_key, timesteps.is_last.shape[0])
+    stepped = jax.vmap(env.step)(tasks, states, actions, keys)
+    return jax.lax.cond(
+        timesteps.is_last.any(),
+        lambda: select(timesteps.is_last, batch_reset(env, tasks, reset_key), stepped),
+        lambda: stepped,
+    )

@@ -1,0 +1,224 @@
+"""The fleet: FIFO servers of different, changing speeds; one step dispatches one job.
+
+A server that always works while it has work needs no calendar of events. Its backlog W (work units) follows Lindley's
+recursion, W <- max(0, W + size - capacity of the gap), and a job placed on it is finished as soon as the server's
+cumulative capacity covers what lies before it and itself: an exact inversion of the speed schedule, also when speeds
+change, fail and recover. Workloads, rules and learning live elsewhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from reverie.envs.core import ArraySpec, Discrete, TimeStep, first
+from reverie.envs.fleet import schedule as schedules
+from reverie.envs.fleet import workload as workloads
+from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.workload import Job, Workload
+
+View = Literal["park", "full", "counts"]
+Reward = Literal["elapsed", "admission"]
+
+
+class Task(NamedTuple):
+    """A fleet and its workload."""
+
+    speed: Schedule
+    """Work per time unit, one schedule per server: start and value [N, P], period [N]."""
+    mask: Bool[Array, "*B N"]
+    """Which rows are servers; the others are padding."""
+    workload: Workload
+
+
+class Record(NamedTuple):
+    """What became of a job that was dispatched, known at once since service is first come, first served."""
+
+    server: Int[Array, "*B"]
+    size: Float[Array, "*B"]
+    arrival: Float[Array, "*B"]
+    """Time since the episode began."""
+    response: Float[Array, "*B"]
+    """From arrival to finish, in time units."""
+
+    @property
+    def slowdown(self) -> Float[Array, "*B"]:
+        """Response time over the time that an idle server of speed 1 would need."""
+        return self.response / self.size
+
+
+class Ledger(NamedTuple):
+    """The jobs dispatched so far, times counted from now; only views and rewards that look at single jobs keep it."""
+
+    server: Int[Array, "*B J"]
+    size: Float[Array, "*B J"]
+    until_start: Float[Array, "*B J"]
+    until_finish: Float[Array, "*B J"]
+
+
+class FleetState(NamedTuple):
+    clock: Float[Array, "*B"]
+    backlog: Float[Array, "*B N"]
+    """Work units that each server still has to do, the job in service included."""
+    job: Job
+    """The job that waits to be dispatched."""
+    dispatched: Int[Array, "*B"]
+    stream: Key[Array, "*B"]
+    record: Record
+    """The job dispatched last."""
+    ledger: Ledger | None
+
+
+@dataclass(frozen=True)
+class FleetEnv:
+    """Dispatch `jobs` jobs to `servers` FIFO servers, one per step.
+
+    Views: `full` shows the true remaining work and current speed of each server, the job's size and the time since the
+    last arrival; `counts` only how many jobs are in progress at each server and the time since the last arrival, as a
+    real balancer sees; `park` the published N + 1 numbers (size of the jobs waiting plus remaining *time* of the one in
+    service, and the job's size: Park's mix of units, without its integer rounding; `park.py` has the original).
+
+    Rewards: `elapsed` is Park's, minus the integral of the number of jobs in the system up to the next arrival (the
+    last one holds the whole drain); `admission` is minus the response time of the job just placed. Both sum to minus the
+    total response time.
+    """
+
+    servers: int = 10
+    """N, padding included."""
+    jobs: int = 1000
+    """J, the length of an episode."""
+    view: View = "full"
+    """What the balancer may see."""
+    reward: Reward = "admission"
+    """When response times are credited."""
+
+    def __post_init__(self):
+        for field, least in (("servers", 1), ("jobs", 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f"FleetEnv: {field} must be at least {least}, got {getattr(self, field)}")
+        for field, known in (("view", get_args(View)), ("reward", get_args(Reward))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"FleetEnv: {field} must be one of {', '.join(known)}; got {getattr(self, field)!r}")
+
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]:
+        n = self.servers
+        mask = ArraySpec((n,), "mask")
+        if self.view == "park":
+            return {"vector": ArraySpec((n + 1,)), "mask": mask}
+        if self.view == "counts":
+            return {"servers": ArraySpec((n, 1), "servers"), "job": ArraySpec((1,)), "mask": mask}
+        return {"servers": ArraySpec((n, 2), "servers"), "job": ArraySpec((2,)), "mask": mask}
+
+    @property
+    def action_spec(self) -> Discrete:
+        return Discrete(self.servers)
+
+    @property
+    def keeps_ledger(self) -> bool:
+        return self.view != "full" or self.reward == "elapsed"
+
+    def reset(self, task: Task, key: Key[Array, ""]) -> tuple[FleetState, TimeStep]:
+        """Empty servers at time 0, and the first job at the door. `key` is the stream of jobs."""
+        clock = jnp.zeros(())
+        job = workloads.draw_job(task.workload, key, jnp.int32(0), clock)
+        ledger = None
+        if self.keeps_ledger:
+            nothing = jnp.zeros((self.jobs,))
+            ledger = Ledger(jnp.zeros((self.jobs,), jnp.int32), nothing, nothing, nothing)
+        record = Record(jnp.int32(0), clock, clock, clock)
+        state = FleetState(job.gap, jnp.zeros((self.servers,)), job, jnp.int32(0), key, record, ledger)
+        return state, first(self.observe(task, state))
+
+    def step(
+        self, task: Task, state: FleetState, action: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[FleetState, TimeStep]:
+        """Dispatch the waiting job to server `action`; time moves to the next arrival, or to the end of all work."""
+        chosen = jnp.arange(self.servers) == action
+        speed = jax.tree.map(lambda leaf: leaf[action], task.speed)
+        backlog = state.backlog[action]
+        response = schedules.inverse(speed, state.clock, backlog + state.job.size)
+        record = Record(jnp.asarray(action, jnp.int32), state.job.size, state.clock, response)
+
+        dispatched = state.dispatched + 1
+        is_last = dispatched == self.jobs
+        following = workloads.draw_job(task.workload, state.stream, dispatched, state.clock)
+        job = Job(jnp.where(is_last, 0.0, following.size), jnp.where(is_last, 0.0, following.gap))
+
+        capacity = jax.vmap(schedules.integral, (0, None, None))(task.speed, state.clock, job.gap)  # [N]
+        left = jnp.maximum(state.backlog + jnp.where(chosen, state.job.size, 0.0) - capacity, 0.0)
+        ledger, elapsed = state.ledger, jnp.zeros(())
+        if ledger is not None:
+            start = schedules.inverse(speed, state.clock, backlog)
+            ledger = _enter(ledger, state.dispatched, record, start)
+            gap = jnp.where(is_last, jnp.inf, job.gap)
+            elapsed = jnp.minimum(ledger.until_finish, gap).sum()
+            ledger = ledger._replace(
+                until_start=jnp.maximum(ledger.until_start - gap, 0),
+                until_finish=jnp.maximum(ledger.until_finish - gap, 0),
+            )
+        left = jnp.where(is_last, 0.0, left)  # the last step runs the system empty
+
+        state = FleetState(state.clock + job.gap, left, job, dispatched, state.stream, record, ledger)
+        reward = -elapsed if self.reward == "elapsed" else -response
+        no = jnp.zeros((), bool)
+        return state, TimeStep(self.observe(task, state), reward, is_first=no, is_last=is_last, is_terminal=is_last)
+
+    def observe(self, task: Task, state: FleetState) -> dict[str, Array]:
+        """What the view shows of a state, raw, in work and time units. Nothing of the future is in it."""
+        job, mask = state.job, task.mask
+        if self.view == "full":
+            speed = jax.vmap(schedules.at, (0, None))(task.speed, state.clock)
+            servers = jnp.stack([state.backlog, jnp.where(mask, speed, 0.0)], -1)
+            return {"servers": servers, "job": jnp.stack([job.size, job.gap]), "mask": mask}
+        assert state.ledger is not None
+        ledger, here = state.ledger, state.ledger.server == jnp.arange(self.servers)[:, None]  # [N, J]
+        if self.view == "counts":
+            in_progress = (here & (ledger.until_finish > 0)).sum(-1).astype(jnp.float32)
+            return {"servers": in_progress[:, None], "job": job.gap[None], "mask": mask}
+        waiting = ledger.until_start > 0
+        load = jnp.where(here, jnp.where(waiting, ledger.size, ledger.until_finish), 0.0).sum(-1)
+        return {"vector": jnp.append(load, job.size), "mask": mask}
+
+
+def _enter(ledger: Ledger, index: Int[Array, ""], record: Record, until_start: Float[Array, ""]) -> Ledger:
+    row = Ledger(record.server, record.size, until_start, record.response)
+    return jax.tree.map(lambda column, value: column.at[index].set(value), ledger, row)
+
+
+def fleet_task(speed: Schedule, workload: Workload, servers: int | None = None) -> Task:
+    """A task from one speed schedule per server (`speed`: start and value [N, P]), padded to `servers` rows."""
+    n = speed.value.shape[0]
+    servers = servers or n
+    if servers < n:
+        raise ValueError(f"fleet: {n} servers do not fit into {servers} rows")
+    extra = servers - n
+
+    def padded(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
+
+    return Task(jax.tree.map(padded, speed), jnp.arange(servers) < n, workload)
+
+
+def constant_speeds(speeds) -> Schedule:
+    """Speeds [N], work per time unit, that never change."""
+    values = np.asarray(speeds, float)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"fleet: speeds must be a list of one number per server, got shape {values.shape}")
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(f"fleet: every speed must be a positive number, got {values.tolist()}")
+    return schedules.stack([schedules.constant(v) for v in values])
+
+
+def offered_load(task: Task) -> float:
+    """Mean work that arrives per time unit over the mean capacity of all servers, in the long run."""
+    per_server = [jax.tree.map(lambda leaf, i=i: leaf[i], task.speed) for i in np.flatnonzero(task.mask)]
+    capacity = sum(schedules.mean(s) for s in per_server)
+    w = task.workload
+    if w.recording.gap.shape[-1]:
+        return float(w.recording.size.sum() / w.recording.gap.sum()) / capacity
+    return schedules.mean(w.rate) * workloads.moments(w.sizes)[0] * schedules.mean(w.scale) / capacity

@@ -1,0 +1,144 @@
+"""Piecewise-constant functions of time, integrated and inverted exactly.
+
+One mechanism serves everything that changes: the speed of a server (whose integral is capacity and whose inverse is a
+finish time), the rate of arrivals (whose inverse turns unit gaps into real ones: bursts, days, levels) and the scale of
+job sizes. Nothing here knows of servers or jobs.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
+
+
+class Schedule(NamedTuple):
+    """`value[p]` holds from `start[p]` to `start[p + 1]`; after `period` it all begins again (inf: it never does).
+
+    `start[0]` is 0 and `start` does not fall; segments of no length are padding, so that schedules of different length
+    stand in one batch. Leading axes (servers, tasks) are `jax.vmap`.
+    """
+
+    start: Float[Array, "*B P"]
+    value: Float[Array, "*B P"]
+    period: Float[Array, "*B"]
+
+
+def schedule(start: ArrayLike, value: ArrayLike, period: float = np.inf) -> Schedule:
+    """A schedule from its segments.
+
+    Arguments: `start` and `value` [P], times and values of the segments; `period`, after which it repeats.
+    Errors: ValueError where lengths differ, `start` does not begin at 0 or falls, a value is negative or not finite,
+    the period is not beyond the last start, or the schedule would end at value 0 (a job could then never end).
+    """
+    starts, values = np.asarray(start, float), np.asarray(value, float)
+    if starts.ndim != 1 or starts.shape != values.shape or not len(starts):
+        raise ValueError(f"schedule: start {starts.shape} and value {values.shape} must be two lists of one length")
+    if starts[0] != 0 or (np.diff(starts) < 0).any() or not np.isfinite(starts).all():
+        raise ValueError(f"schedule: start must begin at 0 and never fall, got {starts.tolist()}")
+    if (values < 0).any() or not np.isfinite(values).all():
+        raise ValueError(f"schedule: values must be finite and not negative, got {values.tolist()}")
+    if not period > starts[-1]:
+        raise ValueError(f"schedule: period {period} must lie beyond the last start {starts[-1]}")
+    if (np.isinf(period) and values[-1] == 0) or not values.any():
+        raise ValueError(f"schedule: it must not end at 0, or work would never end; got {values.tolist()}")
+    return Schedule(jnp.asarray(starts, jnp.float32), jnp.asarray(values, jnp.float32), jnp.float32(period))
+
+
+def constant(value: float, segments: int = 1) -> Schedule:
+    """A schedule that never changes, padded to `segments` [P]."""
+    return schedule([0.0] * segments, [value] * segments)
+
+
+def stack(schedules: Sequence[Schedule]) -> Schedule:
+    """Schedules of different length side by side, the shorter ones padded: start and value [N, P], period [N]."""
+    longest = max(s.start.shape[-1] for s in schedules)
+
+    def padded(x: Array) -> Array:
+        return jnp.concatenate([x, jnp.full((longest - len(x),), x[-1])])
+
+    return Schedule(
+        jnp.stack([padded(s.start) for s in schedules]),
+        jnp.stack([padded(s.value) for s in schedules]),
+        jnp.stack([s.period for s in schedules]),
+    )
+
+
+def at(s: Schedule, time: Float[Array, ""]) -> Float[Array, ""]:
+    """The value at `time`."""
+    if s.start.shape[-1] == 1:
+        return s.value[0]
+    return s.value[(s.start <= _phase(s, time)).sum() - 1]
+
+
+def integral(s: Schedule, time: Float[Array, ""], duration: Float[Array, ""]) -> Float[Array, ""]:
+    """The integral over [time, time + duration): for a server, the work it can do in that time."""
+    if s.start.shape[-1] == 1:
+        return s.value[0] * duration
+    phase = _phase(s, time)
+    rest = s.period - phase
+    within = _partial(s, phase, jnp.minimum(duration, rest))
+    beyond = jnp.maximum(duration - rest, 0)
+    whole = jnp.where(jnp.isinf(s.period), 0.0, jnp.floor(beyond / s.period))
+    return within + whole * _total(s) + _partial(s, jnp.zeros(()), _remainder(beyond, whole, s.period))
+
+
+def inverse(s: Schedule, time: Float[Array, ""], amount: Float[Array, ""]) -> Float[Array, ""]:
+    """The shortest duration whose integral from `time` on reaches `amount` >= 0: for a server, the time to do the work.
+
+    Exact segment by segment and relative to `time`, so nothing is lost to rounding when the clock is far along.
+    """
+    if s.start.shape[-1] == 1:
+        return amount / s.value[0]
+    phase = _phase(s, time)
+    rest = s.period - phase
+    within = jnp.where(jnp.isinf(s.period), jnp.inf, _partial(s, phase, rest))
+    beyond = jnp.where(amount > within, amount - within, 0.0)
+    total = _total(s)
+    # A last period that is filled to the brim belongs to the search below, hence ceil - 1 and not floor.
+    whole = jnp.where(jnp.isinf(s.period), 0.0, jnp.maximum(jnp.ceil(beyond / total) - 1, 0))
+    wrapped = rest + jnp.where(whole > 0, whole * s.period, 0.0)
+    wrapped = wrapped + _search(s, jnp.zeros(()), _remainder(beyond, whole, total))
+    return jnp.where(amount > within, wrapped, _search(s, phase, amount))
+
+
+def mean(s: Schedule) -> float:
+    """The value in the long run: over one period, or after the last change."""
+    if np.isinf(s.period):
+        return float(s.value[-1])
+    return float(_total(s) / s.period)
+
+
+def _phase(s: Schedule, time: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(jnp.isinf(s.period), time, jnp.mod(time, s.period))
+
+
+def _remainder(x: Array, whole: Array, unit: Array) -> Array:
+    return jnp.where(whole > 0, x - whole * unit, x)
+
+
+def _overlaps(s: Schedule, phase: Float[Array, ""]) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """When each segment begins and ends, counted from `phase`; 0 where that has passed."""
+    end = jnp.concatenate([s.start[1:], s.period[None]])
+    return jnp.maximum(s.start - phase, 0), jnp.maximum(end - phase, 0)
+
+
+def _partial(s: Schedule, phase: Float[Array, ""], duration: Float[Array, ""]) -> Float[Array, ""]:
+    begin, end = _overlaps(s, phase)
+    return (s.value * (jnp.clip(duration, begin, end) - begin)).sum()
+
+
+def _total(s: Schedule) -> Float[Array, ""]:
+    return _partial(s, jnp.zeros(()), jnp.where(jnp.isinf(s.period), 0.0, s.period))
+
+
+def _search(s: Schedule, phase: Float[Array, ""], amount: Float[Array, ""]) -> Float[Array, ""]:
+    """`inverse` within the period that holds `phase`; the last segment is taken to go on for ever."""
+    begin, end = _overlaps(s, phase)
+    done = jnp.cumsum(s.value[:-1] * (end - begin)[:-1])  # [P - 1] at the end of each segment but the last
+    segment = (done < amount).sum()
+    before = jnp.concatenate([jnp.zeros((1,)), done])[segment]
+    missing = amount - before
+    return begin[segment] + jnp.where(missing > 0, missing / s.value[segment], 0.0)
