@@ -6,7 +6,7 @@ one `jax.vmap`. Nothing here knows of queues, of learning or of files.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,7 @@ class Continuous:
 ActionSpec = Discrete | Continuous
 
 
+@runtime_checkable
 class Environment(Protocol):
     """A world of pure functions, written for one episode; a batch is `jax.vmap`.
 

@@ -4,9 +4,9 @@ A world model is an Equinox module (a pytree of parameters); its recurrent state
 understands. It knows observations, actions, rewards and ends of episodes, and nothing of actors, critics or replay.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 ModelState = Any
 
@@ -39,12 +39,18 @@ class Sequence(NamedTuple):
     is_terminal: Bool[Array, "B T"]
 
 
+@runtime_checkable
 class WorldModel(Protocol):
     """Contract, tested for each model (`tests/test_world_models.py`):
 
     - states from `observe` on a sequence equal the states from observing step by step, across resets;
     - nothing of an earlier episode leaks past a reset (`is_first`), not even the action that ended it.
     """
+
+    @property
+    def discount(self) -> float:
+        """The discount per step, which `continues` contains."""
+        ...
 
     def initial(self, batch: int) -> ModelState:
         """The state before anything was seen."""
@@ -79,4 +85,12 @@ class WorldModel(Protocol):
         self, state: ModelState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[ModelState, dict[str, Float[Array, ""]]]]:
         """The model's training loss on a sequence, its posterior states [B, T, ...] and metrics with fixed names."""
+        ...
+
+    def compress(self, state: ModelState) -> PyTree[Array]:
+        """The state as replay keeps it, in fewer bytes."""
+        ...
+
+    def expand(self, stored: PyTree[Array]) -> ModelState:
+        """Undo `compress`, up to rounding."""
         ...

@@ -1,6 +1,6 @@
 """The `Policy` protocol: classical rules, trained agents and served models alike."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Key
 
@@ -9,6 +9,7 @@ from reverie.envs.core import TimeStep
 PolicyState = Any
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Chooses actions for a batch of B environments and carries whatever it remembers in an explicit state.
 

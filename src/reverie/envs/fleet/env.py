@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+from numpy.typing import ArrayLike
 
 from reverie.envs.core import ArraySpec, Discrete, TimeStep, first
 from reverie.envs.fleet import schedule as schedules
@@ -52,12 +53,23 @@ class Record(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """The jobs dispatched so far, times counted from now; only views and rewards that look at single jobs keep it."""
+    """The jobs in progress: one queue per server, linked by job number. Only views and rewards that count jobs keep it.
 
-    server: Int[Array, "*B J"]
-    size: Float[Array, "*B J"]
-    until_start: Float[Array, "*B J"]
-    until_finish: Float[Array, "*B J"]
+    Every time in it is a duration, so that nothing is lost to rounding when the clock is far along.
+    """
+
+    count: Int[Array, "*B N"]
+    """Jobs in progress at each server."""
+    head: Int[Array, "*B N"]
+    """The job in service."""
+    until_finish: Float[Array, "*B N"]
+    """Time until the job in service is finished."""
+    tail: Int[Array, "*B N"]
+    """The job dispatched last; J where there was none."""
+    behind: Int[Array, "*B J"]
+    """The job that is served after this one."""
+    span: Float[Array, "*B J"]
+    """How long that job will be in service."""
 
 
 class FleetState(NamedTuple):
@@ -80,11 +92,13 @@ class FleetEnv:
     Views: `full` shows the true remaining work and current speed of each server, the job's size and the time since the
     last arrival; `counts` only how many jobs are in progress at each server and the time since the last arrival, as a
     real balancer sees; `park` the published N + 1 numbers (size of the jobs waiting plus remaining *time* of the one in
-    service, and the job's size: Park's mix of units, without its integer rounding; `park.py` has the original).
+    service, and the job's size: Park's mix of units, without its integer rounding; `park.py` has the original). That
+    time is the one at the speed of now, and the remaining work itself while a server stands still.
 
     Rewards: `elapsed` is Park's, minus the integral of the number of jobs in the system up to the next arrival (the
-    last one holds the whole drain); `admission` is minus the response time of the job just placed. Both sum to minus the
-    total response time.
+    last one holds the whole drain); `admission` is minus the response time of the job just placed. Both sum to minus
+    the total response time. Note that `admission` tells at once what the view may hide (the size of the job, the speed
+    of its server): a policy that is fed its rewards knows more than the view shows.
     """
 
     servers: int = 10
@@ -124,12 +138,14 @@ class FleetEnv:
 
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[FleetState, TimeStep]:
         """Empty servers at time 0, and the first job at the door. `key` is the stream of jobs."""
+        if task.mask.shape[-1] != self.servers:
+            raise ValueError(
+                f"FleetEnv: the task has {task.mask.shape[-1]} rows of servers and the environment {self.servers}: "
+                "give `servers=` the same number to FleetEnv and to fleet_task"
+            )
         clock = jnp.zeros(())
         job = workloads.draw_job(task.workload, key, jnp.int32(0), clock)
-        ledger = None
-        if self.keeps_ledger:
-            nothing = jnp.zeros((self.jobs,))
-            ledger = Ledger(jnp.zeros((self.jobs,), jnp.int32), nothing, nothing, nothing)
+        ledger = _empty_ledger(self.servers, self.jobs) if self.keeps_ledger else None
         record = Record(jnp.int32(0), clock, clock, clock)
         state = FleetState(job.gap, jnp.zeros((self.servers,)), job, jnp.int32(0), key, record, ledger)
         return state, first(self.observe(task, state))
@@ -137,11 +153,16 @@ class FleetEnv:
     def step(
         self, task: Task, state: FleetState, action: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[FleetState, TimeStep]:
-        """Dispatch the waiting job to server `action`; time moves to the next arrival, or to the end of all work."""
+        """Dispatch the waiting job to server `action`; time moves to the next arrival, or to the end of all work.
+
+        An action that the mask forbids has no meaning: its reward and response time are NaN.
+        """
         chosen = jnp.arange(self.servers) == action
+        forbidden = ~(chosen & task.mask).any()
         speed = jax.tree.map(lambda leaf: leaf[action], task.speed)
         backlog = state.backlog[action]
         response = schedules.inverse(speed, state.clock, backlog + state.job.size)
+        response = jnp.where(forbidden, jnp.nan, response)
         record = Record(jnp.asarray(action, jnp.int32), state.job.size, state.clock, response)
 
         dispatched = state.dispatched + 1
@@ -153,18 +174,13 @@ class FleetEnv:
         left = jnp.maximum(state.backlog + jnp.where(chosen, state.job.size, 0.0) - capacity, 0.0)
         ledger, elapsed = state.ledger, jnp.zeros(())
         if ledger is not None:
-            start = schedules.inverse(speed, state.clock, backlog)
-            ledger = _enter(ledger, state.dispatched, record, start)
-            gap = jnp.where(is_last, jnp.inf, job.gap)
-            elapsed = jnp.minimum(ledger.until_finish, gap).sum()
-            ledger = ledger._replace(
-                until_start=jnp.maximum(ledger.until_start - gap, 0),
-                until_finish=jnp.maximum(ledger.until_finish - gap, 0),
-            )
-        left = jnp.where(is_last, 0.0, left)  # the last step runs the system empty
+            span = response - schedules.inverse(speed, state.clock, backlog)
+            ledger = _enter(ledger, chosen, state.dispatched, response, span)
+            ledger, elapsed = _advance(ledger, jnp.where(is_last, jnp.inf, job.gap))
+        left = jnp.where(is_last, 0.0, left)  # the last step runs the system empty; the clock stays at the last arrival
 
         state = FleetState(state.clock + job.gap, left, job, dispatched, state.stream, record, ledger)
-        reward = -elapsed if self.reward == "elapsed" else -response
+        reward = jnp.where(forbidden, jnp.nan, -elapsed) if self.reward == "elapsed" else -response
         no = jnp.zeros((), bool)
         return state, TimeStep(self.observe(task, state), reward, is_first=no, is_last=is_last, is_terminal=is_last)
 
@@ -176,24 +192,63 @@ class FleetEnv:
             servers = jnp.stack([state.backlog, jnp.where(mask, speed, 0.0)], -1)
             return {"servers": servers, "job": jnp.stack([job.size, job.gap]), "mask": mask}
         assert state.ledger is not None
-        ledger, here = state.ledger, state.ledger.server == jnp.arange(self.servers)[:, None]  # [N, J]
+        count = state.ledger.count
         if self.view == "counts":
-            in_progress = (here & (ledger.until_finish > 0)).sum(-1).astype(jnp.float32)
-            return {"servers": in_progress[:, None], "job": job.gap[None], "mask": mask}
-        waiting = ledger.until_start > 0
-        load = jnp.where(here, jnp.where(waiting, ledger.size, ledger.until_finish), 0.0).sum(-1)
-        return {"vector": jnp.append(load, job.size), "mask": mask}
+            return {"servers": count.astype(jnp.float32)[:, None], "job": job.gap[None], "mask": mask}
+        in_service = jax.vmap(schedules.integral, (0, None, 0))(task.speed, state.clock, state.ledger.until_finish)
+        waiting = jnp.where(count > 1, jnp.maximum(state.backlog - in_service, 0.0), 0.0)
+        # At the speed of now: the true time would tell when the speed will change.
+        speed = jax.vmap(schedules.at, (0, None))(task.speed, state.clock)
+        remaining = in_service / jnp.where(speed > 0, speed, 1.0)
+        return {"vector": jnp.append(waiting + remaining, job.size), "mask": mask}
 
 
-def _enter(ledger: Ledger, index: Int[Array, ""], record: Record, until_start: Float[Array, ""]) -> Ledger:
-    row = Ledger(record.server, record.size, until_start, record.response)
-    return jax.tree.map(lambda column, value: column.at[index].set(value), ledger, row)
+def _empty_ledger(servers: int, jobs: int) -> Ledger:
+    none = jnp.zeros((servers,), jnp.int32)
+    return Ledger(none, none, jnp.zeros((servers,)), none + jobs, jnp.zeros((jobs,), jnp.int32), jnp.zeros((jobs,)))
+
+
+def _enter(
+    ledger: Ledger, chosen: Bool[Array, " N"], job: Int[Array, ""], response: Float[Array, ""], span: Float[Array, ""]
+) -> Ledger:
+    """Put a job, which will be in service for `span`, at the end of the queue of the chosen server."""
+    alone = chosen & (ledger.count == 0)
+    last = jnp.where(chosen, ledger.tail, 0).sum()
+    return Ledger(
+        count=ledger.count + chosen,
+        head=jnp.where(alone, job, ledger.head),
+        until_finish=jnp.where(alone, response, ledger.until_finish),
+        tail=jnp.where(chosen, job, ledger.tail),
+        behind=ledger.behind.at[last].set(job, mode="drop"),
+        span=ledger.span.at[last].set(span, mode="drop"),
+    )
+
+
+def _advance(ledger: Ledger, gap: Float[Array, ""]) -> tuple[Ledger, Float[Array, ""]]:
+    """Let `gap` time units pass: the ledger after them, and the integral of the number of jobs in progress."""
+
+    def due(count, until_finish):
+        return (count > 0) & (until_finish <= gap)
+
+    def finish(carry):
+        count, head, until_finish, elapsed = carry
+        done = due(count, until_finish)
+        elapsed = elapsed + jnp.where(done, until_finish, 0.0).sum()
+        until_finish = until_finish + jnp.where(done & (count > 1), ledger.span[head], 0.0)
+        return count - done, jnp.where(done, ledger.behind[head], head), until_finish, elapsed
+
+    start = (ledger.count, ledger.head, ledger.until_finish, jnp.zeros(()))
+    count, head, until_finish, elapsed = jax.lax.while_loop(lambda c: due(c[0], c[2]).any(), finish, start)
+    return (
+        ledger._replace(count=count, head=head, until_finish=jnp.where(count > 0, until_finish - gap, 0.0)),
+        elapsed + jnp.where(count > 0, count * gap, 0.0).sum(),
+    )
 
 
 def fleet_task(speed: Schedule, workload: Workload, servers: int | None = None) -> Task:
     """A task from one speed schedule per server (`speed`: start and value [N, P]), padded to `servers` rows."""
     n = speed.value.shape[0]
-    servers = servers or n
+    servers = n if servers is None else servers
     if servers < n:
         raise ValueError(f"fleet: {n} servers do not fit into {servers} rows")
     extra = servers - n
@@ -204,14 +259,15 @@ def fleet_task(speed: Schedule, workload: Workload, servers: int | None = None) 
     return Task(jax.tree.map(padded, speed), jnp.arange(servers) < n, workload)
 
 
-def constant_speeds(speeds) -> Schedule:
+def constant_speeds(speeds: ArrayLike) -> Schedule:
     """Speeds [N], work per time unit, that never change."""
     values = np.asarray(speeds, float)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"fleet: speeds must be a list of one number per server, got shape {values.shape}")
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(f"fleet: every speed must be a positive number, got {values.tolist()}")
-    return schedules.stack([schedules.constant(v) for v in values])
+    rows = values[:, None]
+    return Schedule(jnp.zeros(rows.shape), jnp.asarray(rows, jnp.float32), jnp.full(values.shape, jnp.inf))
 
 
 def offered_load(task: Task) -> float:

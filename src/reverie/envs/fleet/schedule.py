@@ -31,20 +31,22 @@ def schedule(start: ArrayLike, value: ArrayLike, period: float = np.inf) -> Sche
 
     Arguments: `start` and `value` [P], times and values of the segments; `period`, after which it repeats.
     Errors: ValueError where lengths differ, `start` does not begin at 0 or falls, a value is negative or not finite,
-    the period is not beyond the last start, or the schedule would end at value 0 (a job could then never end).
+    the period is not beyond the last start, or the value stays 0 from some time on (a job could then never end).
     """
-    starts, values = np.asarray(start, float), np.asarray(value, float)
+    # Judged as stored, in float32, where small values become 0 and near times the same.
+    starts, values, end = (np.asarray(x, np.float32) for x in (start, value, period))
     if starts.ndim != 1 or starts.shape != values.shape or not len(starts):
         raise ValueError(f"schedule: start {starts.shape} and value {values.shape} must be two lists of one length")
     if starts[0] != 0 or (np.diff(starts) < 0).any() or not np.isfinite(starts).all():
         raise ValueError(f"schedule: start must begin at 0 and never fall, got {starts.tolist()}")
     if (values < 0).any() or not np.isfinite(values).all():
         raise ValueError(f"schedule: values must be finite and not negative, got {values.tolist()}")
-    if not period > starts[-1]:
+    if not end > starts[-1]:
         raise ValueError(f"schedule: period {period} must lie beyond the last start {starts[-1]}")
-    if (np.isinf(period) and values[-1] == 0) or not values.any():
-        raise ValueError(f"schedule: it must not end at 0, or work would never end; got {values.tolist()}")
-    return Schedule(jnp.asarray(starts, jnp.float32), jnp.asarray(values, jnp.float32), jnp.float32(period))
+    lasting = values[-1:] if np.isinf(end) else values[np.diff(starts, append=end) > 0]
+    if not lasting.any():
+        raise ValueError(f"schedule: it must not stay at 0 for ever, or work would never end; got {values.tolist()}")
+    return Schedule(jnp.asarray(starts), jnp.asarray(values), jnp.asarray(end))
 
 
 def constant(value: float, segments: int = 1) -> Schedule:
@@ -56,13 +58,13 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
     """Schedules of different length side by side, the shorter ones padded: start and value [N, P], period [N]."""
     longest = max(s.start.shape[-1] for s in schedules)
 
-    def padded(x: Array) -> Array:
-        return jnp.concatenate([x, jnp.full((longest - len(x),), x[-1])])
+    def padded(x: Array) -> np.ndarray:
+        return np.pad(x, (0, longest - len(x)), mode="edge")
 
     return Schedule(
-        jnp.stack([padded(s.start) for s in schedules]),
-        jnp.stack([padded(s.value) for s in schedules]),
-        jnp.stack([s.period for s in schedules]),
+        jnp.asarray([padded(s.start) for s in schedules]),
+        jnp.asarray([padded(s.value) for s in schedules]),
+        jnp.asarray([s.period for s in schedules]),
     )
 
 
@@ -141,4 +143,5 @@ def _search(s: Schedule, phase: Float[Array, ""], amount: Float[Array, ""]) -> F
     segment = (done < amount).sum()
     before = jnp.concatenate([jnp.zeros((1,)), done])[segment]
     missing = amount - before
-    return begin[segment] + jnp.where(missing > 0, missing / s.value[segment], 0.0)
+    # Rounding can leave a crumb for a segment of value 0: it counts as done when that segment begins.
+    return begin[segment] + jnp.where((missing > 0) & (s.value[segment] > 0), missing / s.value[segment], 0.0)

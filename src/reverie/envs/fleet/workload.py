@@ -145,7 +145,7 @@ def _sizes(law: Law, *parameters: float) -> Sizes:
     return Sizes(jnp.int32(LAWS.index(law)), jnp.asarray(values, jnp.float32))
 
 
-def _positive(law: str, **parameters: float) -> None:
+def _positive(law: str, **parameters: float | int) -> None:
     for name, value in parameters.items():
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{law}: {name} must be a positive number, got {value}")
@@ -193,6 +193,8 @@ def hyperexponential(share: float, first: float, second: float) -> Sizes:
     """Exponential of mean `first` with probability `share`, of mean `second` otherwise."""
     _share("hyperexponential sizes", share)
     _positive("hyperexponential sizes", first=first, second=second)
+    if second > first:  # the branch of the larger jobs goes to the small survival probabilities, which are the finest
+        share, first, second = 1 - share, second, first
     return _sizes(HYPEREXPONENTIAL, share, first, second)
 
 
@@ -224,7 +226,8 @@ def modulated(
     """A Markov-modulated Poisson process: phases come in turn, each for an exponential time.
 
     Arguments: `intervals` [K] mean gap in each phase, `sojourns` [K] mean stay in each, `rng` draws the path, `phases`
-    how many stays are drawn before the path repeats. With K = 2 this is the classical two-state MMPP.
+    how many stays are drawn before the path repeats, rounded up to whole turns through the K. The first phase is drawn
+    in proportion to the sojourns: the process is stationary. With K = 2 this is the classical two-state MMPP.
     """
     if len(intervals) != len(sojourns) or len(intervals) < 2:
         raise ValueError(
@@ -232,10 +235,10 @@ def modulated(
         )
     for interval, sojourn in zip(intervals, sojourns, strict=True):
         _positive("modulated arrivals", interval=interval, sojourn=sojourn)
-    if phases < len(intervals):
-        raise ValueError(f"modulated arrivals: phases must be at least {len(intervals)}, got {phases}")
-    phase = (rng.integers(len(intervals)) + np.arange(phases)) % len(intervals)
-    stay = rng.exponential(np.asarray(sojourns, float)[phase])
+    _positive("modulated arrivals", phases=phases)
+    states, stays = len(intervals), np.asarray(sojourns, float)
+    phase = (rng.choice(states, p=stays / stays.sum()) + np.arange(-(-phases // states) * states)) % states
+    stay = rng.exponential(stays[phase])
     start = np.concatenate([[0.0], np.cumsum(stay)])
     rate = schedules.schedule(start[:-1], 1 / np.asarray(intervals, float)[phase], period=start[-1])
     return _workload(rate, sizes)
@@ -269,6 +272,8 @@ def recorded(gap: Sequence[float], size: Sequence[float], start: int = 0) -> Wor
         raise ValueError(f"recorded workload: gap {gaps.shape} and size {works.shape} must be two lists of one length")
     if not (np.isfinite(gaps).all() and (gaps >= 0).all()):
         raise ValueError("recorded workload: every gap must be finite and not negative")
+    if not gaps.any():
+        raise ValueError("recorded workload: every gap is 0, so that time would stand still")
     if not (np.isfinite(works).all() and (works > 0).all()):
         raise ValueError("recorded workload: every size must be finite and positive")
     if not 0 <= start < len(gaps):

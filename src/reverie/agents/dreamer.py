@@ -1,0 +1,418 @@
+"""DreamerV3 with an RL2 policy: learn a model of the world, dream inside it, and learn from the dreams how to act.
+
+The algorithm is that of DreamerV3's public code of 2024/2025 (Hafner et al., arXiv 2301.04104), top to bottom: act,
+loss (model, dreams, actor, critic, critic on replay), update. Between the model's features and actor and critic stands
+a recurrent layer (Redovian 2025, arXiv 2503.08872; Duan et al. 2016, arXiv 1611.02779) whose state lives through the
+episodes of a trial, so that the policy adapts without a gradient step. Any `WorldModel` will do.
+
+Axes: B streams or sequences, T replayed steps, H imagined steps, n dreams, A actions, M memory units.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient
+from jaxtyping import Array, Bool, Float, Key, Shaped
+
+from reverie.agents.heads import Actor, Critic
+from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep
+from reverie.models.build import ModelConfig, build_model
+from reverie.models.core import Features, ModelState, Sequence, WorldModel
+from reverie.models.rssm import RSSMConfig
+from reverie.nn.distributions import TwoHot, symlog
+from reverie.nn.layers import GRU
+from reverie.nn.optimiser import OptimiserConfig, optimiser
+
+
+@dataclass(frozen=True)
+class DreamerConfig:
+    """DreamerV3's values, for every world the same; what a preset changes is in `presets.py`."""
+
+    model: ModelConfig = field(default_factory=RSSMConfig)
+    """The world model."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """One optimiser for all networks."""
+    memory: int = 256
+    """Units of the recurrent policy (RL2); 0 is DreamerV3 as published."""
+    units: int = 64
+    """Width of the hidden layers of actor and critic."""
+    layers: int = 3
+    """Hidden layers of actor and critic."""
+    horizon: int = 15
+    """Steps of a dream (H)."""
+    starts: int = 0
+    """How many replayed states dreams begin from, drawn anew each update; 0 is all of them, as published."""
+    discount_lambda: float = 0.95
+    """Weight of longer returns against the critic's word (lambda)."""
+    entropy: float = 3e-4
+    """Weight of the actor's entropy, against returns scaled to the range of 1."""
+    unimix: float = 0.01
+    """Share of the uniform distribution in discrete actions."""
+    slow_rate: float = 0.02
+    """Rate at which the slow critic follows the critic, each update."""
+    slow_weight: float = 1.0
+    """Weight of staying near the slow critic."""
+    replay_critic: float = 0.3
+    """Weight of the critic's loss on replayed, real rewards."""
+    scale_rate: float = 0.01
+    """Rate at which the 5th and 95th percentile of returns are followed."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
+
+    def __post_init__(self):
+        for name in ("memory", "starts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"DreamerConfig: {name} must not be negative, got {getattr(self, name)}")
+        for name in ("units", "layers", "horizon", "reward_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"DreamerConfig: {name} must be positive, got {getattr(self, name)}")
+        for name in ("discount_lambda", "unimix", "slow_rate", "scale_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"DreamerConfig: {name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+class Networks(eqx.Module):
+    """Everything that is learned by gradient."""
+
+    model: WorldModel
+    memory: GRU | None
+    actor: Actor
+    critic: Critic
+
+
+class Learner(NamedTuple):
+    """All that training changes."""
+
+    networks: Networks
+    slow_critic: Critic
+    optimiser: optax.OptState
+    low: Float[Array, ""]
+    """Running 5th percentile of returns."""
+    high: Float[Array, ""]
+    """Running 95th percentile of returns."""
+
+
+class Memory(NamedTuple):
+    """What the agent carries from one step to the next while it acts, leaves [B, ...]."""
+
+    model: ModelState
+    recurrent: Float[Array, "B M"]
+    action: Float[Array, "B A"]
+
+
+class Batch(NamedTuple):
+    """Replayed sequences and the states right before they begin, as they were when last seen."""
+
+    sequence: Sequence
+    is_trial_first: Bool[Array, "B T"]
+    model: ModelState
+    recurrent: Float[Array, "B M"]
+
+
+class Dreams(NamedTuple):
+    """Imagined experience, time first. Rewards and continues belong to arriving in a state, actions to leaving it."""
+
+    features: Features
+    """[H + 1, n, ...]"""
+    action: Array
+    """[H, n, ...] as the environment takes it."""
+    encoded: Float[Array, "H n A"]
+    """The action as networks read it."""
+    reward: Float[Array, "G n"]
+    """[H + 1, n]"""
+    continues: Float[Array, "G n"]
+    """[H + 1, n], the discount folded in."""
+
+
+@dataclass(frozen=True)
+class Dreamer:
+    """The algorithm, for one kind of world."""
+
+    config: DreamerConfig
+    observation_spec: Mapping[str, ArraySpec]
+    action_spec: ActionSpec
+
+    def init(self, key: Key[Array, ""]) -> Learner:
+        """Fresh networks. Critic and reward head start at exactly 0, the actor near uniform."""
+        c = self.config
+        model_key, memory_key, actor_key, critic_key = jax.random.split(key, 4)
+        actions = action_size(self.action_spec)
+        model = build_model(c.model, self.observation_spec, actions, key=model_key)
+        features = jax.eval_shape(lambda: model.features(model.initial(1)))
+        context = features.context.shape[-1]
+        rows = 0 if features.servers is None else features.servers.shape[-1]
+        memory = GRU(context + actions + 2, c.memory, key=memory_key) if c.memory else None
+        actor = Actor(self.action_spec, context + c.memory, rows, c.units, c.layers, c.unimix, key=actor_key)
+        critic = Critic(context + c.memory, rows, c.units, c.layers, key=critic_key)
+        networks = Networks(model, memory, actor, critic)
+        zero = jnp.zeros(())
+        slow_critic = jax.tree.map(jnp.copy, critic)  # its own buffers, so that training may donate them
+        return Learner(networks, slow_critic, optimiser(c.optimiser).init(trained(networks)), zero, jnp.copy(zero))
+
+    def policy(self, networks: Networks, greedy: bool = False) -> "DreamerPolicy":
+        """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
+        c = self.config
+        return DreamerPolicy(networks, self.action_spec, c.memory, c.reward_scale, greedy)
+
+    def update(
+        self, learner: Learner, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Learner, tuple[ModelState, Float[Array, "B T M"]], dict[str, Float[Array, ""]]]:
+        """One gradient step. Also returns the states that replay should remember, and metrics."""
+        (_, (learner, states, metrics)), gradient = eqx.filter_value_and_grad(self.loss, has_aux=True)(
+            learner.networks, learner, batch, key
+        )
+        step, optimiser_state = optimiser(self.config.optimiser).update(
+            gradient, learner.optimiser, trained(learner.networks)
+        )
+        networks = eqx.apply_updates(learner.networks, step)
+        slow = jax.tree.map(
+            lambda slow, fast: slow + self.config.slow_rate * (fast - slow), learner.slow_critic, networks.critic
+        )
+        metrics["gradient/norm"] = optax.tree.norm(gradient)
+        return Learner(networks, slow, optimiser_state, learner.low, learner.high), states, metrics
+
+    def loss(
+        self, networks: Networks, learner: Learner, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[Learner, tuple[ModelState, Array], dict[str, Float[Array, ""]]]]:
+        """The sum of all losses of one update; beside it the learner with its percentiles moved on, states, metrics."""
+        c, model = self.config, networks.model
+        model_key, start_key, dream_key = jax.random.split(key, 3)
+        sequence = batch.sequence._replace(reward=batch.sequence.reward * c.reward_scale)
+        b, t = sequence.reward.shape
+
+        # Learn the model, and run the policy's memory over what really happened.
+        model_loss, (states, metrics) = model.loss(batch.model, sequence, model_key)
+        features = model.features(states)  # [B, T]
+        memories = remember_sequence(networks.memory, batch.recurrent, features, sequence, batch.is_trial_first)
+
+        # Dream on from some of these states.
+        chosen = jax.random.permutation(start_key, b * t)[: c.starts] if c.starts else jnp.arange(b * t)
+        start, start_memory = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:])[chosen], (states, memories))
+        first_continue = (1 - flat(sequence.is_terminal)[chosen]) * model.discount
+        dreams = stop_gradient(dream(networks, start, start_memory, first_continue, c.horizon, dream_key))
+        # Memory is learned through the dream and, from its start, through the replayed past.
+        dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]
+
+        # Judge the dreams.
+        value = networks.critic(dreams.features, dreamt)  # [H + 1, n]
+        worth = stop_gradient(value.mean())
+        returns = lambda_returns(dreams.reward[1:], dreams.continues[1:], worth, c.discount_lambda)  # [H, n]
+        weight = jnp.cumprod(dreams.continues, 0)[:-1]  # [H, n] how likely the dream has got so far, discounted
+        learner = learner._replace(
+            low=learner.low + c.scale_rate * (jnp.percentile(returns, 5) - learner.low),
+            high=learner.high + c.scale_rate * (jnp.percentile(returns, 95) - learner.high),
+        )
+
+        # Act better (REINFORCE), and judge better.
+        acted = but_last(dreams.features), dreamt[:-1]
+        policy = networks.actor(*acted)
+        scale = jnp.maximum(1.0, learner.high - learner.low)
+        advantage = (returns - worth[:-1]) / scale
+        entropy = policy.entropy()
+        actor_loss = -(weight * (policy.log_prob(dreams.action) * advantage + c.entropy * entropy)).mean()
+        slow_worth = learner.slow_critic(*stop_gradient(acted)).mean()
+        now = TwoHot(value.logits[:-1])
+        critic_loss = (weight * (now.loss(returns) + c.slow_weight * now.loss(slow_worth))).mean()
+
+        # Judge reality by the same critic. Where no dream began, the critic's own word stands for the dream's return.
+        real = networks.critic(features, memories)  # [B, T]
+        bootstrap = flat(stop_gradient(real.mean())).at[chosen].set(returns[0]).reshape(b, t)
+        real_returns = replay_returns(sequence, bootstrap, model.discount, c.discount_lambda)  # [B, T - 1]
+        slow_real = stop_gradient(learner.slow_critic(features, memories).mean())[:, :-1]
+        before = TwoHot(real.logits[:, :-1])
+        within = ~sequence.is_last[:, :-1]
+        replay_loss = (within * (before.loss(real_returns) + c.slow_weight * before.loss(slow_real))).mean()
+
+        metrics |= {
+            "actor/loss": actor_loss,
+            "actor/entropy": entropy.mean(),
+            "critic/loss": critic_loss,
+            "critic/replay_loss": replay_loss,
+            "critic/value": worth.mean(),
+            "dream/return": returns.mean(),
+            "dream/reward": dreams.reward[1:].mean(),
+            "dream/return_range": learner.high - learner.low,
+        }
+        total = model_loss + actor_loss + critic_loss + c.replay_critic * replay_loss
+        return total, (learner, stop_gradient((states, memories)), metrics)
+
+
+class DreamerPolicy(eqx.Module):
+    """A trained (or half-trained) Dreamer as a `Policy`: frozen weights, and a memory that goes on adapting."""
+
+    networks: Networks
+    action_spec: ActionSpec = eqx.field(static=True)
+    memory: int = eqx.field(static=True)
+    reward_scale: float = eqx.field(static=True)
+    greedy: bool = eqx.field(static=True)
+
+    def initial_state(self, batch: int) -> Memory:
+        nothing = jnp.zeros((batch, action_size(self.action_spec)))
+        return Memory(self.networks.model.initial(batch), jnp.zeros((batch, self.memory)), nothing)
+
+    def act(self, state: Memory, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, Memory]:
+        model = self.networks.model
+        model_key, action_key = jax.random.split(key)
+        previous = jnp.where(timestep.is_first[:, None], 0.0, state.action)
+        one = jax.tree.map(lambda x: x[:, None], (timestep.observation, previous, timestep.is_first))  # T = 1
+        model_state = jax.tree.map(lambda x: x[:, 0], model.observe(state.model, *one, model_key))
+        features = model.features(model_state)
+        recurrent = remember(
+            self.networks.memory,
+            state.recurrent,
+            memory_inputs(features, previous, timestep.reward * self.reward_scale, timestep.is_first),
+        )
+        policy = self.networks.actor(features, recurrent, timestep.observation.get("mask"))
+        action = policy.mode() if self.greedy else policy.sample(action_key)
+        return action, Memory(model_state, recurrent, encode_action(self.action_spec, action))
+
+
+# --- the recurrent policy's memory ---------------------------------------------------------------------------------
+
+
+def memory_inputs(
+    features: Features, action: Float[Array, "*B A"], reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
+) -> Float[Array, "*B I"]:
+    """What the memory is told at each step: the model's features (unchanged by what it learns from them), the action
+    and reward that led here, and whether an episode begins (RL2, section 2.2)."""
+    told = jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
+    return jnp.concatenate([stop_gradient(features.context), action, told], -1)
+
+
+def remember(memory: GRU | None, state: Float[Array, "*B M"], inputs: Float[Array, "*B I"]) -> Float[Array, "*B M"]:
+    """One step of the memory; without one, the empty state stays empty."""
+    return state if memory is None else memory(state, inputs)
+
+
+def remember_sequence(
+    memory: GRU | None,
+    state: Float[Array, "B M"],
+    features: Features,
+    sequence: Sequence,
+    is_trial_first: Bool[Array, "B T"],
+) -> Float[Array, "B T M"]:
+    """The memory after each replayed step. It is emptied where a trial begins, not where an episode does."""
+    if memory is None:
+        return jnp.zeros((*sequence.reward.shape, 0))
+    inputs = memory.project(memory_inputs(features, sequence.action, sequence.reward, sequence.is_first))
+
+    def step(h, now):
+        row, begins = now
+        h = memory.step(jnp.where(begins[:, None], 0.0, h), row)
+        return h, h
+
+    _, states = jax.lax.scan(step, state, (time_first(inputs), time_first(is_trial_first)))
+    return time_first(states)
+
+
+def remember_dream(memory: GRU | None, state: Float[Array, "n M"], dreams: Dreams) -> Float[Array, "G n M"]:
+    """The memory at each step of a dream, the start included; gradients reach `memory` and `state`."""
+    if memory is None:
+        return jnp.zeros((*dreams.reward.shape, 0))
+    later = Features(dreams.features.context[1:])
+    inputs = memory_inputs(later, dreams.encoded, dreams.reward[1:], jnp.zeros(dreams.reward[1:].shape, bool))
+
+    def step(h, row):
+        h = memory.step(h, row)
+        return h, h
+
+    _, states = jax.lax.scan(step, state, memory.project(inputs))
+    return jnp.concatenate([state[None], states])
+
+
+# --- dreams and returns --------------------------------------------------------------------------------------------
+
+
+def dream(
+    networks: Networks,
+    start: ModelState,
+    recurrent: Float[Array, "n M"],
+    first_continue: Float[Array, " n"],
+    horizon: int,
+    key: Key[Array, ""],
+) -> Dreams:
+    """Follow the policy inside the model for `horizon` steps from each of n states."""
+    model, spec = networks.model, networks.actor.spec
+
+    def step(carry, key):
+        state, recurrent, features = carry
+        action_key, model_key = jax.random.split(key)
+        action = networks.actor(features, recurrent).sample(action_key)
+        encoded = encode_action(spec, action)
+        state = model.imagine(state, encoded, model_key)
+        features = model.features(state)
+        reward = model.reward(features)
+        told = memory_inputs(features, encoded, reward, jnp.zeros(reward.shape, bool))
+        recurrent = remember(networks.memory, recurrent, told)
+        return (state, recurrent, features), (features, encoded, action, reward)
+
+    features = model.features(start)
+    carry = start, recurrent, features
+    _, (later, encoded, action, reward) = jax.lax.scan(step, carry, jax.random.split(key, horizon))
+    everything = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), features, later)
+    continues = jnp.concatenate([first_continue[None], model.continues(later)])
+    reward = jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
+    return Dreams(everything, action, encoded, reward, continues)
+
+
+def lambda_returns(
+    reward: Float[Array, "H n"], continues: Float[Array, "H n"], value: Float[Array, "G n"], discount_lambda: float
+) -> Float[Array, "H n"]:
+    """R_t = r_{t+1} + c_{t+1} ((1 - lambda) v_{t+1} + lambda R_{t+1}), with R_H = v_H; `value` is [H + 1, n]."""
+
+    def step(later, now):
+        r, c, v = now
+        return (ret := r + c * ((1 - discount_lambda) * v + discount_lambda * later)), ret
+
+    return jax.lax.scan(step, value[-1], (reward, continues, value[1:]), reverse=True)[1]
+
+
+def replay_returns(
+    sequence: Sequence, bootstrap: Float[Array, "B T"], discount: float, discount_lambda: float
+) -> Float[Array, "B S"]:
+    """Lambda returns [B, T - 1] along real experience; an episode that was cut off is bootstrapped from its last step."""
+    lives = discount * (1.0 - sequence.is_terminal[:, 1:])
+    goes_on = discount_lambda * (1.0 - sequence.is_last[:, 1:])
+
+    def step(later, now):
+        r, live, on, v = now
+        return (ret := r + live * ((1 - on) * v + on * later)), ret
+
+    rows = jax.tree.map(time_first, (sequence.reward[:, 1:], lives, goes_on, bootstrap[:, 1:]))
+    return time_first(jax.lax.scan(step, bootstrap[:, -1], rows, reverse=True)[1])
+
+
+# --- small things --------------------------------------------------------------------------------------------------
+
+
+def action_size(spec: ActionSpec) -> int:
+    """Width (A) of an action as networks read it."""
+    return spec.n if isinstance(spec, Discrete) else spec.size
+
+
+def encode_action(spec: ActionSpec, action: Array) -> Float[Array, "*B A"]:
+    """An action as networks read it: one-hot, or the vector itself."""
+    return jax.nn.one_hot(action, spec.n) if isinstance(spec, Discrete) else action
+
+
+def trained(networks: Networks) -> Networks:
+    """The leaves that gradients change."""
+    return eqx.filter(networks, eqx.is_inexact_array)
+
+
+def time_first(x: Array) -> Array:
+    """Swap the axes of batch and time."""
+    return jnp.swapaxes(x, 0, 1)
+
+
+def flat(x: Shaped[Array, "B T"]) -> Shaped[Array, " R"]:
+    return x.reshape(-1)
+
+
+def but_last(features: Features) -> Features:
+    return jax.tree.map(lambda x: x[:-1], features)

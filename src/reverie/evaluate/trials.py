@@ -1,0 +1,279 @@
+"""Trials: frozen policies meet the same jobs, and what became of every job goes into tidy tables.
+
+`standard` plays one episode at one level, `adaptive` several episodes with levels that change inside them and a memory
+that lives through the trial; `contenders` makes contestants of classical rules, `lower_bounds` rows that no policy can
+beat. Comparing rows is `statistics.py`; training and choosing agents happen elsewhere.
+
+Common random numbers: the jobs of a trial depend on the key, the name of the task and the number of the trial alone.
+All contestants of one call meet the same jobs, and so do those of two calls with one key.
+
+Columns of the results, one row per (experiment, agent, training_seed, task, evaluation_seed, episode, level):
+`role` (see `Role`), `view`; `evaluation_seed`, the number of the trial; `episode`, its number within the trial;
+`level`, which jobs of the episode count: those that arrived under this offered load, None for all of them; `jobs` and
+`mean_size`, their number and mean size (work units); `mean`, `median`, `p95`, `p99` response time (time units);
+`mean_slowdown`, `p99_slowdown` (response time x speed 1 / size). Axes: K episodes of a trial, E trials, J jobs.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from reverie.envs.fleet.env import FleetEnv, Record, Reward, Task, View
+from reverie.evaluate.bounds import lower_bound
+from reverie.evaluate.capacity import load_at
+from reverie.policies.core import Policy
+from reverie.policies.rules import LeastWork
+from reverie.policies.views import Rule
+from reverie.tables import Row
+
+Role = Literal["agent", "rule", "oracle"]
+"""What is judged (something was trained), what it is compared with, and what was told more than the agents are."""
+
+SURVIVAL_POINTS = 80
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A policy with frozen weights, and the world as it was made for it."""
+
+    name: str
+    """Runs of one algorithm share it and differ in their training seed."""
+    policy: Policy
+    """Its memory starts empty in each trial and lives through the episodes of the trial."""
+    view: View
+    """What it sees of the fleet."""
+    role: Role = "agent"
+    training_seed: int | None = None
+    """None where nothing was trained."""
+    reward: Reward = "admission"
+    """What it is told as reward; it matters to a policy that remembers rewards."""
+
+
+class Tables(NamedTuple):
+    """What a trial leaves behind."""
+
+    results: list[Row]
+    """One row per contestant, training seed, trial, episode and level; see the head of this module."""
+    responses: list[Row]
+    """The distribution of the response times of all jobs: one row per (experiment, agent, role, training_seed, task,
+    survival), where `response` is the time that a fraction `survival` of the jobs exceeds."""
+
+
+def contenders(rules: Mapping[str, Rule], view: View) -> list[Contestant]:
+    """Classical rules as opponents of agents that see `view`.
+
+    A rule that sees remaining work, sizes and true speeds is an oracle where `view` is `counts`: it stays in the
+    comparison under its own name, and `statistics.verdict` calls the best of these the oracle of a task and level. The
+    rules that see less than the agents remain rules; to look away is their choice.
+    """
+
+    def role(rule: Rule) -> Role:
+        return "oracle" if view == "counts" and rule.view != "counts" else "rule"
+
+    return [Contestant(name, rule, rule.view, role(rule)) for name, rule in rules.items()]
+
+
+def standard(
+    contestants: Sequence[Contestant],
+    tasks: Mapping[str, Task],
+    key: Key[Array, ""],
+    jobs: int,
+    experiment: str = "standard",
+) -> Tables:
+    """One level, one episode of `jobs` jobs: every contestant plays the same E trials of each task.
+
+    Arguments: `tasks`, by name; the leaves of each begin with the axis E (one task per trial).
+    Errors: ValueError where there is no contestant or no task, or one stands there twice.
+    """
+    return _trials(contestants, {name: _with_axis(task) for name, task in tasks.items()}, key, jobs, experiment, False)
+
+
+def adaptive(
+    contestants: Sequence[Contestant],
+    tasks: Mapping[str, Task],
+    key: Key[Array, ""],
+    jobs: int,
+    experiment: str = "adaptive",
+) -> Tables:
+    """Changing levels: K episodes of `jobs` jobs, with weights frozen and memory kept from one episode to the next.
+
+    Jobs count for the level, the offered load, in force when they arrive; what a contestant left behind at one level
+    burdens the next. Arguments: `tasks`, by name; the leaves of each begin with the axes K, E (one task per episode of
+    each trial). Errors: as for `standard`.
+    """
+    return _trials(contestants, tasks, key, jobs, experiment, True)
+
+
+def lower_bounds(tasks: Mapping[str, Task], key: Key[Array, ""], jobs: int, experiment: str = "standard") -> list[Row]:
+    """Result rows for what no policy can beat in the trials of `standard`: the bound on the mean, all else missing."""
+    rows = []
+    for name, task in tasks.items():
+        met = play([Contestant("any", LeastWork(), "full", "rule")], _with_axis(task), key_of(key, name), jobs)[0]
+        for trial in range(task.mask.shape[0]):
+            size, arrival = met.size[0, :, trial], met.arrival[0, :, trial]
+            row: Row = {"experiment": experiment, "agent": "lower-bound", "role": "bound", "view": None}
+            row |= {"training_seed": None, "task": name, "evaluation_seed": trial, "episode": 0, "level": None}
+            row |= {"jobs": jobs, "mean_size": float(size.mean())} | dict.fromkeys(_STATISTICS)
+            bound = lower_bound(jax.tree.map(lambda leaf, e=trial: leaf[e], task), arrival, size)
+            rows.append(row | {"mean": bound})
+    return rows
+
+
+class Jobs(NamedTuple):
+    """What became of the jobs of E trials of K episodes, on the host: all [K, J, E]."""
+
+    server: Int[np.ndarray, "K J E"]
+    size: Float[np.ndarray, "K J E"]
+    arrival: Float[np.ndarray, "K J E"]
+    response: Float[np.ndarray, "K J E"]
+
+
+def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], jobs: int) -> list[Jobs]:
+    """Let every contestant play the trials of one task (leaves [K, E, ...]) and say what became of their jobs."""
+    servers = task.mask.shape[-1]
+    played: dict[int, Jobs] = {}
+    for (view, reward, _), members in _programs(contestants).items():
+        env = FleetEnv(servers, jobs, view, reward)
+        record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
+        for row, c in enumerate(members):
+            played[c] = Jobs(
+                *(np.asarray(leaf[:, :, row], float if leaf.dtype == jnp.float32 else None) for leaf in record)
+            )
+    return [played[c] for c in range(len(contestants))]
+
+
+def _programs(contestants: Sequence[Contestant]) -> dict[tuple[View, Reward, int | None], list[int]]:
+    """Who plays in one compiled program: all that is not trained and sees the same; what is trained plays alone, as its
+    runs differ in their weights only and share the compilation."""
+    programs: dict[tuple[View, Reward, int | None], list[int]] = {}
+    for number, c in enumerate(contestants):
+        alone = None if c.training_seed is None else number
+        programs.setdefault((c.view, c.reward, alone), []).append(number)
+    return programs
+
+
+@eqx.filter_jit
+def _side_by_side(env: FleetEnv, policies: Sequence[Policy], tasks: Task, key: Key[Array, ""]) -> Record:
+    """Each policy in its own copy of the same world, which is compiled once for all C: records [K, J, C, E]."""
+    episodes, trials = tasks.mask.shape[:2]
+
+    def act(memories, timesteps, key):
+        seen = [jax.tree.map(lambda leaf, c=c: leaf[c], timesteps) for c in range(len(policies))]
+        return zip(*(p.act(m, t, key) for p, m, t in zip(policies, memories, seen, strict=True)), strict=True)
+
+    def episode(memories, now):
+        task, key = now
+        reset_key, run_key, end_key = jax.random.split(key, 3)
+        world = jax.vmap(env.reset)(task, jax.random.split(reset_key, trials))
+        worlds = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(policies), *leaf.shape)), world)
+
+        def dispatch(carry, key):
+            (states, timesteps), memories = carry
+            act_key, step_key = jax.random.split(key)
+            actions, memories = act(memories, timesteps, act_key)
+            steps = jax.vmap(jax.vmap(env.step), (None, 0, 0, None))
+            worlds = steps(task, states, jnp.stack(actions), jax.random.split(step_key, trials))
+            return (worlds, memories), worlds[0].record
+
+        (worlds, memories), record = jax.lax.scan(dispatch, (worlds, memories), jax.random.split(run_key, env.jobs))
+        _, memories = act(memories, worlds[1], end_key)  # they see the end of the episode, as in training
+        return memories, record
+
+    memories = tuple(policy.initial_state(trials) for policy in policies)
+    return jax.lax.scan(episode, memories, (tasks, jax.random.split(key, episodes)))[1]
+
+
+# --- from records to rows --------------------------------------------------------------------------------------------
+
+
+def _trials(
+    contestants: Sequence[Contestant],
+    tasks: Mapping[str, Task],
+    key: Key[Array, ""],
+    jobs: int,
+    experiment: str,
+    by_level: bool,
+) -> Tables:
+    _check(contestants, tasks)
+    results: list[Row] = []
+    responses: list[Row] = []
+    for name, task in tasks.items():
+        played = play(contestants, task, key_of(key, name), jobs)
+        # All met the same jobs, but arrivals differ in the last digit from one compiled program to the next.
+        level = _levels(task, played[0].arrival) if by_level else None
+        for c, outcome in zip(contestants, played, strict=True):
+            who: Row = {"experiment": experiment, "agent": c.name, "role": c.role, "view": c.view}
+            who |= {"training_seed": c.training_seed, "task": name}
+            results += [who | row for row in _results(outcome, level)]
+            responses += [who | row for row in _survival(outcome.response)]
+    return Tables(results, responses)
+
+
+def _check(contestants: Sequence[Contestant], tasks: Mapping[str, Task]) -> None:
+    if not contestants or not tasks:
+        raise ValueError(f"a trial needs contestants and tasks, got {len(contestants)} and {len(tasks)}")
+    seen: dict[str, list[Contestant]] = {}
+    for c in contestants:
+        for other in seen.setdefault(c.name, []):
+            if other.training_seed == c.training_seed:
+                raise ValueError(f"contestant {c.name!r} with training seed {c.training_seed} stands there twice")
+            if other.role != c.role:
+                raise ValueError(f"contestant {c.name!r} stands there both as {other.role} and as {c.role}")
+        seen[c.name].append(c)
+
+
+def key_of(key: Key[Array, ""], task: str) -> Key[Array, ""]:
+    """The key of a task's trials; it does not depend on which other tasks are played."""
+    return jax.random.fold_in(key, np.uint32(zlib.crc32(task.encode())))
+
+
+def _with_axis(task: Task) -> Task:
+    return jax.tree.map(lambda leaf: leaf[None], task)
+
+
+def _levels(task: Task, arrival: Float[np.ndarray, "K J E"]) -> Float[np.ndarray, "K J E"]:
+    """The offered load in force when each job arrived."""
+    host = jax.tree.map(np.asarray, task)
+    level = np.empty_like(arrival)
+    for k, _, e in np.ndindex(arrival[:, :1].shape):
+        level[k, :, e] = load_at(jax.tree.map(lambda leaf, k=k, e=e: leaf[k, e], host), arrival[k, :, e])
+    return level
+
+
+def _results(jobs: Jobs, level: Float[np.ndarray, "K J E"] | None) -> list[Row]:
+    rows = []
+    for episode, _, trial in np.ndindex(jobs.size[:, :1].shape):
+        response, size = jobs.response[episode, :, trial], jobs.size[episode, :, trial]
+        at: Row = {"evaluation_seed": trial, "episode": episode}
+        rows.append(at | {"level": None} | _summary(response, size))
+        if level is not None:
+            now = level[episode, :, trial]
+            rows += [
+                at | {"level": float(value)} | _summary(response[now == value], size[now == value])
+                for value in np.unique(now)
+            ]
+    return rows
+
+
+def _summary(response: Float[np.ndarray, " J"], size: Float[np.ndarray, " J"]) -> Row:
+    slowdown = response / size
+    numbers = (response.mean(), *np.percentile(response, (50, 95, 99)), slowdown.mean(), np.percentile(slowdown, 99))
+    counts: Row = {"jobs": len(size), "mean_size": float(size.mean())}
+    return counts | dict(zip(_STATISTICS, map(float, numbers), strict=True))
+
+
+_STATISTICS = ("mean", "median", "p95", "p99", "mean_slowdown", "p99_slowdown")
+
+
+def _survival(response: Float[np.ndarray, "K J E"]) -> list[Row]:
+    # Down to the ten slowest jobs: beyond them the estimate is one of chance.
+    survival = np.geomspace(1, min(1, 10 / response.size), SURVIVAL_POINTS)
+    exceeded = np.quantile(response, 1 - survival)
+    return [{"survival": float(s), "response": float(r)} for s, r in zip(survival, exceeded, strict=True)]

@@ -1,0 +1,49 @@
+"""One episode of one policy, job by job: the tables from which a picture of the fleet over time is drawn."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from reverie.envs.fleet.env import Task
+from reverie.evaluate.capacity import load_at, speeds
+from reverie.evaluate.trials import Contestant, key_of, play
+from reverie.tables import Row
+
+
+class Watched(NamedTuple):
+    """An episode as two tidy tables."""
+
+    jobs: list[Row]
+    """One row per job in order of arrival: agent, task, job (its number), arrival and response (time units), size (work
+    units), server, level (the offered load when it arrived). What it found at any server is what the jobs before it
+    left: a server is busy until the largest arrival + response among its jobs so far."""
+    servers: list[Row]
+    """One row per server and change of speed: agent, task, server, time, speed (work per time unit, from then on)."""
+
+
+def watch(contestant: Contestant, task: Task, name: str, key: Key[Array, ""], jobs: int) -> Watched:
+    """Play one episode of `jobs` jobs and keep all of it.
+
+    Arguments: one `task` without batch axis and its `name`; two contestants watched with one key meet the same jobs.
+    """
+    episode = play([contestant], jax.tree.map(lambda leaf: leaf[None, None], task), key_of(key, name), jobs)[0]
+    who: Row = {"agent": contestant.name, "task": name}
+    server, size, arrival, response = (column[0, :, 0] for column in episode)
+    columns = (range(jobs), arrival, response, size, server, load_at(task, arrival))
+    names = ("job", "arrival", "response", "size", "server", "level")
+    kinds = (int, float, float, float, int, float)
+    rows = [
+        who | {name: kind(value) for name, kind, value in zip(names, kinds, values, strict=True)}
+        for values in zip(*columns, strict=True)
+    ]
+    start, speed = speeds(task, float((arrival + response).max()))
+    changed = np.diff(speed, axis=0, prepend=-1.0) != 0  # [M, N]
+    return Watched(
+        rows,
+        [
+            who | {"server": int(n), "time": float(start[m]), "speed": float(speed[m, n])}
+            for m, n in np.argwhere(changed & np.asarray(task.mask))
+        ],
+    )

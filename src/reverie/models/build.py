@@ -1,0 +1,23 @@
+"""From a model's configuration to the model: here alone is said which configuration belongs to which class."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Array, Key
+
+from reverie.envs.core import ArraySpec
+from reverie.models.core import WorldModel
+from reverie.models.rssm import RSSM, RSSMConfig
+from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
+
+ModelConfig = RSSMConfig | SetRSSMConfig
+
+
+def build_model(
+    config: ModelConfig, observation_spec: Mapping[str, ArraySpec], actions: int, *, key: Key[Array, ""]
+) -> WorldModel:
+    """A fresh model. `actions` is the width of an encoded action (A)."""
+    match config:
+        case RSSMConfig():
+            return RSSM(config, observation_spec, actions, key=key)
+        case SetRSSMConfig():
+            return SetRSSM(config, observation_spec, actions, key=key)

@@ -1,0 +1,360 @@
+"""The recurrent state-space model: DreamerV3's world model (Hafner et al., arXiv 2301.04104).
+
+The state is a pair: h (`deter`), what a block GRU carries from step to step, and z (`stoch`), S one-hot variables of K
+classes drawn from the posterior, which has seen the observation, or from the prior, which has not. Actors, critics and
+replay live elsewhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Bool, DTypeLike, Float, Key, UInt8
+
+from reverie.envs.core import ArraySpec
+from reverie.models.core import Features, Sequence
+from reverie.models.encoders import Decoder, Encoder
+from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
+from reverie.nn.layers import BlockLinear, Dense, Head, Linear, RMSNorm, merge_blocks, rms_norm, split_blocks
+
+
+@dataclass(frozen=True)
+class RSSMConfig:
+    """Sizes and weights of the model; `units` alone scales it."""
+
+    units: int = 64
+    """Width of all hidden layers."""
+    deter: int | None = None
+    """Width of h; 8 x units where not given."""
+    stoch: int = 32
+    """Number of categorical variables in z."""
+    classes: int | None = None
+    """Classes of each variable in z; units / 16 where not given."""
+    depth: int | None = None
+    """Base depth of the convolutional nets; units / 16 where not given."""
+    blocks: int = 8
+    """Blocks of the recurrent layers; each reads its own part of h."""
+    encoder_layers: int = 3
+    """Hidden layers that read vectors and servers."""
+    decoder_layers: int = 3
+    """Hidden layers that reconstruct vectors and servers."""
+    reward_layers: int = 1
+    """Hidden layers of the reward head."""
+    continue_layers: int = 1
+    """Hidden layers of the continue head."""
+    servers: Literal["flat", "set"] = "flat"
+    """Whether the encoder reads servers in their order or as a set."""
+    unimix: float = 0.01
+    """Share of the uniform distribution in every latent variable."""
+    free_nats: float = 1.0
+    """KL below which the two KL losses stop pulling."""
+    dyn_scale: float = 1.0
+    """Weight of the loss that moves the prior towards the posterior."""
+    rep_scale: float = 0.1
+    """Weight of the loss that moves the posterior towards the prior."""
+    horizon: float = 333.0
+    """Steps that the discount 1 - 1 / horizon looks ahead; the continue head learns it with the ends of episodes."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computations: bfloat16 on a GPU; parameters, norms and losses stay float32."""
+
+    def __post_init__(self):
+        least = {"units": 1, "stoch": 1, "blocks": 1, "encoder_layers": 1, "decoder_layers": 1}
+        least |= {"reward_layers": 1, "continue_layers": 1, "free_nats": 0, "dyn_scale": 0, "rep_scale": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"RSSM {name} must be at least {value}, got {getattr(self, name)}")
+        if not 2 <= self.class_count <= 256:
+            raise ValueError(
+                f"RSSM classes must lie in 2 .. 256, got {self.class_count}"
+                + ("" if self.classes else f" (units / 16 with units={self.units}; give classes, or more units)")
+            )
+        if self.deter_size < 1 or self.deter_size % self.blocks:
+            raise ValueError(f"RSSM deter must be a positive multiple of blocks={self.blocks}, got {self.deter_size}")
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"RSSM unimix must lie in [0, 1), got {self.unimix}")
+        if not self.horizon > 1:
+            raise ValueError(f"RSSM horizon must be more than 1 step, got {self.horizon}")
+
+    @property
+    def deter_size(self) -> int:
+        """Width D of h."""
+        return 8 * self.units if self.deter is None else self.deter
+
+    @property
+    def class_count(self) -> int:
+        """Classes K of each variable in z."""
+        return self.units // 16 if self.classes is None else self.classes
+
+    @property
+    def stoch_size(self) -> int:
+        """Width S * K of z laid flat."""
+        return self.stoch * self.class_count
+
+    @property
+    def cnn_depth(self) -> int:
+        return max(1, self.units // 16) if self.depth is None else self.depth
+
+    @property
+    def discount(self) -> float:
+        return 1 - 1 / self.horizon
+
+
+PRESETS: Mapping[str, RSSMConfig] = MappingProxyType(
+    {
+        "tiny": RSSMConfig(units=32, deter=64, stoch=8, classes=4, depth=1, blocks=4),
+        "size1m": RSSMConfig(units=64),
+        "size12m": RSSMConfig(units=256),
+        "size25m": RSSMConfig(units=384),
+        "size50m": RSSMConfig(units=512),
+        "size100m": RSSMConfig(units=768),
+        "size200m": RSSMConfig(units=1024),
+        "size400m": RSSMConfig(units=1536),
+    }
+)
+"""The sizes of DreamerV3, whose names count the image nets too, and a tiny one for tests."""
+
+
+class RSSMState(NamedTuple):
+    """h and z of a batch."""
+
+    deter: Float[Array, "*B D"]
+    stoch: Float[Array, "*B S K"]
+
+
+class StoredState(NamedTuple):
+    """An `RSSMState` as replay keeps it: h in half precision, z as the index of the class."""
+
+    deter: BFloat16[Array, "*B D"]
+    stoch: UInt8[Array, "*B S"]
+
+
+class _Cut(NamedTuple):
+    """Matrices cut where their inputs come from, once before a scan instead of in each of its steps."""
+
+    mix_deter: Float[Array, "G d d"]
+    mix_latent: Float[Array, "V D"]
+    mix_action: Float[Array, "U D"]
+    posterior_deter: Float[Array, "D U"]
+    posterior_tokens: Float[Array, "E U"]
+
+
+class Dynamics(eqx.Module):
+    """The recurrent core with prior and posterior over z."""
+
+    deter_in: Dense
+    stoch_in: Dense
+    action_in: Dense
+    mix: BlockLinear
+    mix_norm: RMSNorm
+    gates: BlockLinear
+    posterior_in: Dense
+    posterior_out: Linear
+    prior_head: Head
+    config: RSSMConfig = eqx.field(static=True)
+
+    def __init__(self, actions: int, tokens: int, config: RSSMConfig, *, key: Key[Array, ""]):
+        keys = iter(jax.random.split(key, 8))
+        deter, stoch, units, blocks = config.deter_size, config.stoch_size, config.units, config.blocks
+        self.deter_in = Dense(deter, units, key=next(keys))
+        self.stoch_in = Dense(stoch, units, key=next(keys))
+        self.action_in = Dense(actions, units, key=next(keys))
+        self.mix = BlockLinear(deter + 3 * units * blocks, deter, blocks, key=next(keys))
+        self.mix_norm = RMSNorm(deter)
+        self.gates = BlockLinear(deter, 3 * deter, blocks, key=next(keys))
+        self.posterior_in = Dense(deter + tokens, units, key=next(keys))
+        self.posterior_out = Linear(units, stoch, key=next(keys))
+        self.prior_head = Head(deter, stoch, units, layers=2, key=next(keys))
+        self.config = config
+
+    def cut(self, dtype: DTypeLike) -> _Cut:
+        """A block of `mix` reads its part of h, then the hidden h, z and a, which are the same for all blocks."""
+        weight, (_, _, d) = self.mix.weight.astype(dtype), self.mix.weight.shape
+        shared = jnp.moveaxis(weight[:, d:], 0, 1).reshape(weight.shape[1] - d, -1)  # [3 U, D]
+        posterior = self.posterior_in.linear.weight.astype(dtype)
+        units, deter = self.config.units, self.config.deter_size
+        return _Cut(weight[:, :d], shared[: 2 * units], shared[2 * units :], posterior[:deter], posterior[deter:])
+
+    def drive(self, cut: _Cut, action: Float[Array, "*B A"]) -> Float[Array, "*B D"]:
+        """What the action adds inside `mix`. It does not recur, so a whole sequence takes it at once."""
+        action /= jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
+        return self.action_in(action) @ cut.mix_action + self.mix.bias.reshape(-1).astype(action.dtype)
+
+    def sight(self, cut: _Cut, tokens: Float[Array, "*B E"]) -> Float[Array, "*B U"]:
+        """What the observation adds inside the posterior. It does not recur either."""
+        return tokens @ cut.posterior_tokens + self.posterior_in.linear.bias.astype(tokens.dtype)
+
+    def recur(
+        self, cut: _Cut, deter: Float[Array, "B D"], stoch: Float[Array, "B S K"], drive: Float[Array, "B D"]
+    ) -> Float[Array, "B D"]:
+        """The next h. The blocks lead in here, which turns each block-diagonal matrix into one batched product."""
+        blocks = self.config.blocks
+        latent = jnp.concatenate([self.deter_in(deter), self.stoch_in(stoch.reshape(stoch.shape[0], -1))], -1)
+        deter = split_blocks(deter, blocks)  # [G, B, D/G]
+        x = deter @ cut.mix_deter + split_blocks(latent @ cut.mix_latent + drive, blocks)
+        x = jax.nn.silu(rms_norm(x, self.mix_norm.scale.reshape(blocks, 1, -1), axis=(0, -1)))
+        reset, candidate, update = jnp.split(self.gates(x), 3, -1)  # each [G, B, D/G]
+        update = jax.nn.sigmoid(update - 1)
+        return merge_blocks(update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1 - update) * deter)
+
+    def posterior(self, cut: _Cut, deter: Float[Array, "*B D"], sight: Float[Array, "*B U"]) -> Categorical:
+        hidden = jax.nn.silu(self.posterior_in.norm(deter @ cut.posterior_deter + sight))
+        return self._latents(self.posterior_out(hidden))
+
+    def prior(self, deter: Float[Array, "*B D"]) -> Categorical:
+        return self._latents(self.prior_head(deter))
+
+    def _latents(self, logits: Float[Array, "*B Z"]) -> Categorical:
+        shape = (*logits.shape[:-1], self.config.stoch, self.config.class_count)
+        return Categorical.from_logits(logits.reshape(shape), self.config.unimix)
+
+
+class RSSM(eqx.Module):
+    """DreamerV3's world model, behind the `WorldModel` protocol."""
+
+    enc: Encoder
+    dyn: Dynamics
+    dec: Decoder
+    rew: Head
+    con: Head
+    config: RSSMConfig = eqx.field(static=True)
+
+    def __init__(
+        self, config: RSSMConfig, observation_spec: Mapping[str, ArraySpec], actions: int, *, key: Key[Array, ""]
+    ):
+        """A fresh model of a world; `actions` is the width of an encoded action (A).
+
+        Raises:
+            ValueError: an entry of `observation_spec` cannot be encoded (the message says which and why).
+        """
+        enc_key, dyn_key, dec_key, rew_key, con_key = jax.random.split(key, 5)
+        deter, stoch, units = config.deter_size, config.stoch_size, config.units
+        self.config = config
+        self.enc = Encoder(
+            observation_spec, units, config.encoder_layers, config.cnn_depth, config.servers, key=enc_key
+        )
+        self.dyn = Dynamics(actions, self.enc.size, config, key=dyn_key)
+        self.dec = Decoder(
+            observation_spec, deter, stoch, config.blocks, units, config.decoder_layers, config.cnn_depth, key=dec_key
+        )
+        self.rew = Head(deter + stoch, TwoHot.BINS, units, config.reward_layers, scale=0.0, key=rew_key)
+        self.con = Head(deter + stoch, 1, units, config.continue_layers, key=con_key)
+
+    @property
+    def discount(self) -> float:
+        """The discount per step that `continues` contains."""
+        return self.config.discount
+
+    def initial(self, batch: int) -> RSSMState:
+        """Zeros."""
+        config = self.config
+        return RSSMState(
+            jnp.zeros((batch, config.deter_size), config.dtype),
+            jnp.zeros((batch, config.stoch, config.class_count), config.dtype),
+        )
+
+    def observe(
+        self,
+        state: RSSMState,
+        observation: dict[str, Array],
+        action: Float[Array, "B T A"],
+        is_first: Bool[Array, "B T"],
+        key: Key[Array, ""],
+    ) -> RSSMState:
+        """Posterior states [B, T, ...] of a sequence that begins right after `state` [B, ...]. Acting is T = 1."""
+        return self._observe(state, observation, action, is_first, self._noise(is_first.shape, key))[0]
+
+    def imagine(self, state: RSSMState, action: Float[Array, "B A"], key: Key[Array, ""]) -> RSSMState:
+        """One step of the prior: what comes after doing `action` in `state`, unseen."""
+        cut = self.dyn.cut(self.config.dtype)
+        deter = self.dyn.recur(cut, *state, self.dyn.drive(cut, action.astype(self.config.dtype)))
+        stoch = self.dyn.prior(deter).straight_through(self._noise(action.shape[:1], key))
+        return RSSMState(deter, stoch.astype(deter.dtype))
+
+    def features(self, state: RSSMState) -> Features:
+        """h and flat z, side by side."""
+        return Features(jnp.concatenate([state.deter, state.stoch.reshape(*state.deter.shape[:-1], -1)], -1))
+
+    def reward(self, features: Features) -> Float[Array, "*B"]:
+        """Expected reward of arriving in a state."""
+        return TwoHot(self.rew(features.context)).mean()
+
+    def continues(self, features: Features) -> Float[Array, "*B"]:
+        """Discount times the probability that the episode goes on (the discount is folded in)."""
+        return Bernoulli(self.con(features.context)[..., 0]).mean()
+
+    def loss(
+        self, state: RSSMState, sequence: Sequence, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[RSSMState, dict[str, Float[Array, ""]]]]:
+        """Reconstruction, reward, continue and the two KL losses, averaged over batch and time (DreamerV3, eq. 4-5).
+
+        Metrics, all in nats or squared units per step: `model/dyn` and `model/rep` (both at least the free nats),
+        `model/kl` (without them), `model/reconstruction`, `model/reward`, `model/continue`, and the entropies of all
+        latent variables together, `model/entropy_posterior` and `model/entropy_prior`.
+        """
+        observation, action, reward, is_first, _, is_terminal = sequence
+        noise = self._noise(is_first.shape, key)
+        states, posterior = self._observe(state, observation, action, is_first, noise)
+        prior = self.dyn.prior(states.deter)
+        context = self.features(states).context
+
+        kl = posterior.kl(prior).sum(-1)  # [B, T]
+        dyn = jnp.maximum(self.config.free_nats, jax.lax.stop_gradient(posterior).kl(prior).sum(-1))
+        rep = jnp.maximum(self.config.free_nats, posterior.kl(jax.lax.stop_gradient(prior)).sum(-1))
+        terms = {
+            "model/dyn": dyn,
+            "model/rep": rep,
+            "model/reconstruction": self.dec.loss(context, observation),
+            "model/reward": TwoHot(self.rew(context)).loss(reward),
+            "model/continue": Bernoulli(self.con(context)[..., 0]).loss(self.config.discount * (1.0 - is_terminal)),
+        }
+        metrics = {name: term.mean() for name, term in terms.items()}
+        scales = {"model/dyn": self.config.dyn_scale, "model/rep": self.config.rep_scale}
+        loss = sum((scales.get(name, 1.0) * value for name, value in metrics.items()), jnp.zeros(()))
+        metrics["model/kl"] = kl.mean()
+        metrics["model/entropy_posterior"] = posterior.entropy().sum(-1).mean()
+        metrics["model/entropy_prior"] = prior.entropy().sum(-1).mean()
+        return loss, (states, metrics)
+
+    def compress(self, state: RSSMState) -> StoredState:
+        """The state as replay keeps it. z must be one-hot, which is true of every state but `initial`."""
+        return StoredState(state.deter.astype(jnp.bfloat16), state.stoch.argmax(-1).astype(jnp.uint8))
+
+    def expand(self, stored: StoredState) -> RSSMState:
+        """Undo `compress`, up to the rounding of h."""
+        stoch = jax.nn.one_hot(stored.stoch, self.config.class_count, dtype=self.config.dtype)
+        return RSSMState(stored.deter.astype(self.config.dtype), stoch)
+
+    def _noise(self, shape: tuple[int, ...], key: Key[Array, ""]) -> Float[Array, "*B S"]:
+        """Uniform numbers that choose the classes of z in states of leading axes `shape`."""
+        return jax.random.uniform(key, (*shape, self.config.stoch))
+
+    def _observe(
+        self,
+        state: RSSMState,
+        observation: dict[str, Array],
+        action: Float[Array, "B T A"],
+        is_first: Bool[Array, "B T"],
+        noise: Float[Array, "B T S"],
+    ) -> tuple[RSSMState, Categorical]:
+        """`observe` with its randomness given, and the posteriors [B, T, S, K] beside the states."""
+        dtype = self.config.dtype
+        cut = self.dyn.cut(dtype)
+        drive = self.dyn.drive(cut, jnp.where(is_first[..., None], 0, action).astype(dtype))
+        sight = self.dyn.sight(cut, self.enc(observation, dtype))
+
+        def step(state, inputs):
+            drive, sight, is_first, noise = inputs
+            deter = jnp.where(is_first[:, None], 0, state.deter)
+            stoch = jnp.where(is_first[:, None, None], 0, state.stoch)
+            deter = self.dyn.recur(cut, deter, stoch, drive)
+            posterior = self.dyn.posterior(cut, deter, sight)
+            state = RSSMState(deter, posterior.straight_through(noise).astype(dtype))
+            return state, (state, posterior)
+
+        inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (drive, sight, is_first, noise))
+        _, outputs = jax.lax.scan(step, state, inputs)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), outputs)

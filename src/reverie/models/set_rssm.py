@@ -1,0 +1,352 @@
+"""An RSSM for fleets: one small state per server under shared weights, and one for what concerns them all.
+
+DreamerV3's ideas (discrete latents, prior and posterior, KL balance) in a form that knows that servers are a set: their
+order and number do not matter, what is learned on one holds for all, and what happens to one hardly touches the others.
+A step draws the common latent first (which job came, and when), so that servers change together given it. This
+structure is our choice; Redovian (2025) uses the flat model of `rssm.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jaxtyping import Array, BFloat16, Bool, Float, Key, UInt8
+
+from reverie.envs.core import ArraySpec
+from reverie.models.core import Features, Sequence
+from reverie.models.encoders import Entries
+from reverie.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot, symlog
+from reverie.nn.layers import GRU, MLP, Dense, Head
+
+
+@dataclass(frozen=True)
+class SetRSSMConfig:
+    """Sizes and weights of the model."""
+
+    units: int = 64
+    """Width of all hidden layers."""
+    deter: int = 64
+    """Width of each server's recurrent state."""
+    stoch: int = 4
+    """Categorical variables of each server's latent."""
+    world_deter: int = 64
+    """Width of the common recurrent state."""
+    world_stoch: int = 8
+    """Categorical variables of the common latent."""
+    classes: int = 8
+    """Classes of every variable."""
+    unimix: float = 0.01
+    """Share of the uniform distribution in every latent variable."""
+    free_nats: float = 1.0
+    """KL below which the two KL losses stop pulling."""
+    dyn_scale: float = 1.0
+    """Weight of the loss that moves the prior towards the posterior."""
+    rep_scale: float = 0.1
+    """Weight of the loss that moves the posterior towards the prior."""
+    horizon: float = 333.0
+    """Steps that the discount 1 - 1 / horizon looks ahead."""
+
+    def __post_init__(self):
+        for name in ("units", "deter", "stoch", "world_deter", "world_stoch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SetRSSM {name} must be at least 1, got {getattr(self, name)}")
+        if not 2 <= self.classes <= 256:
+            raise ValueError(f"SetRSSM classes must lie in 2 .. 256, got {self.classes}")
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"SetRSSM unimix must lie in [0, 1), got {self.unimix}")
+        if not self.horizon > 1:
+            raise ValueError(f"SetRSSM horizon must be more than 1 step, got {self.horizon}")
+
+    @property
+    def discount(self) -> float:
+        return 1 - 1 / self.horizon
+
+
+class SetState(NamedTuple):
+    """h and z of each server and of the world, and which server the last job went to."""
+
+    deter: Float[Array, "*B N D"]
+    stoch: Float[Array, "*B N S K"]
+    world_deter: Float[Array, "*B W"]
+    world_stoch: Float[Array, "*B V K"]
+    action: Float[Array, "*B N"]
+    mask: Bool[Array, "*B N"]
+
+
+class StoredSetState(NamedTuple):
+    """A `SetState` as replay keeps it: h in half precision, z as the index of the class."""
+
+    deter: BFloat16[Array, "*B N D"]
+    stoch: UInt8[Array, "*B N S"]
+    world_deter: BFloat16[Array, "*B W"]
+    world_stoch: UInt8[Array, "*B V"]
+    action: BFloat16[Array, "*B N"]
+    mask: Bool[Array, "*B N"]
+
+
+class Logits(NamedTuple):
+    """Of z, for each server and for the world."""
+
+    servers: Float[Array, "*B N S K"]
+    world: Float[Array, "*B V K"]
+
+
+class Noise(NamedTuple):
+    """Uniform numbers that decide the samples of z."""
+
+    servers: Float[Array, "*B N S"]
+    world: Float[Array, "*B V"]
+
+
+class SetRSSM(eqx.Module):
+    """A `WorldModel` for observations with one entry of kind `servers`; all its vectors belong to the world."""
+
+    server_tokens: MLP
+    world_tokens: MLP
+    summary: Dense
+    server_gru: GRU
+    world_gru: GRU
+    server_prior: Head
+    server_posterior: Head
+    world_prior: Head
+    world_posterior: Head
+    server_decoder: Head
+    world_decoder: Head
+    reward_head: Head
+    continue_head: Head
+    config: SetRSSMConfig = eqx.field(static=True)
+    entries: Entries = eqx.field(static=True)
+
+    def __init__(
+        self, config: SetRSSMConfig, observation_spec: Mapping[str, ArraySpec], actions: int, *, key: Key[Array, ""]
+    ):
+        """Errors: ValueError where the observation does not consist of one set of servers and vectors of numbers, or
+        where there is not one action for each server."""
+        self.config, self.entries = config, Entries.of(observation_spec)
+        if len(self.entries.servers) != 1 or self.entries.images or any(e.categories for _, e in self.entries.vectors):
+            raise ValueError(
+                "SetRSSM reads one entry of kind `servers` and vectors of numbers, "
+                f"got {dict(observation_spec)}; RSSM reads anything"
+            )
+        (_, rows), vectors = self.entries.servers[0], self.entries.vectors
+        if actions != rows.shape[0]:
+            raise ValueError(f"SetRSSM needs one action for each of the {rows.shape[0]} servers, got {actions} actions")
+        world = sum(entry.shape[0] for _, entry in vectors)
+        c, keys = config, iter(jax.random.split(key, 13))
+        u, z, world_z = c.units, c.stoch * c.classes, c.world_stoch * c.classes
+        row, context = c.deter + z, c.world_deter + world_z
+        self.server_tokens = MLP(rows.shape[1], u, 2, key=next(keys))
+        self.world_tokens = MLP(world, u, 2, key=next(keys))
+        self.summary = Dense(row, u, key=next(keys))
+        self.server_gru = GRU(z + 1 + 2 * world_z + c.world_deter, c.deter, key=next(keys))
+        self.world_gru = GRU(world_z + 2 * u, c.world_deter, key=next(keys))
+        self.server_prior = Head(c.deter, z, u, 1, key=next(keys))
+        self.server_posterior = Head(c.deter + u, z, u, 1, key=next(keys))
+        self.world_prior = Head(c.world_deter, world_z, u, 1, key=next(keys))
+        self.world_posterior = Head(c.world_deter + u, world_z, u, 1, key=next(keys))
+        self.server_decoder = Head(row, rows.shape[1], u, 2, key=next(keys))
+        self.world_decoder = Head(context, world, u, 2, key=next(keys))
+        self.reward_head = Head(context + c.deter, TwoHot.BINS, u, 2, scale=0.0, key=next(keys))
+        self.continue_head = Head(context + c.deter, 1, u, 1, key=next(keys))
+
+    @property
+    def discount(self) -> float:
+        return self.config.discount
+
+    def initial(self, batch: int) -> SetState:
+        c, n = self.config, self.entries.servers[0][1].shape[0]
+        return SetState(
+            deter=jnp.zeros((batch, n, c.deter)),
+            stoch=jnp.zeros((batch, n, c.stoch, c.classes)),
+            world_deter=jnp.zeros((batch, c.world_deter)),
+            world_stoch=jnp.zeros((batch, c.world_stoch, c.classes)),
+            action=jnp.zeros((batch, n)),
+            mask=jnp.ones((batch, n), bool),
+        )
+
+    def observe(
+        self,
+        state: SetState,
+        observation: dict[str, Array],
+        action: Float[Array, "B T A"],
+        is_first: Bool[Array, "B T"],
+        key: Key[Array, ""],
+    ) -> SetState:
+        return self._observe(state, observation, action, is_first, self._noise(is_first.shape, key))[0]
+
+    def imagine(self, state: SetState, action: Float[Array, "B A"], key: Key[Array, ""]) -> SetState:
+        noise = self._noise(action.shape[:1], key)
+        world_deter = self._move_world(state, action)
+        world_stoch = self._sample(self._world_logits(self.world_prior, world_deter), noise.world)
+        deter = self._move_servers(state, action, world_deter, world_stoch)
+        stoch = self._sample(self._server_logits(self.server_prior, deter), noise.servers)
+        return SetState(deter, stoch, world_deter, world_stoch, action, state.mask)
+
+    def features(self, state: SetState) -> Features:
+        """The context holds the world's state and that of the server that the last job went to."""
+        last = (state.action[..., None] * state.deter).sum(-2)
+        context = jnp.concatenate([state.world_deter, _flat(state.world_stoch), last], -1)
+        return Features(context, _rows(state), state.mask)
+
+    def reward(self, features: Features) -> Float[Array, "*B"]:
+        return TwoHot(self.reward_head(features.context)).mean()
+
+    def continues(self, features: Features) -> Float[Array, "*B"]:
+        return Bernoulli(self.continue_head(features.context)[..., 0]).mean()
+
+    def loss(
+        self, state: SetState, sequence: Sequence, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[SetState, dict[str, Float[Array, ""]]]]:
+        c, observation = self.config, sequence.observation
+        noise = self._noise(sequence.is_first.shape, key)
+        states, logits = self._observe(state, observation, sequence.action, sequence.is_first, noise)
+        prior = Logits(
+            self._server_logits(self.server_prior, states.deter),
+            self._world_logits(self.world_prior, states.world_deter),
+        )
+        post = self._latents(logits)
+        free = c.free_nats
+        dyn = self._kl(self._latents(stop_gradient(logits)), self._latents(prior), states.mask)  # [B, T]
+        rep = self._kl(post, self._latents(stop_gradient(prior)), states.mask)
+        features = self.features(states)
+        rows = SquaredError(self.server_decoder(features.servers), squash=True).loss(self._servers(observation))
+        world = SquaredError(self.world_decoder(_context(states)), squash=True).loss(self._vectors(observation))
+        reconstruction = (rows.sum(-1) * states.mask).sum(-1) + world.sum(-1)
+        reward = TwoHot(self.reward_head(features.context)).loss(sequence.reward)
+        goes_on = (1.0 - sequence.is_terminal) * c.discount
+        ends = Bernoulli(self.continue_head(features.context)[..., 0]).loss(goes_on)
+        losses = {
+            "model/dyn": jnp.maximum(free, dyn).mean(),
+            "model/rep": jnp.maximum(free, rep).mean(),
+            "model/reconstruction": reconstruction.mean(),
+            "model/reward": reward.mean(),
+            "model/continue": ends.mean(),
+        }
+        total = (
+            c.dyn_scale * losses["model/dyn"]
+            + c.rep_scale * losses["model/rep"]
+            + losses["model/reconstruction"]
+            + losses["model/reward"]
+            + losses["model/continue"]
+        )
+        return total, (states, losses | {"model/kl": dyn.mean()})
+
+    def compress(self, state: SetState) -> StoredSetState:
+        """The state as replay keeps it."""
+        return StoredSetState(
+            state.deter.astype(jnp.bfloat16),
+            state.stoch.argmax(-1).astype(jnp.uint8),
+            state.world_deter.astype(jnp.bfloat16),
+            state.world_stoch.argmax(-1).astype(jnp.uint8),
+            state.action.astype(jnp.bfloat16),
+            state.mask,
+        )
+
+    def expand(self, stored: StoredSetState) -> SetState:
+        """The state that was compressed; h has lost its lower bits."""
+        k = self.config.classes
+        return SetState(
+            stored.deter.astype(jnp.float32),
+            jax.nn.one_hot(stored.stoch, k),
+            stored.world_deter.astype(jnp.float32),
+            jax.nn.one_hot(stored.world_stoch, k),
+            stored.action.astype(jnp.float32),
+            stored.mask,
+        )
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def _observe(self, state, observation, action, is_first, noise) -> tuple[SetState, Logits]:
+        """Posterior states and their logits [B, T, ...]."""
+        mask = jnp.broadcast_to(self.entries.present(observation, self.entries.servers[0][0]), action.shape)
+        tokens = (
+            self.server_tokens(symlog(self._servers(observation))),
+            self.world_tokens(symlog(self._vectors(observation))),
+        )
+
+        def step(state: SetState, now):
+            server_token, world_token, mask, action, is_first, noise = now
+            keep = (~is_first).astype(jnp.float32)
+            state, action = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), (state[:5], action))
+            state = SetState(*state, mask)
+            world_deter = self._move_world(state, action)
+            world = self._world_logits(self.world_posterior, jnp.concatenate([world_deter, world_token], -1))
+            world_stoch = self._sample(world, noise.world)
+            deter = self._move_servers(state, action, world_deter, world_stoch)
+            servers = self._server_logits(self.server_posterior, jnp.concatenate([deter, server_token], -1))
+            stoch = self._sample(servers, noise.servers)
+            state = SetState(deter, stoch, world_deter, world_stoch, action, mask)
+            return state, (state, Logits(servers, world))
+
+        rows = jax.tree.map(_swap, (*tokens, mask, action, is_first, noise))
+        return jax.tree.map(_swap, jax.lax.scan(step, state, rows)[1])
+
+    def _move_world(self, state: SetState, action: Float[Array, "B N"]) -> Float[Array, "B W"]:
+        """The common recurrent state: told the last job, the server it went to, and the average of all servers."""
+        summary = self.summary(_rows(state))  # [B, N, U]
+        share = state.mask / jnp.maximum(1, state.mask.sum(-1, keepdims=True))
+        chosen, average = jnp.einsum("bn,bnu->bu", action, summary), jnp.einsum("bn,bnu->bu", share, summary)
+        told = jnp.concatenate([_flat(state.world_stoch), chosen, average], -1)
+        return self.world_gru(state.world_deter, told)
+
+    def _move_servers(self, state, action, world_deter, world_stoch) -> Float[Array, "B N D"]:
+        """Each server's recurrent state: told whether it got the last job, which job that was, and what came next.
+
+        What all servers are told is multiplied once, not once per server.
+        """
+        own = jnp.concatenate([_flat(state.stoch), action[..., None]], -1)  # [B, N, Z + 1]
+        common = jnp.concatenate([_flat(state.world_stoch), _flat(world_stoch), world_deter], -1)  # [B, C]
+        weight, bias = self.server_gru.inputs.weight, self.server_gru.inputs.bias
+        width = own.shape[-1]
+        projected = own @ weight[:width] + (common @ weight[width:] + bias)[..., None, :]
+        return self.server_gru.step(state.deter, projected)
+
+    def _latents(self, logits: Logits) -> tuple[Categorical, Categorical]:
+        return tuple(Categorical.from_logits(x, self.config.unimix) for x in logits)
+
+    def _sample(self, logits: Float[Array, "*B K"], noise: Float[Array, "*B"]) -> Float[Array, "*B K"]:
+        return Categorical.from_logits(logits, self.config.unimix).straight_through(noise)
+
+    def _kl(self, left, right, mask: Bool[Array, "B T N"]) -> Float[Array, "B T"]:
+        servers = left[0].kl(right[0]).sum(-1)  # [B, T, N]
+        return (servers * mask).sum(-1) + left[1].kl(right[1]).sum(-1)
+
+    def _server_logits(self, head: Head, x: Float[Array, "*B N I"]) -> Float[Array, "*B N S K"]:
+        return head(x).reshape(*x.shape[:-1], self.config.stoch, self.config.classes)
+
+    def _world_logits(self, head: Head, x: Float[Array, "*B I"]) -> Float[Array, "*B V K"]:
+        return head(x).reshape(*x.shape[:-1], self.config.world_stoch, self.config.classes)
+
+    def _noise(self, shape: tuple[int, ...], key: Key[Array, ""]) -> Noise:
+        c, (_, entry) = self.config, self.entries.servers[0]
+        servers_key, world_key = jax.random.split(key)
+        return Noise(
+            jax.random.uniform(servers_key, (*shape, entry.shape[0], c.stoch)),
+            jax.random.uniform(world_key, (*shape, c.world_stoch)),
+        )
+
+    def _servers(self, observation: dict[str, Array]) -> Float[Array, "*B N F"]:
+        return observation[self.entries.servers[0][0]]
+
+    def _vectors(self, observation: dict[str, Array]) -> Float[Array, "*B D"]:
+        return jnp.concatenate([observation[name] for name, _ in self.entries.vectors], -1)
+
+
+def _rows(state: SetState) -> Float[Array, "*B N G"]:
+    return jnp.concatenate([state.deter, _flat(state.stoch)], -1)
+
+
+def _context(state: SetState) -> Float[Array, "*B C"]:
+    return jnp.concatenate([state.world_deter, _flat(state.world_stoch)], -1)
+
+
+def _flat(stoch: Float[Array, "*B S K"]) -> Float[Array, "*B Z"]:
+    return stoch.reshape(*stoch.shape[:-2], -1)
+
+
+def _swap(x: Array) -> Array:
+    return jnp.swapaxes(x, 0, 1)

@@ -1,0 +1,202 @@
+"""Distributions that heads output, and the squashing functions they share.
+
+One small interface: `mean`, `mode`, `sample`, `log_prob` and `entropy` where they have a meaning, and `loss(target)`,
+what a head pays for predicting this when `target` came true. They take a head's raw output, of any leading axes, and
+compute in float32. Nothing here is learned.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+def symlog(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """`sign(x) log(1 + |x|)`: compresses large numbers of either sign (DreamerV3, arXiv 2301.04104)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """The inverse of `symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+class Categorical(eqx.Module):
+    """One of K classes, as probabilities [*B, K] and their logarithms (finite where the probability is 0)."""
+
+    probs: Float[Array, "*B K"]
+    log_probs: Float[Array, "*B K"]
+
+    @classmethod
+    def from_logits(
+        cls, logits: Float[Array, "*B K"], unimix: float = 0.0, mask: Bool[Array, "*B K"] | None = None
+    ) -> "Categorical":
+        """Normalise `logits`, mix in the uniform distribution with weight `unimix`, forbid classes where not `mask`.
+
+        Forbidden classes have probability exactly 0 and no share of the uniform part; each row must allow one class.
+        """
+        # Classes lead in here: with few of them, reductions over the last axis are not vectorised on CPU.
+        logits = jnp.moveaxis(logits.astype(jnp.float32), -1, 0)  # [K, *B]
+        uniform = 1 / logits.shape[0]
+        if mask is not None:
+            allowed = jnp.moveaxis(mask, -1, 0)
+            logits = jnp.where(allowed, logits, -1e30)
+            uniform = allowed / allowed.sum(0)
+        log_probs = jax.nn.log_softmax(logits, 0)
+        probs = jnp.exp(log_probs)
+        if unimix:
+            probs = (1 - unimix) * probs + unimix * uniform
+            log_probs = jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
+        return cls(jnp.moveaxis(probs, 0, -1), jnp.moveaxis(log_probs, 0, -1))
+
+    def mode(self) -> Int[Array, "*B"]:
+        return self.log_probs.argmax(-1)
+
+    def sample(self, key: Key[Array, ""]) -> Int[Array, "*B"]:
+        return jax.random.categorical(key, self.log_probs)
+
+    def straight_through(self, noise: Float[Array, "*B"]) -> Float[Array, "*B K"]:
+        """A one-hot sample whose gradient is that of the probabilities (Bengio et al. 2013, arXiv 1308.3432).
+
+        The sample is the class in whose share of [0, 1) the uniform `noise` falls. That takes one random number per
+        variable; the usual Gumbel trick takes K and two logarithms of each.
+        """
+        ends = jnp.cumsum(jnp.moveaxis(self.probs, -1, 0)[:-1], 0)  # [K - 1, *B]
+        sample = jax.nn.one_hot((noise >= ends).sum(0), self.probs.shape[-1])
+        return sample + (self.probs - jax.lax.stop_gradient(self.probs))
+
+    def log_prob(self, index: Int[Array, "*B"]) -> Float[Array, "*B"]:
+        return jnp.take_along_axis(self.log_probs, index[..., None], -1)[..., 0]
+
+    def loss(self, target: Int[Array, "*B"]) -> Float[Array, "*B"]:
+        return -self.log_prob(target)
+
+    def entropy(self) -> Float[Array, "*B"]:
+        return -(self.probs * self.log_probs).sum(-1)
+
+    def kl(self, other: "Categorical") -> Float[Array, "*B"]:
+        """KL(self || other) in nats."""
+        return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
+
+
+class Bernoulli(eqx.Module):
+    """True or false, from the logit of true [*B]."""
+
+    logit: Float[Array, "*B"]
+
+    def mean(self) -> Float[Array, "*B"]:
+        return jax.nn.sigmoid(self.logit.astype(jnp.float32))
+
+    def mode(self) -> Bool[Array, "*B"]:
+        return self.logit > 0
+
+    def sample(self, key: Key[Array, ""]) -> Bool[Array, "*B"]:
+        return jax.random.bernoulli(key, self.mean())
+
+    def log_prob(self, value: Bool[Array, "*B"]) -> Float[Array, "*B"]:
+        return -self.loss(value.astype(jnp.float32))
+
+    def loss(self, target: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        """Cross-entropy to the probability `target` in [0, 1]."""
+        logit = self.logit.astype(jnp.float32)
+        return -target * jax.nn.log_sigmoid(logit) - (1 - target) * jax.nn.log_sigmoid(-logit)
+
+    def entropy(self) -> Float[Array, "*B"]:
+        return self.loss(self.mean())
+
+
+class TwoHot(eqx.Module):
+    """A number, as a categorical over bins that grow exponentially to both sides of 0, from logits [*B, K].
+
+    A target is spread over the two bins beside it, with weights linear in the distance of the raw numbers, so that the
+    expectation reproduces it. Source: DreamerV3 (arXiv 2301.04104), "symexp twohot loss".
+    """
+
+    logits: Float[Array, "*B K"]
+
+    BINS = 255
+    """How many bins DreamerV3's heads have: 0 in the middle, 127 to each side, the outermost at about 4.85e8."""
+
+    @staticmethod
+    def bins(count: int) -> Float[np.ndarray, " K"]:
+        """The values of `count` bins (odd), mirrored around an exact 0."""
+        if count < 3 or count % 2 == 0:
+            raise ValueError(f"TwoHot needs an odd number of at least 3 bins, so that 0 is one of them; got {count}")
+        positive = np.expm1(np.linspace(0.0, 20.0, count // 2 + 1)).astype(np.float32)
+        return np.concatenate([-positive[:0:-1], positive])
+
+    def mean(self) -> Float[Array, "*B"]:
+        """The expectation, summed in mirrored pairs of bins so that a uniform distribution gives exactly 0."""
+        probs = jax.nn.softmax(self.logits.astype(jnp.float32))
+        half = probs.shape[-1] // 2
+        surplus = probs[..., half + 1 :] - probs[..., half - 1 :: -1]
+        return (surplus * self.bins(probs.shape[-1])[half + 1 :]).sum(-1)
+
+    def mode(self) -> Float[Array, "*B"]:
+        return jnp.asarray(self.bins(self.logits.shape[-1]))[self.logits.argmax(-1)]
+
+    def loss(self, target: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        """Cross-entropy to the two-hot `target`; a target beyond the outermost bin counts as that bin."""
+        logits = self.logits.astype(jnp.float32)
+        return -(self.weights(target, logits.shape[-1]) * jax.nn.log_softmax(logits)).sum(-1)
+
+    @classmethod
+    def weights(cls, target: Float[Array, "*B"], count: int) -> Float[Array, "*B K"]:
+        """The two-hot vector of `target`: a bin weighs 1 at its own value, falling linearly to 0 at its neighbours'."""
+        bins = cls.bins(count)
+        lower = np.append(2 * bins[0], bins[:-1])  # no target lies beyond the outermost bins, so that what is put
+        upper = np.append(bins[1:], 2 * bins[-1])  # outside them only has to be farther out
+        target = jnp.clip(target.astype(jnp.float32), bins[0], bins[-1])[..., None]
+        rising, falling = (target - lower) / (bins - lower), (upper - target) / (upper - bins)
+        return jnp.maximum(0, jnp.minimum(rising, falling))
+
+
+class BoundedNormal(eqx.Module):
+    """Independent normals over the A entries of a continuous action, from two unbounded outputs per entry.
+
+    The mean is squashed by tanh into [-1, 1], the standard deviation by a sigmoid into [0.1, 1] (DreamerV3's bounded
+    normal). A sample may leave [-1, 1]: clip what is done, not what `log_prob` is asked about.
+    """
+
+    center: Float[Array, "*B A"]
+    width: Float[Array, "*B A"]
+
+    def mean(self) -> Float[Array, "*B A"]:
+        return jnp.tanh(self.center.astype(jnp.float32))
+
+    def mode(self) -> Float[Array, "*B A"]:
+        return self.mean()
+
+    def deviation(self) -> Float[Array, "*B A"]:
+        return 0.9 * jax.nn.sigmoid(self.width.astype(jnp.float32) + 2) + 0.1
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*B A"]:
+        return self.mean() + self.deviation() * jax.random.normal(key, self.center.shape)
+
+    def log_prob(self, value: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+        """Log-density of the whole action."""
+        return jax.scipy.stats.norm.logpdf(value, self.mean(), self.deviation()).sum(-1)
+
+    def loss(self, target: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+        return -self.log_prob(target)
+
+    def entropy(self) -> Float[Array, "*B"]:
+        return (jnp.log(self.deviation()) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class SquaredError(eqx.Module):
+    """A point prediction that pays its squared distance per entry; with `squash`, the distance of the symlogs."""
+
+    value: Float[Array, "*B"]
+    squash: bool = eqx.field(static=True, default=False)
+
+    def mode(self) -> Float[Array, "*B"]:
+        """The prediction in the units of the target."""
+        value = self.value.astype(jnp.float32)
+        return symexp(value) if self.squash else value
+
+    def loss(self, target: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        return jnp.square(self.value.astype(jnp.float32) - (symlog(target) if self.squash else target))

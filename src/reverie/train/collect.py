@@ -1,0 +1,121 @@
+"""Collecting experience in built-in worlds, on the device: trials, episodes and the memory that lives through them.
+
+A trial is `episodes` episodes on one task, drawn from a pool; the policy's memory lives through it and is reset at its
+end. What is learned from the experience is the agents' business.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from reverie.envs.core import Environment, State, Task, TimeStep, batch_reset, batch_step, select
+from reverie.policies.core import Policy, PolicyState
+
+
+class Collector(NamedTuple):
+    """Where B streams of experience stand."""
+
+    task: Int[Array, " B"]
+    """Index into the pool of tasks."""
+    states: State
+    timesteps: TimeStep
+    memory: PolicyState
+    is_trial_first: Bool[Array, " B"]
+    episode: Int[Array, " B"]
+    """Number of the episode within its trial."""
+    score: Float[Array, " B"]
+    """Rewards of the present episode so far."""
+    key: Key[Array, ""]
+
+
+class Experience(NamedTuple):
+    """One row per stream and time: what was seen, then what was done. Leaves [T, B, ...]."""
+
+    timestep: TimeStep
+    is_trial_first: Bool[Array, "*B"]
+    action: Array
+    """Done after `timestep` was seen; means nothing where `timestep.is_last`."""
+    memory: PyTree
+    """What the caller chose to keep of the policy's memory, right after it saw `timestep`."""
+    finished: Float[Array, "*B"]
+    """Return of the episode that `timestep` closes; NaN where it closes none."""
+
+
+def start(env: Environment, pool: Task, policy: Policy, batch: int, key: Key[Array, ""]) -> Collector:
+    """Open `batch` (B) streams. `pool`: tasks, leaves [K, ...]."""
+    key, task_key, reset_key = jax.random.split(key, 3)
+    task = jax.random.randint(task_key, (batch,), 0, pool_size(pool))
+    states, timesteps = batch_reset(env, take(pool, task), reset_key)
+    return Collector(
+        task=task,
+        states=states,
+        timesteps=timesteps,
+        memory=policy.initial_state(batch),
+        is_trial_first=jnp.ones((batch,), bool),
+        episode=jnp.zeros((batch,), jnp.int32),
+        score=jnp.zeros((batch,)),
+        key=key,
+    )
+
+
+def collect(
+    env: Environment,
+    pool: Task,
+    policy: Policy,
+    collector: Collector,
+    steps: int,
+    episodes: int,
+    keep: Callable[[PolicyState], PyTree] = lambda memory: None,
+) -> tuple[Collector, Experience]:
+    """Let the policy act for `steps` (T) steps in all streams.
+
+    Arguments: `episodes`, how many make a trial; `keep`, what to store of the policy's memory at each step.
+    Returns the collector and the experience [T, B, ...].
+    """
+
+    def one_step(c: Collector, _: None) -> tuple[Collector, Experience]:
+        key, act_key, task_key, step_key = jax.random.split(c.key, 4)
+        action, memory = policy.act(c.memory, c.timesteps, act_key)
+        closes = c.timesteps.is_last
+        seen = Experience(
+            timestep=c.timesteps,
+            is_trial_first=c.is_trial_first,
+            action=action,
+            memory=keep(memory),
+            finished=jnp.where(closes, c.score, jnp.nan),
+        )
+        ends_trial = closes & (c.episode == episodes - 1)
+        drawn = jax.random.randint(task_key, c.task.shape, 0, pool_size(pool))
+        task = jnp.where(ends_trial, drawn, c.task)
+        states, timesteps = batch_step(env, take(pool, task), c.states, c.timesteps, action, step_key)
+        following = Collector(
+            task=task,
+            states=states,
+            timesteps=timesteps,
+            memory=select(ends_trial, policy.initial_state(closes.shape[0]), memory),
+            is_trial_first=ends_trial,
+            episode=jnp.where(ends_trial, 0, c.episode + closes),
+            score=jnp.where(closes, 0.0, c.score) + timesteps.reward,
+            key=key,
+        )
+        return following, seen
+
+    return jax.lax.scan(one_step, collector, None, length=steps)
+
+
+def take(pool: Task, index: Int[Array, " B"]) -> Task:
+    """The tasks [B, ...] at `index` in a pool [K, ...]."""
+    return jax.tree.map(lambda leaf: leaf[index], pool)
+
+
+def pool_size(pool: Task) -> int:
+    return jax.tree.leaves(pool)[0].shape[0]
+
+
+def finished_returns(experience: Experience) -> dict[str, Any]:
+    """Mean return of the episodes that ended in a stretch of experience (NaN where none did), and their number."""
+    ended = ~jnp.isnan(experience.finished)
+    return {"episode/return": jnp.nanmean(experience.finished), "episode/count": ended.sum()}

@@ -1,0 +1,303 @@
+"""The training loop: compiled chunks of training, and around them everything that touches files, clocks and signals.
+
+What is computed is the trainer's business (`dreaming.py`, `on_policy.py`), what a run looks like on disk that of
+`run.py`. Here is decided when to log, evaluate, save and stop: a run that was killed goes on to the same numbers.
+"""
+
+import errno
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, SupportsFloat, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+from rich.console import Console
+
+from reverie.policies.core import Policy
+from reverie.train import checkpoint
+from reverie.train.progress import Progress
+from reverie.train.run import RunFolder
+
+MAY_BE_MISSING = "episode/"
+"""Metrics whose name begins so are NaN where no episode ended; every other metric has to be finite."""
+
+Evaluate = Callable[[Policy], Mapping[str, SupportsFloat]]
+"""Judges a policy on the same few episodes each time; what it returns joins the metrics."""
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """An algorithm at work in a world, as pure functions of one state that holds all that training changes.
+
+    The state is a pytree of arrays: networks, optimiser, environments, tasks, replay and random keys. `train` is
+    compiled once and its argument is donated; `init` compiles what it needs itself.
+    """
+
+    @property
+    def first_steps(self) -> int:
+        """Environment steps, over all streams, that `init` takes."""
+        ...
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps, over all streams, of one call of `train`."""
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Updates (U) of one call of `train`."""
+        ...
+
+    def init(self, key: Key[Array, ""]) -> PyTree: ...
+
+    def train(self, state: PyTree) -> tuple[PyTree, dict[str, Float[Array, " U"]]]:
+        """One chunk, of a few seconds at most: signals are heard and checkpoints are made between chunks."""
+        ...
+
+    def policy(self, state: PyTree, greedy: bool = True) -> Policy: ...
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When to stop, evaluate and save."""
+
+    steps: int = 1_000_000
+    """Environment steps, over all streams, after which training stops."""
+    minutes: float | None = None
+    """Minutes on the wall clock after which training stops, compilation and evaluations included."""
+    cpu_minutes: float | None = None
+    """Minutes of CPU time, over all cores, after which training stops."""
+    evaluate_every: int = 100_000
+    """Environment steps between two points of the learning curve; there is one at the beginning and one at the end."""
+    save_every: float = 60.0
+    """Seconds between two checkpoints; one is made at the end and at a signal in any case."""
+
+    def __post_init__(self):
+        for name in ("steps", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 environment step, got {getattr(self, name)}")
+        for name in ("minutes", "cpu_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be more than 0 (leave it out for no limit), got {value}")
+        if not self.save_every >= 0:
+            raise ValueError(f"save_every must be 0 seconds (after each chunk) or more, got {self.save_every}")
+
+
+StoppedBy = Literal["steps", "minutes", "cpu_minutes"]
+
+
+class Outcome(NamedTuple):
+    """Where training stopped, and what it took, all processes of the run together."""
+
+    state: PyTree
+    env_steps: int
+    updates: int
+    wall_seconds: float
+    cpu_seconds: float
+    stopped_by: StoppedBy
+    """The field of `LoopConfig` that ended it."""
+
+
+class DivergedError(ArithmeticError):
+    """A metric is no longer finite; the last checkpoint is from before."""
+
+
+class Interrupted(Exception):  # noqa: N818  (it is no error)
+    """SIGINT or SIGTERM asked for the end; the run is saved."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+class _Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: PyTree
+    updates: int
+    wall_seconds: float
+    cpu_seconds: float
+
+
+def train(
+    trainer: Trainer,
+    config: LoopConfig,
+    run: RunFolder,
+    command: Sequence[str],
+    seed: int,
+    evaluate: Evaluate | None = None,
+    *,
+    title: str = "training",
+    shown: Sequence[str] = (),
+    quiet: bool = False,
+) -> Outcome:
+    """Train until `config` says stop, from the newest checkpoint of `run` on, or from the beginning without one.
+
+    Arguments: `command`, put on record in the run; `seed`, of everything random; `evaluate`, for the learning curve;
+    `title` and `shown`, what the display is called and which metrics it shows; `quiet`, show nothing.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; all is saved.
+        DivergedError: a metric is not finite; nothing of that chunk is kept.
+        OSError: the disk is full, or will be; what was saved before is whole.
+        BlockingIOError: another process trains in this folder.
+        ValueError: the checkpoint does not fit the trainer.
+    """
+    clock = _Clock()
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(trainer.init, key)
+    _check_room(run, shapes)
+    with run.writer(command) as writer, _signals() as caught:
+        step, saved = writer.restore(_Saved(shapes, 0, 0.0, 0.0))
+        clock.add(saved.wall_seconds, saved.cpu_seconds)
+        if (reason := _limit_reached(config, step, clock)) is not None:
+            return Outcome(saved.state, step, saved.updates, saved.wall_seconds, saved.cpu_seconds, reason)
+        _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
+        chunk = jax.jit(trainer.train, donate_argnums=0).lower(shapes).compile()
+        state, updates = saved.state, saved.updates
+        if step == 0:  # there is no checkpoint
+            state, step = trainer.init(key), trainer.first_steps
+            if evaluate is not None:
+                writer.log(step, evaluate(trainer.policy(state)))
+        last_save, stopping = time.monotonic(), bool(caught)
+        done, total, unit = _amount(config, step, clock)
+        with Progress(total, unit, title, done=min(done, total), quiet=quiet) as progress:
+            while not stopping:
+                state, measured = chunk(state)
+                metrics = _means(jax.device_get(measured), updates, run)
+                before, step, updates = step, step + trainer.env_steps, updates + trainer.updates
+                reason = _limit_reached(config, step, clock)
+                if evaluate is not None and (reason or before // config.evaluate_every < step // config.evaluate_every):
+                    metrics |= {name: float(value) for name, value in evaluate(trainer.policy(state)).items()}
+                wall, cpu = clock.read()
+                writer.log(step, {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics})
+                known = {name: metrics[name] for name in shown if not math.isnan(metrics.get(name, math.nan))}
+                progress.update(_amount(config, step, clock)[0], {"env steps": step, **known}, updates)
+                stopping = reason is not None or bool(caught)  # a signal from here on is heard after the next chunk
+                if stopping or time.monotonic() - last_save >= config.save_every:
+                    writer.save(step, _Saved(state, updates, wall, cpu))
+                    last_save = time.monotonic()
+    if reason is None:
+        name = signal.Signals(caught[0]).name
+        raise Interrupted(f"{title}: stopped by {name} at {step:,} environment steps; resume to go on", caught[0])
+    _say(quiet, f"{title}: {_ENDINGS[reason]}, at {step:,} environment steps and {updates:,} updates")
+    return Outcome(state, step, updates, *clock.read(), reason)
+
+
+def newest_state(trainer: Trainer, run: RunFolder) -> tuple[int, PyTree]:
+    """The environment steps and the trainer's state of a run's newest checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint yet.
+        ValueError: the checkpoint does not fit the trainer, or is damaged.
+    """
+    if (path := checkpoint.latest(run.checkpoints)) is None:
+        raise FileNotFoundError(f"{run.path} has no checkpoint yet; let it train for a minute, or resume it")
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0))
+    saved = checkpoint.load(path, _Saved(shapes, 0, 0.0, 0.0))
+    return checkpoint.read_metadata(path)["step"], saved.state
+
+
+_ENDINGS: Mapping[StoppedBy, str] = {
+    "steps": "all steps are done",
+    "minutes": "the time on the clock is used up",
+    "cpu_minutes": "the CPU time is used up",
+}
+
+
+class _Clock:
+    """Wall and CPU seconds of this process since now, and of the processes before it."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = -time.monotonic(), -time.process_time()
+
+    def add(self, wall: float, cpu: float) -> None:
+        self._wall += wall
+        self._cpu += cpu
+
+    def read(self) -> tuple[float, float]:
+        return self._wall + time.monotonic(), self._cpu + time.process_time()
+
+
+def _limit_reached(config: LoopConfig, step: int, clock: _Clock) -> StoppedBy | None:
+    wall, cpu = clock.read()
+    if step >= config.steps:
+        return "steps"
+    if config.minutes is not None and wall >= 60 * config.minutes:
+        return "minutes"
+    if config.cpu_minutes is not None and cpu >= 60 * config.cpu_minutes:
+        return "cpu_minutes"
+    return None
+
+
+def _amount(config: LoopConfig, step: int, clock: _Clock) -> tuple[int, int, str]:
+    """How much is done, of how much, in the unit of what is likely to end the run: time where that is limited."""
+    wall, cpu = clock.read()
+    if config.minutes is not None:
+        return int(wall), math.ceil(60 * config.minutes), "seconds"
+    if config.cpu_minutes is not None:
+        return int(cpu), math.ceil(60 * config.cpu_minutes), "CPU seconds"
+    return step, config.steps, "env steps"
+
+
+def _means(measured: Mapping[str, Float[np.ndarray, " U"]], updates: int, run: RunFolder) -> dict[str, float]:
+    """The mean of each metric over a chunk that began after `updates` updates; NaN where none of its values exists."""
+    finite = {name: np.isfinite(values) for name, values in measured.items()}
+    broken = {
+        name: int(at.argmin()) for name, at in finite.items() if not (at.all() or name.startswith(MAY_BE_MISSING))
+    }
+    if broken:
+        first = min(broken.values())
+        names = " and ".join(name for name, at in broken.items() if at == first)
+        raise DivergedError(
+            f"{names} became infinite or NaN at update {updates + first + 1}. The last good checkpoint is kept in "
+            f"{run.checkpoints}; start a new run with a smaller learning rate or another seed"
+        )
+    return {
+        name: float(values[finite[name]].mean()) if finite[name].any() else math.nan
+        for name, values in measured.items()
+    }
+
+
+def _check_room(run: RunFolder, shapes: PyTree) -> None:
+    """Refuse to begin where the checkpoints will not fit: the last two are kept while the next is written."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    present = sum(path.stat().st_size for path in run.checkpoints.iterdir())
+    needed, free = 3 * size - present, shutil.disk_usage(run.path).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"not enough room on the disk of {run.path}: checkpoints need {needed / 1e6:,.0f} MB more and "
+            f"{free / 1e6:,.0f} MB are free. Make room, choose another folder, or a smaller replay capacity",
+        )
+
+
+@contextmanager
+def _signals() -> Generator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the work can be saved; a second signal of a kind acts as usual."""
+    caught: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        caught.append(number)
+        signal.signal(number, usual[number])
+
+    usual = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in usual:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _say(quiet: bool, message: str) -> None:
+    if not quiet:
+        Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

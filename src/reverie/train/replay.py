@@ -1,0 +1,83 @@
+"""Replay on the device: a ring of the most recent experience of B streams, sampled as sequences.
+
+Any pytree of rows can be stored. Sequences may cross the borders of episodes (models are told by `is_first`), never the
+place where the ring is being overwritten.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree
+
+
+class Replay(NamedTuple):
+    """`rows` has leaves [C, B, ...]: capacity in time steps, streams."""
+
+    rows: PyTree
+    position: Int[Array, ""]
+    """Where the next row is written."""
+    filled: Int[Array, ""]
+    """How many rows hold experience."""
+
+
+class Place(NamedTuple):
+    """Where sampled sequences lie in the ring, so that what is learned about them can be written back."""
+
+    time: Int[Array, "S L"]
+    stream: Int[Array, "S L"]
+
+
+def empty(row: PyTree, capacity: int) -> Replay:
+    """A ring for rows like `row` (leaves [B, ...]) with room for `capacity` (C) time steps."""
+    rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
+    return Replay(rows, jnp.int32(0), jnp.int32(0))
+
+
+def add(replay: Replay, rows: PyTree) -> Replay:
+    """Append rows [T, B, ...], T at most the capacity, over the oldest ones."""
+    steps, capacity = _length(rows), _length(replay.rows)
+    if steps > capacity:
+        raise ValueError(f"replay: {steps} steps at once do not fit into a capacity of {capacity}")
+    time = (replay.position + jnp.arange(steps)) % capacity
+    return Replay(
+        jax.tree.map(lambda ring, new: ring.at[time].set(new.astype(ring.dtype)), replay.rows, rows),
+        (replay.position + steps) % capacity,
+        jnp.minimum(replay.filled + steps, capacity),
+    )
+
+
+def sample(replay: Replay, sequences: int, length: int, fresh: Int[Array, " R"], key: Key[Array, ""]) -> Place:
+    """Places of `sequences` (S) stretches of `length` (L) steps, every possible one equally likely.
+
+    The first R are not drawn: they are the newest stretches of the streams `fresh`, so that new experience is learned
+    from at once and at least once. The ring must hold `length` rows or more.
+    """
+    capacity, streams = jax.tree.leaves(replay.rows)[0].shape[:2]
+    time_key, stream_key = jax.random.split(key)
+    newest = replay.filled - length
+    drawn = sequences - fresh.shape[0]
+    age = jax.random.randint(time_key, (drawn,), 0, newest + 1)
+    start = jnp.concatenate([jnp.full(fresh.shape, newest), age])
+    stream = jnp.concatenate([fresh, jax.random.randint(stream_key, (drawn,), 0, streams)])
+    oldest = replay.position - replay.filled
+    time = (oldest + start[:, None] + jnp.arange(length)) % capacity
+    return Place(time, jnp.broadcast_to(stream[:, None], time.shape))
+
+
+def read(replay: Replay, place: Place) -> PyTree:
+    """The rows [S, L, ...] at a place."""
+    return jax.tree.map(lambda ring: ring[place.time, place.stream], replay.rows)
+
+
+def write(replay: Replay, place: Place, rows: PyTree) -> Replay:
+    """Overwrite the rows [S, L, ...] at a place; `rows` holds None where a field is to stay as it is."""
+
+    def column(new, ring):
+        return ring if new is None else ring.at[place.time, place.stream].set(new.astype(ring.dtype))
+
+    return replay._replace(rows=jax.tree.map(column, rows, replay.rows, is_leaf=lambda leaf: leaf is None))
+
+
+def _length(rows: PyTree) -> int:
+    return jax.tree.leaves(rows)[0].shape[0]

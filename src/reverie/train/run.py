@@ -1,0 +1,276 @@
+"""A run is a folder that explains itself: configuration, versions, metrics, checkpoints, tables, report.
+
+    config.json      the resolved configuration
+    versions.json    one entry for each process that wrote here: when, by which command, with which versions
+    metrics.jsonl    one line per `log`, oldest first; `tensorboard/` holds the same for TensorBoard
+    checkpoints/     the last two, as `train/checkpoint.py` writes them
+    tables/          results, as `tables.py` writes them
+    report.html      the page that `reverie report` makes of the tables
+
+Anyone may read a run at any time; one process at a time writes, through `RunFolder.writer`. What is logged and when a
+checkpoint is due, the training loop decides.
+"""
+
+import fcntl
+import json
+import math
+import os
+import socket
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, SupportsFloat
+
+from jaxtyping import PyTree
+
+from reverie.files import explained, remove_partial, write_text
+from reverie.train import checkpoint
+from reverie.train.config_json import Json, config_differences, config_from_json, config_to_json
+from reverie.train.tensorboard import TensorBoard
+from reverie.train.versions import versions
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk. Make one with `create`, find one with `open`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: Any) -> "RunFolder":
+        """Make the folder of a new run; `path` must not exist or be empty.
+
+        Raises:
+            FileExistsError: something is there already.
+            TypeError, ValueError: the configuration could not be stored and read back.
+        """
+        data = config_to_json(config)
+        if config_to_json(config_from_json(type(config), data)) != data:
+            raise ValueError(f"the configuration {type(config).__name__} does not survive being written and read back")
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise FileExistsError(f"{path} is not empty; resume the run that is there, or choose another folder")
+        run = cls(path)
+        run.checkpoints.mkdir()
+        run.tables.mkdir()
+        write_text(path / "config.json", _dump(data))
+        return run
+
+    @classmethod
+    def open(cls, path: Path, config: Any = None) -> "RunFolder":
+        """Find a run; with `config`, make sure that it is the one the run was created with.
+
+        Raises:
+            FileNotFoundError: `path` is not a run.
+            ValueError: the run has another configuration; the message names the fields in which they differ.
+        """
+        run = cls(path)
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path} is not a run (it has no config.json)")
+        if config is not None and (differences := config_differences(run.config_json(), config_to_json(config))):
+            raise ValueError(
+                f"{path} was started with another configuration; go on with that one, or choose another folder.\n  "
+                + "\n  ".join(differences)
+            )
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tables(self) -> Path:
+        return self.path / "tables"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def config[T](self, cls: type[T]) -> T:
+        """The configuration that the run was created with.
+
+        Raises:
+            ValueError: it is not a configuration of type `cls`; the message names the field.
+        """
+        try:
+            return config_from_json(cls, self.config_json())
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'config.json'}: {error}") from error
+
+    def versions(self) -> list[dict[str, Any]]:
+        """One entry for each process that wrote here, oldest first."""
+        path = self.path / "versions.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def metrics(self) -> list[dict[str, float]]:
+        """What was logged, oldest first: `step` and the metrics; a value that was not finite is NaN.
+
+        Raises:
+            ValueError: a line other than the last is broken, named by its number.
+        """
+        return [
+            {name: math.nan if value is None else value for name, value in line.items()}
+            for line, _ in _read_lines(self.path / "metrics.jsonl")
+        ]
+
+    def writer(self, command: Sequence[str]) -> "RunWriter":
+        """The right to write in this run, as a context manager; `command` (as in `sys.argv`) is put on record."""
+        return RunWriter(self, command)
+
+    def config_json(self) -> Json:
+        """The configuration that the run was created with, as `config_to_json` gave it."""
+        path = self.path / "config.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+class RunWriter:
+    """Writes in a run, alone, inside its `with` block.
+
+    A training loop begins with `restore`, then calls `log` and `save` in the order of steps, `log` before `save` where
+    both are due: then a run that was killed ends with the same metrics as one that was not.
+    """
+
+    def __init__(self, run: RunFolder, command: Sequence[str]):
+        self._run = run
+        self._command = list(command)
+        self._open = ExitStack()
+        self._metrics: BinaryIO | None = None
+        self._step = 0
+
+    def __enter__(self) -> "RunWriter":
+        """Take the lock of the run and put this process on record.
+
+        Raises:
+            BlockingIOError: another process writes in this run.
+        """
+        with ExitStack() as opened:
+            lock = opened.enter_context((self._run.path / "lock").open("a+", encoding="utf-8"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                message = f"{self._run.path} is being written by {lock.read() or 'another process'}; wait or stop it"
+                raise BlockingIOError(error.errno, message) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            for folder in (self._run.path, self._run.tables):
+                remove_partial(folder)
+            record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": self._command}
+            entries = [*self._run.versions(), {**record, "versions": versions()}]
+            write_text(self._run.path / "versions.json", _dump(entries))
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._metrics = None
+        try:
+            with explained(self._run.path):
+                self._open.close()
+        except OSError:
+            if error is None:  # otherwise the first error tells more
+                raise
+
+    def restore(self, state: PyTree) -> tuple[int, PyTree]:
+        """The step and the state of the newest checkpoint; step 0 and `state` itself where there is none.
+
+        What was logged after that step is dropped, as it will be logged again. A warning says if the versions are not
+        those of the process before, since the numbers may then not be those of an unbroken run.
+
+        Raises:
+            ValueError: the checkpoint is damaged or does not fit `state`; a line of the metrics is broken.
+        """
+        newest = checkpoint.latest(self._run.checkpoints)
+        path = self._run.path / "metrics.jsonl"
+        end = 0
+        if newest is not None:
+            self._step = checkpoint.read_metadata(newest)["step"]
+            state = checkpoint.load(newest, state)
+            self._compare_versions()
+            end = max((end for line, end in _read_lines(path) if line["step"] <= self._step), default=0)
+        self._metrics = self._open.enter_context(path.open("ab"))
+        self._metrics.truncate(end)
+        self._board = TensorBoard(self._run.path / "tensorboard", after=-1 if newest is None else self._step)
+        self._open.callback(self._board.close)
+        return self._step, state
+
+    def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Write metrics of a step, to be read by others at once.
+
+        JSON has neither NaN nor infinity: both are written as null, and read back as NaN; TensorBoard gets the value.
+
+        Raises:
+            ValueError: a step before the last one, or a metric with the name `step`.
+            OSError: the disk is full.
+        """
+        if self._metrics is None:
+            raise RuntimeError("`restore` comes before `log`")
+        self._advance(step)
+        if "step" in metrics:
+            raise ValueError("a metric cannot have the name 'step', which is taken by the step itself")
+        values = {name: float(value) for name, value in metrics.items()}
+        line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+        with explained(self._run.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._metrics.flush()
+        with explained(self._run.path / "tensorboard"):
+            self._board.log(step, values)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Save a checkpoint, after everything that was logged has reached the disk.
+
+        Raises:
+            ValueError: a step before the last one.
+            TypeError: something in `state` cannot be stored.
+            OSError: the disk is full; the checkpoints before are whole.
+        """
+        if self._metrics is None:
+            raise RuntimeError("`restore` comes before `save`")
+        self._advance(step)
+        os.fsync(self._metrics.fileno())
+        self._board.flush()
+        checkpoint.save_step(self._run.checkpoints, step, state, {"config": self._run.config_json()})
+
+    def _advance(self, step: int) -> None:
+        if step < self._step:
+            raise ValueError(f"step {step} comes after step {self._step}; a run is written in the order of its steps")
+        self._step = step
+
+    def _compare_versions(self) -> None:
+        *_, before, now = (entry["versions"] for entry in self._run.versions())
+        if changes := [f"{name}: {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
+            warnings.warn(
+                f"{self._run.path} goes on under other conditions; its numbers may not be those of an unbroken run. "
+                + "; ".join(changes),
+                stacklevel=3,
+            )
+
+
+def _read_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines of the metrics, each with the offset of its end; a last line that a kill left broken is no line."""
+    if not path.exists():
+        return
+    end = 0
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+                whole = text.endswith(b"\n") and isinstance(line["step"], int)
+            except (ValueError, TypeError, KeyError):
+                whole = False
+            if not whole:
+                if file.read(1):
+                    raise ValueError(f"{path}: line {number} is broken: {text[:80]!r}; mend or remove it")
+                return
+            end += len(text)
+            yield line, end
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,208 @@
+"""Dreamer: its returns, its memory, its gradients, and that training goes on as if it had never stopped."""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reverie.agents import dreamer
+from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.envs.core import stack_tasks
+from reverie.envs.fleet import workload
+from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
+from reverie.models.core import Sequence
+from reverie.models.rssm import PRESETS
+from reverie.models.set_rssm import SetRSSMConfig
+from reverie.train import dreaming
+from reverie.train.dreaming import DreamingConfig
+
+ENV = FleetEnv(servers=3, jobs=12)
+TASK = fleet_task(constant_speeds([1.0, 0.5, 0.2]), workload.poisson(1.0, workload.exponential(1.0)))
+POOL = stack_tasks([TASK] * 2)
+FLAT = DreamerConfig(model=PRESETS["tiny"], memory=8, units=16, layers=1, horizon=4, starts=8)
+SET = replace(FLAT, model=SetRSSMConfig(units=16, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4))
+GATHERING = DreamingConfig(streams=2, episodes=2, capacity=400, batch=2, length=8, ratio=4.0)
+
+
+def agent(config: DreamerConfig = FLAT) -> Dreamer:
+    return Dreamer(config, ENV.observation_spec, ENV.action_spec)
+
+
+@pytest.fixture(scope="module", params=[FLAT, SET], ids=["flat", "set"])
+def trained(request):
+    """An agent, its state after 3 updates, and the jitted training function of one update."""
+    a = agent(request.param)
+    train = jax.jit(lambda state: dreaming.train(a, GATHERING, ENV, POOL, state, 1))
+    state = jax.jit(lambda key: dreaming.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
+    for _ in range(3):
+        state, metrics = train(state)
+    return a, state, train, metrics
+
+
+def sample_batch(a: Dreamer, state: dreaming.Dreaming) -> dreamer.Batch:
+    place = dreaming.replays.sample(state.replay, 2, 9, jnp.arange(0), jax.random.key(5))
+    return dreaming.as_batch(a, state.learner, dreaming.replays.read(state.replay, place))
+
+
+def test_lambda_returns_equal_the_definition():
+    rng = np.random.default_rng(0)
+    reward, value = rng.normal(size=(4, 2)), rng.normal(size=(5, 2))
+    continues = rng.uniform(size=(4, 2))
+    expected, later = np.zeros((4, 2)), value[4]
+    for t in reversed(range(4)):
+        expected[t] = later = reward[t] + continues[t] * (0.05 * value[t + 1] + 0.95 * later)
+    f32 = [jnp.asarray(x, jnp.float32) for x in (reward, continues, value)]
+    np.testing.assert_allclose(dreamer.lambda_returns(*f32, 0.95), expected, rtol=1e-5)
+
+
+def sequence_of(reward, last, terminal) -> Sequence:
+    n = len(reward)
+    flags = [jnp.asarray([x], bool) for x in (np.zeros(n), last, terminal)]
+    return Sequence({}, jnp.zeros((1, n, 1)), jnp.asarray([reward], jnp.float32), *flags)
+
+
+def test_replay_returns_stop_at_terminals_and_bootstrap_where_an_episode_was_cut_off():
+    value = jnp.asarray([[10.0, 20.0, 30.0, 40.0]])
+    ended = dreamer.replay_returns(sequence_of([0, 1, 2, 3], [0, 0, 1, 0], [0, 0, 1, 0]), value, 0.9, 1.0)[0]
+    assert ended[1] == 2.0, "a terminal state has no value"
+    assert ended[0] == pytest.approx(1 + 0.9 * 2)
+    cut = dreamer.replay_returns(sequence_of([0, 1, 2, 3], [0, 0, 1, 0], [0, 0, 0, 0]), value, 0.9, 1.0)[0]
+    assert cut[1] == pytest.approx(2 + 0.9 * 30), "the last state of a cut-off episode lends its value"
+    assert cut[2] == pytest.approx(3 + 0.9 * 40)
+
+
+def test_memory_of_a_sequence_equals_memory_while_acting(trained):
+    """Run the policy, then replay what it saw: memory and model state agree at every step, across episodes."""
+    a, state, _, _ = trained
+    batch = sample_batch(a, state)
+    networks, sequence = state.learner.networks, batch.sequence
+    sequence = sequence._replace(reward=sequence.reward * a.config.reward_scale)
+    states = networks.model.observe(
+        batch.model, sequence.observation, sequence.action, sequence.is_first, jax.random.key(7)
+    )
+    features = networks.model.features(states)
+    together = dreamer.remember_sequence(networks.memory, batch.recurrent, features, sequence, batch.is_trial_first)
+    h = batch.recurrent
+    for t in range(sequence.reward.shape[1]):
+        now = jax.tree.map(lambda x, t=t: x[:, t], features)
+        inputs = dreamer.memory_inputs(now, sequence.action[:, t], sequence.reward[:, t], sequence.is_first[:, t])
+        h = dreamer.remember(networks.memory, jnp.where(batch.is_trial_first[:, t, None], 0.0, h), inputs)
+        np.testing.assert_allclose(together[:, t], h, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_is_emptied_at_trials_and_not_at_episodes():
+    a = agent()
+    networks = a.init(jax.random.key(1)).networks
+    features = networks.model.features(networks.model.initial(1))
+    features = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (1, 6, *x.shape[1:])), features)
+    flags = jnp.zeros((1, 6), bool)
+    sequence = Sequence({}, jnp.zeros((1, 6, 3)), jnp.zeros((1, 6)), flags.at[0, 3].set(True), flags, flags)
+
+    def after(state, is_trial_first):
+        return dreamer.remember_sequence(networks.memory, state, features, sequence, is_trial_first)[0, -1]
+
+    one, other = jnp.zeros((1, 8)), jnp.ones((1, 8))
+    assert not np.allclose(after(one, flags), after(other, flags)), "an episode's end emptied the memory"
+    new_trial = flags.at[0, 3].set(True)
+    np.testing.assert_array_equal(after(one, new_trial), after(other, new_trial))
+
+
+def test_stored_latents_let_a_sequence_begin_without_burn_in(trained):
+    """What replay lends a sequence is what the policy held at that step, up to the half precision it is stored in."""
+    a, state, _, _ = trained
+    collector, rows, _ = dreaming.gather(a, GATHERING, ENV, POOL, state.learner, state.collector, 4)
+    held = a.policy(state.learner.networks)
+    np.testing.assert_allclose(
+        rows.recurrent[-1].astype(jnp.float32),
+        jnp.where(
+            collector.is_trial_first[:, None], rows.recurrent[-1].astype(jnp.float32), collector.memory.recurrent
+        ),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+    expanded = held.networks.model.expand(jax.tree.map(lambda x: x[-1], rows.latents))
+    kept = ~collector.is_trial_first
+    for stored, live in zip(jax.tree.leaves(expanded), jax.tree.leaves(collector.memory.model), strict=True):
+        np.testing.assert_allclose(np.asarray(stored)[kept], np.asarray(live)[kept], rtol=1e-2, atol=1e-2)
+
+
+def test_dreams_teach_neither_the_model_nor_the_slow_critic_but_do_reach_memory_of_the_past(trained):
+    a, state, _, _ = trained
+    batch = sample_batch(a, state)
+
+    def actor_only(networks):
+        """The loss with every other gradient path cut by weights of zero is not available, so use the actor's."""
+        loss, _ = a.loss(networks, state.learner, batch, jax.random.key(3))
+        model_loss, _ = networks.model.loss(
+            batch.model,
+            batch.sequence._replace(reward=batch.sequence.reward * a.config.reward_scale),
+            jax.random.split(jax.random.key(3), 3)[0],
+        )
+        return loss - model_loss
+
+    no_replay = replace(a.config, replay_critic=0.0)
+    a = replace(a, config=no_replay)
+    gradient = eqx.filter_grad(actor_only)(state.learner.networks)
+    model = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient.model))
+    assert model < 1e-5, "the dream's losses reach the world model"
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient.memory)), "the memory does not learn"
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient.actor)) > 0
+
+
+def test_stopping_and_resuming_gives_the_same_numbers_as_not_stopping(trained, tmp_path):
+    _, state, train, _ = trained
+    on, _ = train(train(state)[0])
+    copied = jax.tree.map(
+        lambda x: (
+            jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(x))))
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            else jnp.asarray(np.asarray(x))
+        ),
+        train(state)[0],
+    )
+    again, _ = train(copied)
+    for x, y in zip(jax.tree.leaves(on), jax.tree.leaves(again), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_metrics_are_finite_and_named(trained):
+    _, _, _, metrics = trained
+    finite = {name for name, value in metrics.items() if np.isfinite(value).all()}
+    assert {"actor/loss", "critic/loss", "critic/replay_loss", "model/dyn", "model/reward", "dream/return"} <= finite
+
+
+def test_every_new_step_is_trained_on_once_while_it_is_fresh():
+    config = DreamingConfig(streams=4, capacity=10_000, batch=4, length=16, ratio=4.0)
+    newest = [
+        (int(s), (u + 1) * config.steps) for u in range(64) for s in np.asarray(dreaming.fresh(config, jnp.int32(u)))
+    ]
+    covered = {(s, t) for s, end in newest for t in range(end - config.length, end)}
+    assert {(s, t) for s in range(4) for t in range(config.length, 64 * config.steps - config.length)} <= covered
+
+
+def test_plain_dreamer_has_no_memory_and_as_many_parameters_as_the_official_code():
+    from reverie.envs.core import ArraySpec, Discrete
+
+    config = DreamerConfig(memory=0)
+    plain = Dreamer(config, {"vector": ArraySpec((4,))}, Discrete(2))
+    networks = jax.eval_shape(plain.init, jax.random.key(0)).networks
+    count = sum(np.prod(x.shape) for x in jax.tree.leaves(eqx.filter(networks, lambda x: hasattr(x, "shape"))))
+    assert count == 637_381
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ratio", 1000.0, "ratio must lie in"),
+        ("capacity", 10, "capacity must hold"),
+        ("batch", 0, "batch must be at least 1"),
+    ],
+)
+def test_impossible_gathering_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        replace(GATHERING, **{field: value})
