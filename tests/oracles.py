@@ -14,7 +14,7 @@ def mm1_response(rate: float, speed: float) -> float:
 
 
 def mg1_response(rate: float, mean: float, second_moment: float) -> float:
-    """Mean response time of M/G/1 first come, first served, by Pollaczek and Khinchine, from the service time's moments."""
+    """Mean response time of M/G/1, first come, first served (Pollaczek-Khinchine), from the service time's moments."""
     return mean + rate * second_moment / (2 * (1 - rate * mean))
 
 
@@ -45,8 +45,8 @@ class Optimum(NamedTuple):
 def optimal_dispatch(rate: float, speeds: np.ndarray, most: tuple[int, ...], tolerance: float = 1e-7) -> Optimum:
     """Relative value iteration for exponential jobs of mean 1 on FIFO servers; Puterman 1994, section 8.5.
 
-    Arguments: `rate` of the Poisson arrivals, `speeds` [N], `most`, the longest queue of each server that is followed (a
-    job that finds all of them full is lost; choose them so large that this never matters).
+    Arguments: `rate` of the Poisson arrivals, `speeds` [N], `most`, the longest queue of each server that is followed
+    (a job that finds all of them full is lost; choose them so large that this never matters), `tolerance`, relative.
     """
     clock = rate + np.sum(speeds)  # of the uniformised chain
     jobs = sum(np.ix_(*(np.arange(longest + 1.0) for longest in most)))

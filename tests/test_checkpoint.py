@@ -229,7 +229,7 @@ def test_a_really_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
         assert len(list(disk.iterdir())) == 1
         checkpoint.save_step(disk, 3, np.ones(3), {})
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_kill_while_saving_leaves_the_previous_checkpoint_whole_and_no_litter(tmp_path):

@@ -87,11 +87,13 @@ def train(run: RunFolder, trainer: Walk, evaluate=position, **limits) -> loop.Ou
     return loop.train(trainer, config, run, ["test"], seed=5, evaluate=evaluate, quiet=True)
 
 
+def logged(run: RunFolder) -> list[dict]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
 def lines(run: RunFolder) -> list[str]:
     """The metrics as they stand in the file, without the clocks."""
-    text = (run.path / "metrics.jsonl").read_text().splitlines()
-    kept = [{k: v for k, v in json.loads(line).items() if not k.endswith("_seconds")} for line in text]
-    return [json.dumps(line) for line in kept]
+    return [json.dumps({k: v for k, v in line.items() if not k.endswith("_seconds")}) for line in logged(run)]
 
 
 def stop_with(number: int, at: int):
@@ -135,9 +137,9 @@ def test_work_after_the_last_checkpoint_is_done_again_after_a_kill(tmp_path):
 def test_the_learning_curve_has_a_point_at_both_ends_and_each_interval(tmp_path):
     run = begin(tmp_path / "run")
     train(run, Walk())
-    evaluated = [line["step"] for line in run.metrics() if "evaluation/position" in line]
+    evaluated = [line["step"] for line in logged(run) if "evaluation/position" in line]
     assert evaluated == [7, 67, 127]
-    assert [line["step"] for line in run.metrics()] == [7, 37, 67, 97, 127]
+    assert [line["step"] for line in logged(run)] == [7, 37, 67, 97, 127]
 
 
 def test_a_finished_run_returns_at_once_and_changes_nothing(tmp_path):
@@ -163,7 +165,7 @@ def test_time_spent_before_a_kill_counts_for_the_budget(tmp_path):
     run = begin(tmp_path / "run")
     with pytest.raises(Interrupted):
         train(run, Walk(), evaluate=stop_with(signal.SIGINT, at=2), minutes=5.0)
-    spent = [line["wall_seconds"] for line in run.metrics() if "wall_seconds" in line]
+    spent = [line["wall_seconds"] for line in logged(run) if "wall_seconds" in line]
     outcome = train(run, Walk(), steps=10**9, minutes=(spent[-1] - 1e-6) / 60)
     assert outcome.stopped_by == "minutes"
     assert outcome.env_steps == 67  # nothing more was done
@@ -173,7 +175,7 @@ def test_a_metric_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint_be
     run = begin(tmp_path / "run")
     with pytest.raises(DivergedError, match=r"walk/loss became infinite or NaN at update 8"):
         train(run, Walk(breaks_at=8))
-    assert [line["step"] for line in run.metrics()] == [7, 37, 67]
+    assert [line["step"] for line in logged(run)] == [7, 37, 67]
     assert checkpoint.latest(run.checkpoints).name == "step-000000000067.safetensors"
     step, state = loop.newest_state(Walk(), run)
     assert step == 67

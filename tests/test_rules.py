@@ -86,22 +86,11 @@ def test_ties_go_to_the_fastest_then_to_the_lowest_index():
 
 
 def test_float_rounding_does_not_decide_ties():
-    percent = np.arange(15, 106, 10)
-    jobs, speed = zip(
-        *(
-            (
-                np.array([percent[slow], percent[fast]]) // np.gcd(percent[slow], percent[fast]) * times,
-                PARK[[slow, fast]],
-            )
-            for slow in range(10)
-            for fast in range(slow + 1, 10)
-            for times in range(1, 8)
-        ),
-        strict=True,
-    )  # jobs / speed are equal in each pair
-    jobs, speed = jnp.asarray(jobs, jnp.float32), jnp.asarray(speed, jnp.float32)
-    score = jobs / speed
-    assert (score[:, 0] < score[:, 1]).any()
+    percent = np.array([(slow, fast) for slow in range(15, 106, 10) for fast in range(slow + 10, 106, 10)])
+    jobs = np.concatenate([percent * times / 5 for times in range(1, 8)])  # jobs / speed are equal in each pair
+    score, speed = (jnp.asarray(x, jnp.float32) for x in (jobs, np.tile(percent, (7, 1)) / 100))
+    score = score / speed
+    assert (score[:, 0] < score[:, 1]).any()  # what rounding would decide
     assert (pick(score, speed, jnp.ones_like(score, bool)) == 1).all()
 
 
@@ -191,8 +180,9 @@ def test_round_robin_goes_round_skips_what_is_not_allowed_and_starts_again_with_
     rule = RoundRobin(np.ones(3))
     steps = [counts([0, 0, 0], first=i == 5) for i in range(9)]
     assert sequence(rule, steps) == [0, 1, 2, 0, 1, 0, 1, 2, 0]
-    steps = [counts([0, 0, 0], mask=[True, False, True]) for _ in range(4)]
-    assert sequence(rule, steps) == [0, 2, 0, 2]
+    steps = [counts([0, 0, 0], mask=[True, False, True]) for _ in range(6)]
+    assert sequence(rule, steps) == [0, 2, 0, 2, 0, 2]
+    assert sequence(RoundRobin([5, 1, 1]), steps) == [0, 0, 0, 2, 0, 0]
 
 
 # --- value-function dispatch -----------------------------------------------------------------------------------------

@@ -77,11 +77,11 @@ def test_standard_error_of_paired_episodes_is_scipys():
     assert ours.low == pytest.approx(low, abs=0.06 * (high - low))
 
 
-@pytest.mark.parametrize(("seeds", "seed_sigma"), [(1, 0.0), (3, 0.1), (5, 0.1), (5, 0.0)])
+@pytest.mark.parametrize(("seeds", "seed_sigma"), [(1, 0.0), (3, 0.1), (5, 0.1)])
 def test_intervals_hold_the_truth_as_often_as_they_say(seeds, seed_sigma):
     """Log ratios with an effect of the training seed, of the episode, and of both: the truth is a ratio of exp(0.2)."""
     rng = np.random.default_rng(5)
-    episodes, repeats = 60, 400
+    episodes, repeats, quick = 60, 300, Bootstrap(resamples=250)
     held = dict.fromkeys(("ratio", "mean", "iqm"), 0)
     for _ in range(repeats):
         baseline = rng.lognormal(sigma=0.5, size=(1, episodes))
@@ -92,9 +92,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds, seed_sigma):
         middle = np.exp(0.2 + sigma2 / 2) * 2 * np.diff(scipy.stats.norm.cdf(np.array([-z, z]) - np.sqrt(sigma2)))[0]
         truths = {"ratio": np.exp(0.2), "mean": np.exp(0.2 + sigma2 / 2), "iqm": middle}
         estimates = {
-            "ratio": ratio(values, baseline, QUICK),
-            "mean": mean(values, QUICK),
-            "iqm": iqm(values, QUICK),
+            "ratio": ratio(values, baseline, quick),
+            "mean": mean(values, quick),
+            "iqm": iqm(values, quick),
         }
         for name, (_, low, high) in estimates.items():
             held[name] += low <= truths[name] <= high
@@ -118,10 +118,11 @@ def some_results(episodes=200, gain=0.9):
     rng = np.random.default_rng(7)
     sed = rng.lognormal(sigma=1, size=(1, episodes))
     noise = rng.lognormal(sigma=0.05, size=(5, episodes))
+    noise /= np.exp(np.log(noise).mean(1, keepdims=True))  # of geometric mean 1
     return [
         *table(1.3 * sed, agent="jsq"),
         *table(gain * sed * noise, "agent", "dreamer", seeds=range(5)),
-        *table(sed * noise[:1], "agent", "a2c", seeds=[0]),
+        *table(1.001 * sed * noise[:1], "agent", "a2c", seeds=[0]),
         *table(sed),
         *table(0.5 * sed, "oracle", "told"),
         *table(0.6 * sed, "oracle", "half-told"),
@@ -146,7 +147,8 @@ def test_verdict_names_the_best_rule_and_compares_with_it():
     row = by_agent(rows)
     assert row["jsq"]["ratio"] == pytest.approx(1.3)
     assert (row["sed"]["ratio"], row["sed"]["low"], row["sed"]["high"]) == (1.0, 1.0, 1.0)
-    assert row["dreamer"]["low"] < 0.9 < row["dreamer"]["high"] < 1
+    assert row["dreamer"]["ratio"] == pytest.approx(0.9)
+    assert 0.89 < row["dreamer"]["low"] < 0.9 < row["dreamer"]["high"] < 0.91
     assert {r["oracle"] for r in rows} == {"told"}
     assert row["jsq"]["oracle_ratio"] == pytest.approx(2.6)
     assert row["jsq"]["regret"] == pytest.approx(0.3 * row["sed"]["mean"])

@@ -38,7 +38,7 @@ def config_from_json[T](cls: type[T], data: Json) -> T:
         ValueError: fields that are unknown or missing, values of a wrong type or refused by the class itself. The
             message names the field by its path.
     """
-    return _decode(cls, data, cls.__name__)
+    return _decode(cls, data, "")
 
 
 def config_differences(old: Json, new: Json, where: str = "") -> list[str]:

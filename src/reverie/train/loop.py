@@ -109,12 +109,13 @@ class DivergedError(ArithmeticError):
     """A metric is no longer finite; the last checkpoint is from before."""
 
 
-class Interrupted(Exception):  # noqa: N818  (it is no error)
+class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM asked for the end; the run is saved."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.number = number
+        """Of the signal."""
 
 
 class _Saved(NamedTuple):
@@ -157,7 +158,8 @@ def train(
     with run.writer(command) as writer, _signals() as caught:
         step, saved = writer.restore(_Saved(shapes, 0, 0.0, 0.0))
         clock.add(saved.wall_seconds, saved.cpu_seconds)
-        if (reason := _limit_reached(config, step, clock)) is not None:
+        reason = _limit_reached(config, step, clock) if step else None
+        if reason is not None:  # it is finished
             return Outcome(saved.state, step, saved.updates, saved.wall_seconds, saved.cpu_seconds, reason)
         _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
         chunk = jax.jit(trainer.train, donate_argnums=0).lower(shapes).compile()

@@ -105,7 +105,7 @@ class RunFolder:
         path = self.path / "versions.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
-    def metrics(self) -> list[dict[str, float]]:
+    def metrics(self) -> list[dict[str, int | float]]:
         """What was logged, oldest first: `step` and the metrics; a value that was not finite is NaN.
 
         Raises:

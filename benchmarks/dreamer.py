@@ -1,0 +1,109 @@
+"""How long one Dreamer update takes, and how far from the floor that is.
+
+    python benchmarks/dreamer.py [--updates 10]
+
+The floor is the arithmetic of the update's matrix products (two operations per weight and row, three times that where
+gradients flow) over the rate of a large matrix product measured in the same run. The setting is that of DreamerV3's
+public code for vectors: size1m, 16 sequences of 64 steps, 4 numbers in, 2 actions, dreams of 15 steps. That code takes
+0.70 to 0.82 CPU-seconds for it (measured elsewhere, on two cores of an AMD EPYC; `docs/speed.md`).
+"""
+
+import argparse
+import time
+from dataclasses import replace
+
+from reverie.runtime import configure
+
+configure()
+
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from reverie.agents.dreamer import Batch, Dreamer, DreamerConfig  # noqa: E402
+from reverie.envs.core import ArraySpec, Discrete  # noqa: E402
+from reverie.models.core import Sequence  # noqa: E402
+from reverie.models.rssm import PRESETS  # noqa: E402
+
+B, T, H = 16, 64, 15
+VARIANTS = {
+    "DreamerV3, all starts": DreamerConfig(model=PRESETS["size1m"], memory=0),
+    "DreamerV3, 256 starts": DreamerConfig(model=PRESETS["size1m"], memory=0, starts=256),
+    "with RL2 policy of 256, all starts": DreamerConfig(model=PRESETS["size1m"]),
+    "with RL2 policy of 256, 256 starts": DreamerConfig(model=PRESETS["size1m"], starts=256),
+}
+
+
+def weights(module) -> int:
+    """Entries of all matrices: what a row is multiplied by."""
+    return sum(x.size for x in jax.tree.leaves(eqx.filter(module, eqx.is_inexact_array)) if x.ndim > 1)
+
+
+def floor_operations(agent: Dreamer) -> float:
+    """Floating-point operations of one update's matrix products, nothing computed twice."""
+    networks = agent.init(jax.random.key(0)).networks
+    model, rows, n = networks.model, B * T, agent.config.starts or B * T
+    core = weights(model.dyn) - weights(model.dyn.posterior_in) - weights(model.dyn.posterior_out)
+    heads = weights(model.rew) + weights(model.con)
+    memory = weights(networks.memory) if networks.memory else 0
+    actor, critic = weights(networks.actor), weights(networks.critic)
+    replayed = 6 * rows * (weights(model) + memory + critic) + 2 * rows * critic
+    rollout = 2 * n * H * (core + heads + actor + memory)
+    learned = 6 * n * (H * (actor + memory) + (H + 1) * critic) + 2 * n * H * critic
+    return replayed + rollout + learned
+
+
+def batch_for(agent: Dreamer, key) -> Batch:
+    keys = iter(jax.random.split(key, 4))
+    observation = {"vector": jax.random.normal(next(keys), (B, T, 4))}
+    action = jax.nn.one_hot(jax.random.randint(next(keys), (B, T), 0, 2), 2)
+    no = jnp.zeros((B, T), bool)
+    sequence = Sequence(observation, action, jax.random.normal(next(keys), (B, T)), no.at[:, 30].set(True), no, no)
+    model = agent.init(next(keys)).networks.model
+    return Batch(sequence, no, model.initial(B), jnp.zeros((B, agent.config.memory)))
+
+
+def gemm_rate() -> float:
+    """Floating-point operations per CPU-second of a large float32 matrix product."""
+    x = jnp.ones((2048, 2048))
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    return 2 * 2048**3 / np.median([cpu_seconds(lambda: product(x).block_until_ready()) for _ in range(7)])
+
+
+def cpu_seconds(call) -> float:
+    before = time.process_time()
+    call()
+    return time.process_time() - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--updates", type=int, default=10, help="counted updates of each variant")
+    arguments = parser.parse_args()
+    programs = {}
+    for name, config in VARIANTS.items():
+        agent = Dreamer(replace(config), {"vector": ArraySpec((4,))}, Discrete(2))
+        learner, batch = agent.init(jax.random.key(0)), batch_for(agent, jax.random.key(1))
+        before = time.time()
+        update = jax.jit(agent.update).lower(learner, batch, jax.random.key(2)).compile()
+        programs[name] = agent, update, learner, batch, time.time() - before
+    times = {name: [] for name in programs}
+    for i in range(arguments.updates + 1):  # in turn, so that a noisy machine is noisy to all; the first warms up
+        for name, (_, update, learner, batch, _) in programs.items():
+            key = jax.random.key(i)
+            times[name].append(cpu_seconds(lambda: jax.block_until_ready(update(learner, batch, key))))
+    rate = gemm_rate()
+    print(f"matrix products run at {rate / 1e9:.0f} GFLOP per CPU-second")
+    print(f"{'update':38} {'CPU-s':>7} {'min':>7} {'GFLOP':>7} {'floor':>7} {'x floor':>8} {'compile':>8}")
+    for name, (agent, *_, compile_time) in programs.items():
+        spent, operations = np.median(times[name][1:]), floor_operations(agent)
+        print(
+            f"{name:38} {spent:7.3f} {min(times[name][1:]):7.3f} {operations / 1e9:7.1f} {operations / rate:7.3f} "
+            f"{spent * rate / operations:8.1f} {compile_time:7.1f}s"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The command `reverie`: finds the subcommand by its first word and turns errors into plain sentences.
+
+Each subcommand is a module of `reverie.commands` with a function `main(arguments)`, imported when it is asked for, so
+that `reverie --help` needs neither JAX nor the libraries that read arguments and draw.
+"""
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+
+import reverie
+
+COMMANDS = {
+    "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
+    "simulate": "play the classical rules on a task family or on a trace",
+    "train": "train an agent, or go on with a run that was stopped",
+    "evaluate": "play standard and adaptive trials with the agent of a run",
+    "compare": "rank rules and trained agents on the same jobs, with paired statistics",
+    "report": "write the page of a run: learning curves, verdict, distributions, pictures",
+    "trace": "`reverie trace inspect FILE`: count, rate, burstiness and sizes of a recorded trace",
+    "doctor": "what this machine can do, and whether everything is in order",
+}
+
+EXAMPLES = (
+    "reverie verdict --trace conv.csv",
+    "reverie simulate --family hard --policy sed --policy jsq",
+    "reverie train --preset cpu --minutes 10 --out runs/first",
+    "reverie compare --family hard --run runs/first",
+)
+
+_ERROR, _USAGE, _SIGNAL = 1, 2, 128
+_TRACEBACK = "REVERIE_TRACEBACK"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; `arguments` without the program's name, those of the process unless given.
+
+    Returns the exit code: 0, 1 for an error, 2 for a wrong call, 128 + number where a signal ended the work.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    match words:
+        case ["-h" | "--help", *_]:
+            print(_help())
+            return 0
+        case ["--version", *_]:
+            print(f"reverie {reverie.__version__}")
+            return 0
+        case []:
+            print(_help(), file=sys.stderr)
+            return _USAGE
+    name, *rest = words
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        print(f"reverie: there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return _USAGE
+    warnings.showwarning = _show_warning
+    try:
+        importlib.import_module(f"reverie.commands.{name}").main(rest)
+    except KeyboardInterrupt as interrupt:  # training names the signal, and says what is saved
+        print(f"reverie {name}: {interrupt or 'interrupted'}", file=sys.stderr)
+        return _SIGNAL + getattr(interrupt, "number", signal.SIGINT)
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _ERROR
+    except Exception as error:
+        if os.environ.get(_TRACEBACK) == "1" or not _is_plain(error):
+            traceback.print_exc()
+        else:
+            print(f"reverie {name}: {_sentence(error)}", file=sys.stderr)
+        return _ERROR
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            f"{reverie.__doc__}",
+            "",
+            "usage: reverie COMMAND [OPTIONS]",
+            "       reverie COMMAND --help",
+            "       reverie --version",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()),
+            "",
+            "examples:",
+            *(f"  {example}" for example in EXAMPLES),
+            "",
+            "environment:",
+            f"  {_TRACEBACK}=1         show where in the code an error arose",
+            "  REVERIE_COMPILE_CACHE=PATH  where compiled programs are kept; 0 keeps none",
+            "  REVERIE_FAST_MALLOC=0       leave the C library's handling of memory as it is",
+        ]
+    )
+
+
+def _is_plain(error: Exception) -> bool:
+    """Whether an error is the user's to mend: the system's, or one that Reverie raises and words itself.
+
+    What other libraries raise is a mistake of ours and keeps its traceback.
+    """
+    ours = _raised_in(error.__traceback__).startswith("reverie.")
+    return isinstance(error, OSError) or (ours and isinstance(error, (ValueError, ArithmeticError)))
+
+
+def _raised_in(trace: TracebackType | None) -> str:
+    """The module of the line that raised."""
+    name = ""
+    while trace is not None:
+        name, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return name
+
+
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+    print(f"reverie: {message}", file=sys.stderr)

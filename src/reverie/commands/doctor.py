@@ -1,0 +1,75 @@
+"""`reverie doctor`: what this machine can do, and whether everything that Reverie needs is in order."""
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from reverie import runtime
+from reverie.commands.output import Output, print_json, print_table
+
+_ROOM = 2e9
+"""Bytes of memory and of disk that the main job may need."""
+
+_REFERENCE_GFLOPS, _REFERENCE_UPDATES = 520.0, 5.0
+"""GEMM rate and Dreamer's updates per second (preset `cpu`) of the machine that the main job was timed on."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Report versions, devices, memory, disk, caches and speed, and what to expect of the main job.
+
+    Example: reverie doctor
+    """
+
+    folder: Path = Path()
+    """Where runs will be written."""
+    output: Output = "table"
+    """A table, or JSON."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` says what to do where something is wrong."""
+
+    name: str
+    value: str
+    remedy: str = ""
+
+
+def parse(arguments: Sequence[str]) -> Doctor:
+    return tyro.cli(Doctor, prog="reverie doctor", args=arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    asked = parse(arguments)
+    findings = examine(asked.folder)
+    if asked.output == "json":
+        print_json([vars(finding) for finding in findings])
+    else:
+        print_table("This machine", ("", ""), [(f.name, f.value) for f in findings])
+    if wrong := [f"{f.name}: {f.remedy}" for f in findings if f.remedy]:
+        raise OSError("; ".join(wrong))
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Everything that is worth knowing; what is wrong has a remedy."""
+    prepared = runtime.configure()
+    from reverie.train.versions import versions
+
+    gflops = gemm_gflops()
+    updates = _REFERENCE_UPDATES * gflops / _REFERENCE_GFLOPS
+    return [
+        *(Finding(name.replace("_", " "), "unknown" if value is None else str(value)) for name, value in versions().items()),
+        Finding("cores for this process", str(_cores())),
+        _room("free memory", _free_memory(), "close other programs"),
+        _room(f"free disk at {folder.absolute()}", _free_disk(folder), "make room, or choose another folder"),
+        Finding("compiled programs", f"kept in {prepared.compile_cache}" if prepared.compile_cache else "not kept"),
+        Finding("freed memory", "kept by the C library (faster)" if prepared.fast_malloc else "given back at once"),
+        Finding("matrix products, float32", f"{gflops:,.0f} GFLOP/s"),
+        Finding("main job", f"about 15 minutes (the clock ends its training); some {420 * updates:,.0f} updates of Dreamer"),
+    ]

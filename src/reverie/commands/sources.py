@@ -1,0 +1,19 @@
+"""Where jobs come from: a trace by its file, or the built-in workload by its name."""
+
+from pathlib import Path
+
+from reverie.envs.fleet.traces import Trace, conversation_like, read_trace
+
+BUILT_IN = "conversation-like"
+"""Stands for a trace with the published statistics of Azure's conversation trace."""
+
+_BUILT_IN_JOBS = 20_000  # an hour, as long as the original
+
+
+def read_source(name: str) -> Trace:
+    """The trace in the file `name`, or the built-in one.
+
+    Raises:
+        TraceError: there is no such file, or it is not a trace.
+    """
+    return conversation_like(_BUILT_IN_JOBS, seed=0) if name == BUILT_IN else read_trace(Path(name))
