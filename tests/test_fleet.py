@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +59,12 @@ def copies(task: Task, batch: int) -> Task:
 
 
 def run(policy, tasks: Task, steps: int, keep, seed: int = 0, **options):
+    """What `keep` keeps of one episode per task, [T, B]."""
     env = FleetEnv(servers=tasks.mask.shape[-1], jobs=steps, **options)
-    return jax.jit(lambda tasks, key: rollout(env, policy, tasks, key, steps, keep)[1])(tasks, jax.random.key(seed))
+    return compiled_rollout(env, policy, tasks, jax.random.key(seed), steps, keep)[1]
+
+
+compiled_rollout = eqx.filter_jit(rollout)
 
 
 def response(state: FleetState, timestep: TimeStep, action: Array) -> Array:
@@ -172,19 +177,27 @@ def test_value_iteration_gives_the_known_optimum(load, most, tolerance, known):
     assert best.response == pytest.approx(known, rel=max(tolerance, 1e-5))
 
 
-@pytest.mark.parametrize(("load", "most"), [(0.5, (22, 15, 9)), (0.75, (35, 22, 14))])
-def test_the_optimal_policy_reaches_its_value_and_no_rule_beats_it(load, most):
-    best = oracles.optimal_dispatch(load * THREE.sum(), THREE, most, tolerance=1e-5)
-    table, longest = jnp.asarray(best.action), jnp.asarray(most)
+class Table(eqx.Module):
+    """The policy that looks up the numbers of jobs in progress, [n_1, n_2, n_3]."""
 
-    def choose(timestep: TimeStep, key: Array) -> Array:
-        counts = jnp.minimum(timestep.observation["servers"][..., 0].astype(jnp.int32), longest)
-        return table[counts[..., 0], counts[..., 1], counts[..., 2]]
+    action: Array
 
+    def initial_state(self, batch: int) -> tuple[()]:
+        return ()
+
+    def act(self, state: tuple[()], timestep: TimeStep, key: Array) -> tuple[Array, tuple[()]]:
+        counts = timestep.observation["servers"][..., 0].astype(jnp.int32)
+        row = jnp.minimum(counts, jnp.asarray(self.action.shape) - 1)
+        return self.action[row[..., 0], row[..., 1], row[..., 2]], state
+
+
+@pytest.mark.parametrize("load", [0.5, 0.75])
+def test_the_optimal_policy_reaches_its_value_and_no_rule_beats_it(load):
+    best = oracles.optimal_dispatch(load * THREE.sum(), THREE, (35, 22, 14), tolerance=1e-5)
     tasks = copies(poisson_task(THREE, load), 400)
-    optimal = episode_means(Choose(choose), tasks, 2500, view="counts")
+    optimal = episode_means(Table(jnp.asarray(best.action, jnp.int32)), tasks, 2500, view="counts")
     assert_mean(optimal, best.response)
-    for rule in rules(THREE, [1.0], ["jsq", "sed", "random-speed", "weighted-round-robin", "p2c-speed"]).values():
+    for rule in rules(THREE, [1.0], ["jsq", "sed", "weighted-round-robin"]).values():
         worse = episode_means(rule, tasks, 2500, view="counts") - optimal  # on the same jobs
         assert worse.mean() > 4 * worse.std(ddof=1) / np.sqrt(len(worse))
 
@@ -346,19 +359,18 @@ def drifting_tasks(batch: int, seed: int = 0) -> Task:
         start = np.append(0, np.sort(rng.uniform(0, 20_000, 5)))
         value = np.stack([rng.permutation(speeds) for _ in start], -1)  # [N, P]
         value[rng.integers(10), 2] = 0.0
-        workload = workloads.modulated([40, 120], [2000, 2000], workloads.pareto(1.5, 100.0), rng, phases=8)
+        workload = workloads.modulated([40.0, 120.0], [2000.0, 2000.0], workloads.pareto(1.5, 100.0), rng, phases=8)
         tasks.append(fleet_task(schedules.stack([schedules.schedule(start, v) for v in value]), workload))
     return stack_tasks(tasks)
 
 
-@pytest.mark.parametrize("view", ["full", "counts", "park"])
-def test_both_rewards_sum_to_minus_all_response_times(view):
+def test_both_rewards_sum_to_minus_all_response_times():
     def keep(state, timestep, action):
         return timestep.reward, state.record.response
 
     policy, tasks = in_proportion(np.arange(10) + 1.0), drifting_tasks(8)
-    elapsed, times = run(policy, tasks, 300, keep, view=view, reward="elapsed")
-    admission, same_times = run(policy, tasks, 300, keep, view=view, reward="admission")
+    elapsed, times = run(policy, tasks, 300, keep, reward="elapsed")
+    admission, same_times = run(policy, tasks, 300, keep, reward="admission")
     np.testing.assert_allclose(times, same_times, rtol=1e-6)
     for rewards in (elapsed, admission):
         np.testing.assert_allclose(rewards.sum(0), -times.sum(0), rtol=1e-4)
@@ -368,22 +380,16 @@ def test_both_rewards_sum_to_minus_all_response_times(view):
 # --- batches, padding, borders ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view", ["full", "counts", "park"])
-def test_a_padded_fleet_behaves_as_it_is(view):
-    tasks = drifting_tasks(4)
-    row = jax.tree.map(lambda leaf: leaf[0], tasks)
+def test_a_padded_fleet_behaves_as_it_is():
+    row = jax.tree.map(lambda leaf: leaf[0], drifting_tasks(1))
     padded = fleet_task(row.speed, row.workload, servers=13)
     actions = jnp.asarray(np.random.default_rng(0).integers(10, size=200), jnp.int32)
-    observed, reward, record = play(FleetEnv(10, 200, view, "elapsed"), row, actions)
-    wide, wide_reward, wide_record = play(FleetEnv(13, 200, view, "elapsed"), padded, actions)
+    observed, reward, record = play(FleetEnv(10, 200, "park", "elapsed"), row, actions)
+    wide, wide_reward, wide_record = play(FleetEnv(13, 200, "park", "elapsed"), padded, actions)
     np.testing.assert_allclose(wide_record.response, record.response, rtol=1e-6)
     np.testing.assert_allclose(wide_reward, reward, rtol=1e-5)
-    if view == "park":
-        np.testing.assert_allclose(np.delete(wide["vector"], np.s_[10:13], -1), observed["vector"], rtol=1e-5)
-        assert not np.asarray(wide["vector"])[:, 10:13].any()
-    else:
-        np.testing.assert_allclose(wide["servers"][:, :10], observed["servers"], rtol=1e-5, atol=1e-3)
-        assert not np.asarray(wide["servers"])[:, 10:].any()
+    np.testing.assert_allclose(np.delete(wide["vector"], np.s_[10:13], -1), observed["vector"], rtol=1e-5)
+    assert not np.asarray(wide["vector"])[:, 10:13].any()
     assert np.asarray(wide["mask"]).sum(-1).tolist() == [10] * 201
     assert offered_load(padded) == pytest.approx(offered_load(row))
 
@@ -415,7 +421,8 @@ def test_no_view_shows_the_future(view):
     assert 20 < past.sum() < 80
     assert (np.asarray(record.response)[past] != np.asarray(other.response)[past]).any()  # jobs cross the change
     for name in one:
-        np.testing.assert_array_equal(np.asarray(one[name])[:-1][past], np.asarray(two[name])[:-1][past])
+        # To rounding: what is left of a job in service is found from when it will be finished.
+        np.testing.assert_allclose(np.asarray(one[name])[:-1][past], np.asarray(two[name])[:-1][past], rtol=2e-5)
         if name != "mask":
             assert (np.asarray(one[name])[:-1][~past] != np.asarray(two[name])[:-1][~past]).any()
 
@@ -424,8 +431,8 @@ def test_all_policies_meet_the_same_jobs_and_a_seed_repeats_itself():
     def keep(state, timestep, action):
         return state.record.size, state.record.arrival, state.record.response
 
-    tasks = drifting_tasks(4)
-    one, again = (run(in_proportion(np.arange(10) + 1.0), tasks, 100, keep) for _ in range(2))
+    tasks, at_random = drifting_tasks(4), in_proportion(np.arange(10) + 1.0)
+    one, again = (run(at_random, tasks, 100, keep) for _ in range(2))
     other, reseeded = run(least_work, tasks, 100, keep), run(least_work, tasks, 100, keep, seed=1)
     for a, b in zip(one, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -468,9 +475,11 @@ def test_memory_goes_on_where_it_is_handed_over():
             return state % 3, state + 1
 
     tasks, env = copies(poisson_task(THREE, 0.5), 2), FleetEnv(3, 100)
-    memory, _ = rollout(env, Counting(), tasks, jax.random.key(0), 4, response)
+    memory, _ = compiled_rollout(env, Counting(), tasks, jax.random.key(0), 4, response)
     assert memory.tolist() == [4, 4]
-    memory, actions = rollout(env, Counting(), tasks, jax.random.key(1), 3, lambda s, t, action: action, memory)
+    memory, actions = compiled_rollout(
+        env, Counting(), tasks, jax.random.key(1), 3, lambda s, t, action: action, memory
+    )
     assert memory.tolist() == [7, 7]
     assert actions[:, 0].tolist() == [1, 2, 0]
 

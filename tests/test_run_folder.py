@@ -103,6 +103,7 @@ def test_the_members_of_a_union_are_told_apart_by_name():
         ({"player": {"class": "Agant"}}, "^player: expected one of Agent, Rule, None, found Agant"),
         ({"player": {"class": "Rule", "name": "jqs"}}, "^player.name: expected one of 'jsq', 'random', found 'jqs'"),
         ({"arrivals": {"class": "Poisson", "rate": "fast"}}, "^arrivals.rate: expected float, found 'fast'"),
+        ({"arrivals": {"class": "Poisson", "rate": True}}, "^arrivals.rate: expected float, found True"),
         ({"arrivals": {"rate": 1}}, "^arrivals: expected one of Poisson, Trace"),
         ({"levels": {}}, r"^levels: expected a list, found \{\}"),
         ({"levels": [{"class": "Trace", "file": 1, "load": 1}]}, r"^levels\[0\].file: expected Path, found 1"),
@@ -197,9 +198,11 @@ def test_the_revision_is_that_of_tracked_code_and_changes_show(tmp_path):
 
 
 def train(run: RunFolder, stop: int, killed: bool = False) -> None:
-    """A loop that logs every step and saves every tenth, up to step `stop`; `killed` leaves half a line behind."""
+    """Log every step, from 0, and save every tenth, up to step `stop`; `killed` leaves half a line behind."""
     with run.writer(["train"]) as writer:
         step, state = writer.restore({"key": jax.random.key(0), "total": jnp.zeros(())})
+        if step == 0:
+            writer.log(0, {"total": state["total"]})
         while step < stop:
             step += 1
             key, draw = jax.random.split(state["key"])
@@ -218,7 +221,7 @@ def test_a_killed_run_ends_with_the_metrics_and_the_state_of_an_unbroken_one(tmp
     train(unbroken, 40)
     for stop in kills:
         train(broken, stop, killed=True)
-        assert [line["step"] for line in broken.metrics()] == list(range(1, stop + 1))
+        assert [line["step"] for line in broken.metrics()] == list(range(stop + 1))
     train(broken, 40)
     assert (broken.path / "metrics.jsonl").read_bytes() == (unbroken.path / "metrics.jsonl").read_bytes()
     for name in ("step-000000000030.safetensors", "step-000000000040.safetensors"):
@@ -226,18 +229,18 @@ def test_a_killed_run_ends_with_the_metrics_and_the_state_of_an_unbroken_one(tmp
     assert tensorboard(broken) == tensorboard(unbroken)
 
 
-def tensorboard(run: RunFolder) -> dict[tuple[int, str], str]:
+def tensorboard(run: RunFolder) -> list[tuple[int, str, str]]:
     """What TensorBoard shows: events in the order of the files; a restart drops those of its step and later."""
-    shown: dict[tuple[int, str], str] = {}
+    shown: list[tuple[int, str, str]] = []
     for path in sorted((run.path / "tensorboard").iterdir()):
         data = path.read_bytes()
-        while data:
+        while data:  # length, its checksum, event, its checksum
             length = int.from_bytes(data[:8], "little")
             event = Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
             if event.session_log.status == SessionLog.START:
-                shown = {key: value for key, value in shown.items() if key[0] < event.step}
-            shown.update({(event.step, value.tag): str(value.simple_value) for value in event.summary.value})
+                shown = [value for value in shown if value[0] < event.step]
+            shown += [(event.step, value.tag, str(value.simple_value)) for value in event.summary.value]
     return shown
 
 
@@ -249,7 +252,7 @@ def test_metrics_are_json_for_everyone_and_nan_comes_back_as_nan(tmp_path):
         assert run.metrics()[0]["a"] == 0.5  # readable while the run goes on
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 0, "a": 0.5, "b": null, "c": 2.0}\n'
     assert math.isnan(run.metrics()[0]["b"])
-    assert tensorboard(run)[0, "b"] == "inf"
+    assert tensorboard(run) == [(0, "a", "0.5"), (0, "b", "inf"), (0, "c", "2.0")]
 
 
 def test_a_broken_line_in_the_middle_is_named_and_nothing_is_dropped(tmp_path):
@@ -259,7 +262,7 @@ def test_a_broken_line_in_the_middle_is_named_and_nothing_is_dropped(tmp_path):
     broken = path.read_text().replace('{"step": 3,', '{"step": 3;').encode()
     path.write_bytes(broken)
     for read in (run.metrics, lambda: train(run, 20)):
-        with pytest.raises(ValueError, match=r"metrics\.jsonl: line 3 is broken"):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: line 4 is broken"):
             read()
     assert path.read_bytes() == broken
 
@@ -270,9 +273,9 @@ def test_a_broken_last_line_is_dropped(tmp_path, tail):
     train(run, 10)
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(tail)
-    assert len(run.metrics()) == 10
+    assert len(run.metrics()) == 11
     train(run, 11)
-    assert [line["step"] for line in run.metrics()] == list(range(1, 12))
+    assert [line["step"] for line in run.metrics()] == list(range(12))
 
 
 def test_steps_go_forward_and_restore_comes_first(tmp_path):
@@ -324,7 +327,7 @@ def test_another_state_is_refused_before_anything_is_dropped(tmp_path):
     train(run, 15)
     with run.writer([]) as writer, pytest.raises(ValueError, match=r"\['total'\]: float32 \[\] in the file, absent"):
         writer.restore({"key": jax.random.key(0)})
-    assert len(run.metrics()) == 15
+    assert len(run.metrics()) == 16
 
 
 def test_a_checkpoint_carries_the_configuration_of_its_run(tmp_path):

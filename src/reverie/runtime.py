@@ -9,7 +9,6 @@ import os
 import platform as machine
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -108,11 +107,13 @@ def _cache_folder() -> Path:
 
     Programs compiled for another processor could use instructions that this one lacks, and homes are shared.
     """
+    import jaxlib
+
     chosen = os.environ.get("REVERIE_COMPILE_CACHE")
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(chosen).expanduser().absolute() if chosen else Path(user) / "reverie" / "xla"
     processor = f"{machine.machine()} {cpu_model()} {_cpuinfo('flags|Features')}"
-    folder = root / f"jaxlib-{metadata.version('jaxlib')}-{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
+    folder = root / f"jaxlib-{jaxlib.__version__}-{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

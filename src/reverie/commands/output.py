@@ -9,6 +9,7 @@ from typing import Literal
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Output = Literal["table", "json"]
 
@@ -24,11 +25,20 @@ def print_json(data: Data) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """Print a table on standard output: the first column is text, the others are numbers in text form."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+    _print(table, rows)
+
+
+def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and what is to be said of each, on standard output."""
+    _print(Table(title=title, title_justify="left", box=None, show_header=False), facts)
+
+
+def _print(table: Table, rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
-        table.add_row(*row)
-    console = Console(markup=False, highlight=False)
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
     if not console.is_terminal:  # a file or a pipe: the table decides the width
         console.width = max(console.width, console.measure(table).maximum)
     console.print(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from reverie.commands.output import Output, number, print_json, print_table
+from reverie.commands.output import Output, number, print_facts, print_json
 from reverie.commands.sources import read_source
 from reverie.envs.fleet.traces import TraceSummary, describe
 from reverie.files import replacing
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     if asked.output == "json":
         print_json({"trace": trace.name, **dataclasses.asdict(summary)})
     else:
-        print_table(trace.name, ("", ""), _lines(summary))
+        print_facts(trace.name, _lines(summary))
 
 
 def _lines(s: TraceSummary) -> list[tuple[str, str]]:

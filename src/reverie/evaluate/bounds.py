@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from reverie.envs.fleet.env import Task
 from reverie.evaluate.capacity import speeds
@@ -65,7 +66,7 @@ def _srpt(arrival: Sequence[float], size: Sequence[float]) -> Jobs:
     return finished
 
 
-def exponential_fleet(rate: float, mean_size: float, speeds: Sequence[float]) -> float:
+def exponential_fleet(rate: float, mean_size: float, speeds: ArrayLike) -> float:
     """A bound on the long-run mean response time of exponential jobs under any policy that does not see their sizes.
 
     With n jobs in the system the fleet works at most at the speed of its n fastest servers; this birth-death chain has

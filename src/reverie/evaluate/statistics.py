@@ -5,12 +5,12 @@ its interval and its counts of seeds and episodes. `mean`, `iqm`, `ratio` and `d
 arrays [S, E] (training seeds x evaluation episodes). Nothing here runs a policy, prints or draws.
 
 Intervals. Every training seed plays the same episodes, so seeds and episodes are resampled independently of one
-another (the pigeonhole bootstrap for crossed factors: Owen, Annals of Applied Statistics 1(2), 2007; it errs on the wide
-side where neither has an effect of its own); policies that are compared share the resampled episodes. Of n units n - 1 are drawn, which makes the bootstrap variance unbiased (Rao and
-Wu, JASA 83, 1988), and the standard error is multiplied by Student's quantile for the effective degrees of freedom
-(Satterthwaite, Biometrics 2, 1946): a percentile bootstrap over five seeds would hold its 95 % only in about 88 % of
-the cases. Response times and ratios are handled as logarithms. There is no correction for many comparisons: of twenty
-equal agents one is expected to seem better or worse.
+another (the pigeonhole bootstrap for crossed factors: Owen, Annals of Applied Statistics 1(2), 2007; it errs on the
+wide side where neither has an effect of its own); policies that are compared share the resampled episodes. Of n units
+n - 1 are drawn, which makes the bootstrap variance unbiased (Rao and Wu, JASA 83, 1988), and the standard error is
+multiplied by Student's quantile for the effective degrees of freedom (Satterthwaite, Biometrics 2, 1946): a percentile
+bootstrap over five seeds would hold its 95 % only in about 88 % of the cases. Response times and ratios are handled as
+logarithms. There is no correction for many comparisons: of twenty equal agents one is expected to seem better or worse.
 """
 
 import difflib

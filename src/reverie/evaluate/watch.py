@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from reverie.envs.fleet.env import Task
 from reverie.evaluate.capacity import load_at, speeds
@@ -47,3 +47,20 @@ def watch(contestant: Contestant, task: Task, name: str, key: Key[Array, ""], jo
             for m, n in np.argwhere(changed & np.asarray(task.mask))
         ],
     )
+
+
+def waits(watched: Watched, time: Float[np.ndarray, " M"]) -> Float[np.ndarray, "N M"]:
+    """How long a job that came at each time would wait at each server: its backlog, in time units.
+
+    Servers are first come, first served, so that is the time until the last job sent to one so far is finished.
+    """
+    servers = 1 + max(row["server"] for row in watched.servers)
+    arrival, response, server = (
+        np.array([row[name] for row in watched.jobs]) for name in ("arrival", "response", "server")
+    )
+    free = np.zeros((servers, len(time)))
+    for n in range(servers):
+        mine = server == n
+        last = np.searchsorted(arrival[mine], time, side="right")
+        free[n] = np.concatenate([[0.0], (arrival + response)[mine]])[last]
+    return np.maximum(free - time, 0)

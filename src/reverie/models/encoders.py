@@ -95,7 +95,7 @@ class Encoder(eqx.Module):
     """An observation as one vector [*B, E]: what vectors and servers say, then sets, then images."""
 
     mlp: MLP | None
-    sets: tuple[SetEncoder, ...]
+    sets: dict[str, SetEncoder]
     cnn: tuple[tuple[Conv, RMSNorm], ...]
     entries: Entries = eqx.field(static=True)
     size: int = eqx.field(static=True)
@@ -113,18 +113,17 @@ class Encoder(eqx.Module):
         """`depth` is the base depth of the CNN; `servers` tells whether to read them in order or as sets."""
         mlp_key, sets_key, cnn_key = jax.random.split(key, 3)
         self.entries = entries = Entries.of(spec)
-        self.mlp, self.sets, self.cnn = None, (), ()
-        flat = sum(entry.shape[0] * (entry.categories or 1) for _, entry in entries.vectors)
-        if servers == "flat":
-            flat += sum(math.prod(entry.shape) for _, entry in entries.servers)
-        else:
+        self.mlp, self.sets, self.cnn = None, {}, ()
+        flat = entries.vectors if servers == "set" else entries.vectors + entries.servers
+        if servers == "set":
             keys = jax.random.split(sets_key, len(entries.servers))
-            self.sets = tuple(
-                SetEncoder(entry.shape[-1], units, layers, key=k)
-                for (_, entry), k in zip(entries.servers, keys, strict=True)
-            )
+            self.sets = {
+                name: SetEncoder(entry.shape[-1], units, layers, key=k)
+                for (name, entry), k in zip(entries.servers, keys, strict=True)
+            }
         if flat:
-            self.mlp = MLP(flat, units, layers, key=mlp_key)
+            width = sum(math.prod(entry.shape) * (entry.categories or 1) for _, entry in flat)
+            self.mlp = MLP(width, units, layers, key=mlp_key)
         self.size = units * bool(flat) + 2 * units * len(self.sets)
         if entries.images:
             self.cnn = _cnn([entries.channels] + [depth * multiple for multiple in CNN_STAGES], key=cnn_key)
@@ -132,21 +131,19 @@ class Encoder(eqx.Module):
 
     def __call__(self, observation: dict[str, Array], dtype: DTypeLike = jnp.float32) -> Float[Array, "*B E"]:
         """Encode an observation with any leading axes, computing in `dtype`."""
-        vectors = [
-            symlog(observation[name])
-            if entry.categories is None
-            else _flat(jax.nn.one_hot(observation[name], entry.categories), 2)
-            for name, entry in self.entries.vectors
-        ]
-        present = {name: self.entries.present(observation, name) for name, _ in self.entries.servers}
-        servers = {name: jnp.where(mask[..., None], symlog(observation[name]), 0) for name, mask in present.items()}
-        tokens = [
-            encode(servers[name].astype(dtype), present[name]) for encode, name in zip(self.sets, servers, strict=False)
-        ]
-        if not self.sets:
-            vectors += [_flat(rows, 2) for rows in servers.values()]
+        flat, tokens = [], []
+        for name, entry in self.entries.vectors:
+            x = observation[name]
+            flat.append(symlog(x) if entry.categories is None else _flat(jax.nn.one_hot(x, entry.categories), 2))
+        for name, _ in self.entries.servers:
+            present = self.entries.present(observation, name)
+            rows = jnp.where(present[..., None], symlog(observation[name]), 0)
+            if name in self.sets:
+                tokens.append(self.sets[name](rows.astype(dtype), present))
+            else:
+                flat.append(_flat(rows, 2))
         if self.mlp is not None:
-            tokens.insert(0, self.mlp(jnp.concatenate(vectors, -1).astype(dtype)))
+            tokens.insert(0, self.mlp(jnp.concatenate(flat, -1).astype(dtype)))
         if self.cnn:
             x = jnp.concatenate([observation[name] for name, _ in self.entries.images], -1).astype(dtype) / 255 - 0.5
             for conv, norm in self.cnn:
@@ -164,6 +161,7 @@ class ImageDecoder(eqx.Module):
     stages: tuple[tuple[Conv, RMSNorm], ...]
     output: Conv
     shape: tuple[int, int, int] = eqx.field(static=True)
+    deter: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -178,7 +176,7 @@ class ImageDecoder(eqx.Module):
     ):
         """`shape` is that of the small map, `channels` counts those of the images, `deter` and `stoch` are widths."""
         deter_key, hidden_key, stoch_key, stages_key, output_key = jax.random.split(key, 5)
-        self.shape = shape
+        self.shape, self.deter = shape, deter
         self.from_deter = BlockLinear(deter, math.prod(shape), blocks, key=deter_key)
         self.from_stoch = (
             Dense(stoch, 2 * units, key=hidden_key),
@@ -189,7 +187,8 @@ class ImageDecoder(eqx.Module):
         self.stages = _cnn(widths, key=stages_key)
         self.output = Conv(widths[-1], channels, CNN_KERNEL, key=output_key)
 
-    def __call__(self, deter: Float[Array, "*B D"], stoch: Float[Array, "*B Z"]) -> Float[Array, "*B H W C"]:
+    def __call__(self, features: Float[Array, "*B D"]) -> Float[Array, "*B H W C"]:
+        deter, stoch = features[..., : self.deter], features[..., self.deter :]
         height, width, channels = self.shape
         blocks = self.from_deter.weight.shape[0]
         hidden, linear = self.from_stoch
@@ -254,12 +253,10 @@ class Decoder(eqx.Module):
                     logits = output.reshape(*output.shape[:-1], *entry.shape, entry.categories)
                     predictions[name] = Categorical.from_logits(logits)
         if self.cnn is not None:
-            deter = self.cnn.from_deter.weight.shape[0] * self.cnn.from_deter.weight.shape[1]
-            pixels = self.cnn(features[..., :deter], features[..., deter:])
-            widths = [entry.shape[-1] for _, entry in self.entries.images]
-            cuts = [sum(widths[:i]) for i in range(1, len(widths))]
-            for (name, _), image in zip(self.entries.images, jnp.split(pixels, cuts, -1), strict=True):
-                predictions[name] = SquaredError(image)
+            pixels, start = self.cnn(features), 0
+            for name, entry in self.entries.images:
+                stop = start + entry.shape[-1]
+                predictions[name], start = SquaredError(pixels[..., start:stop]), stop
         return predictions
 
     def loss(self, features: Float[Array, "*B D"], observation: dict[str, Array]) -> Float[Array, "*B"]:

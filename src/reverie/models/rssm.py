@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Bool, DTypeLike, Float, Key, UInt8
+from jax.lax import stop_gradient
+from jaxtyping import Array, BFloat16, Bool, Float, Key, UInt8
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Features, Sequence
@@ -170,22 +171,23 @@ class Dynamics(eqx.Module):
         self.prior_head = Head(deter, stoch, units, layers=2, key=next(keys))
         self.config = config
 
-    def cut(self, dtype: DTypeLike) -> _Cut:
+    def cut(self) -> _Cut:
         """A block of `mix` reads its part of h, then the hidden h, z and a, which are the same for all blocks."""
-        weight, (_, _, d) = self.mix.weight.astype(dtype), self.mix.weight.shape
-        shared = jnp.moveaxis(weight[:, d:], 0, 1).reshape(weight.shape[1] - d, -1)  # [3 U, D]
-        posterior = self.posterior_in.linear.weight.astype(dtype)
         units, deter = self.config.units, self.config.deter_size
-        return _Cut(weight[:, :d], shared[: 2 * units], shared[2 * units :], posterior[:deter], posterior[deter:])
+        mix, posterior = self.mix.weight, self.posterior_in.linear.weight
+        own, shared = jnp.split(mix, [deter // self.config.blocks], 1)
+        shared = jnp.moveaxis(shared, 0, 1).reshape(3 * units, deter)
+        return _Cut(own, shared[: 2 * units], shared[2 * units :], posterior[:deter], posterior[deter:])
 
     def drive(self, cut: _Cut, action: Float[Array, "*B A"]) -> Float[Array, "*B D"]:
         """What the action adds inside `mix`. It does not recur, so a whole sequence takes it at once."""
-        action /= jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
-        return self.action_in(action) @ cut.mix_action + self.mix.bias.reshape(-1).astype(action.dtype)
+        bounded = action / stop_gradient(jnp.maximum(1, jnp.abs(action)))
+        hidden = self.action_in(bounded)
+        return hidden @ cut.mix_action.astype(hidden.dtype) + self.mix.bias.reshape(-1).astype(hidden.dtype)
 
     def sight(self, cut: _Cut, tokens: Float[Array, "*B E"]) -> Float[Array, "*B U"]:
         """What the observation adds inside the posterior. It does not recur either."""
-        return tokens @ cut.posterior_tokens + self.posterior_in.linear.bias.astype(tokens.dtype)
+        return tokens @ cut.posterior_tokens.astype(tokens.dtype) + self.posterior_in.linear.bias.astype(tokens.dtype)
 
     def recur(
         self, cut: _Cut, deter: Float[Array, "B D"], stoch: Float[Array, "B S K"], drive: Float[Array, "B D"]
@@ -194,20 +196,24 @@ class Dynamics(eqx.Module):
         blocks = self.config.blocks
         latent = jnp.concatenate([self.deter_in(deter), self.stoch_in(stoch.reshape(stoch.shape[0], -1))], -1)
         deter = split_blocks(deter, blocks)  # [G, B, D/G]
-        x = deter @ cut.mix_deter + split_blocks(latent @ cut.mix_latent + drive, blocks)
+        shared = latent @ cut.mix_latent.astype(latent.dtype) + drive
+        x = deter @ cut.mix_deter.astype(deter.dtype) + split_blocks(shared, blocks)
         x = jax.nn.silu(rms_norm(x, self.mix_norm.scale.reshape(blocks, 1, -1), axis=(0, -1)))
         reset, candidate, update = jnp.split(self.gates(x), 3, -1)  # each [G, B, D/G]
         update = jax.nn.sigmoid(update - 1)
         return merge_blocks(update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1 - update) * deter)
 
-    def posterior(self, cut: _Cut, deter: Float[Array, "*B D"], sight: Float[Array, "*B U"]) -> Categorical:
-        hidden = jax.nn.silu(self.posterior_in.norm(deter @ cut.posterior_deter + sight))
-        return self._latents(self.posterior_out(hidden))
+    def posterior(self, cut: _Cut, deter: Float[Array, "*B D"], sight: Float[Array, "*B U"]) -> Float[Array, "*B Z"]:
+        """Logits of z after the observation."""
+        x = deter @ cut.posterior_deter.astype(deter.dtype) + sight
+        return self.posterior_out(jax.nn.silu(self.posterior_in.norm(x)))
 
-    def prior(self, deter: Float[Array, "*B D"]) -> Categorical:
-        return self._latents(self.prior_head(deter))
+    def prior(self, deter: Float[Array, "*B D"]) -> Float[Array, "*B Z"]:
+        """Logits of z before the observation."""
+        return self.prior_head(deter)
 
-    def _latents(self, logits: Float[Array, "*B Z"]) -> Categorical:
+    def latents(self, logits: Float[Array, "*B Z"]) -> Categorical:
+        """The distribution of each of the S variables."""
         shape = (*logits.shape[:-1], self.config.stoch, self.config.class_count)
         return Categorical.from_logits(logits.reshape(shape), self.config.unimix)
 
@@ -269,9 +275,10 @@ class RSSM(eqx.Module):
 
     def imagine(self, state: RSSMState, action: Float[Array, "B A"], key: Key[Array, ""]) -> RSSMState:
         """One step of the prior: what comes after doing `action` in `state`, unseen."""
-        cut = self.dyn.cut(self.config.dtype)
+        cut = self.dyn.cut()
         deter = self.dyn.recur(cut, *state, self.dyn.drive(cut, action.astype(self.config.dtype)))
-        stoch = self.dyn.prior(deter).straight_through(self._noise(action.shape[:1], key))
+        latents = self.dyn.latents(self.dyn.prior(deter))
+        stoch = latents.straight_through(self._noise(action.shape[:1], key))
         return RSSMState(deter, stoch.astype(deter.dtype))
 
     def features(self, state: RSSMState) -> Features:
@@ -289,24 +296,23 @@ class RSSM(eqx.Module):
     def loss(
         self, state: RSSMState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[RSSMState, dict[str, Float[Array, ""]]]]:
-        """Reconstruction, reward, continue and the two KL losses, averaged over batch and time (DreamerV3, eq. 4-5).
+        """Reconstruction, reward, continue and the two KL losses, averaged over batch and time.
 
         Metrics, all in nats or squared units per step: `model/dyn` and `model/rep` (both at least the free nats),
-        `model/kl` (without them), `model/reconstruction`, `model/reward`, `model/continue`, and the entropies of all
+        `model/kl` (before that), `model/reconstruction`, `model/reward`, `model/continue`, and the entropies of all
         latent variables together, `model/entropy_posterior` and `model/entropy_prior`.
         """
         observation, action, reward, is_first, _, is_terminal = sequence
         noise = self._noise(is_first.shape, key)
-        states, posterior = self._observe(state, observation, action, is_first, noise)
-        prior = self.dyn.prior(states.deter)
+        states, logits = self._observe(state, observation, action, is_first, noise)
+        posterior, prior = self.dyn.latents(logits), self.dyn.latents(self.dyn.prior(states.deter))
         context = self.features(states).context
 
-        kl = posterior.kl(prior).sum(-1)  # [B, T]
-        dyn = jnp.maximum(self.config.free_nats, jax.lax.stop_gradient(posterior).kl(prior).sum(-1))
-        rep = jnp.maximum(self.config.free_nats, posterior.kl(jax.lax.stop_gradient(prior)).sum(-1))
+        dyn = stop_gradient(posterior).kl(prior).sum(-1)  # [B, T]
+        rep = posterior.kl(stop_gradient(prior)).sum(-1)
         terms = {
-            "model/dyn": dyn,
-            "model/rep": rep,
+            "model/dyn": jnp.maximum(self.config.free_nats, dyn),
+            "model/rep": jnp.maximum(self.config.free_nats, rep),
             "model/reconstruction": self.dec.loss(context, observation),
             "model/reward": TwoHot(self.rew(context)).loss(reward),
             "model/continue": Bernoulli(self.con(context)[..., 0]).loss(self.config.discount * (1.0 - is_terminal)),
@@ -314,7 +320,7 @@ class RSSM(eqx.Module):
         metrics = {name: term.mean() for name, term in terms.items()}
         scales = {"model/dyn": self.config.dyn_scale, "model/rep": self.config.rep_scale}
         loss = sum((scales.get(name, 1.0) * value for name, value in metrics.items()), jnp.zeros(()))
-        metrics["model/kl"] = kl.mean()
+        metrics["model/kl"] = dyn.mean()
         metrics["model/entropy_posterior"] = posterior.entropy().sum(-1).mean()
         metrics["model/entropy_prior"] = prior.entropy().sum(-1).mean()
         return loss, (states, metrics)
@@ -339,10 +345,10 @@ class RSSM(eqx.Module):
         action: Float[Array, "B T A"],
         is_first: Bool[Array, "B T"],
         noise: Float[Array, "B T S"],
-    ) -> tuple[RSSMState, Categorical]:
-        """`observe` with its randomness given, and the posteriors [B, T, S, K] beside the states."""
+    ) -> tuple[RSSMState, Float[Array, "B T Z"]]:
+        """`observe` with its randomness given, and the logits of z beside the states."""
         dtype = self.config.dtype
-        cut = self.dyn.cut(dtype)
+        cut = self.dyn.cut()
         drive = self.dyn.drive(cut, jnp.where(is_first[..., None], 0, action).astype(dtype))
         sight = self.dyn.sight(cut, self.enc(observation, dtype))
 
@@ -351,9 +357,9 @@ class RSSM(eqx.Module):
             deter = jnp.where(is_first[:, None], 0, state.deter)
             stoch = jnp.where(is_first[:, None, None], 0, state.stoch)
             deter = self.dyn.recur(cut, deter, stoch, drive)
-            posterior = self.dyn.posterior(cut, deter, sight)
-            state = RSSMState(deter, posterior.straight_through(noise).astype(dtype))
-            return state, (state, posterior)
+            logits = self.dyn.posterior(cut, deter, sight)
+            state = RSSMState(deter, self.dyn.latents(logits).straight_through(noise).astype(dtype))
+            return state, (state, logits)
 
         inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (drive, sight, is_first, noise))
         _, outputs = jax.lax.scan(step, state, inputs)

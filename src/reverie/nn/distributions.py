@@ -129,11 +129,16 @@ class TwoHot(eqx.Module):
         return np.concatenate([-positive[:0:-1], positive])
 
     def mean(self) -> Float[Array, "*B"]:
-        """The expectation, summed in mirrored pairs of bins so that a uniform distribution gives exactly 0."""
-        probs = jax.nn.softmax(self.logits.astype(jnp.float32))
-        half = probs.shape[-1] // 2
-        surplus = probs[..., half + 1 :] - probs[..., half - 1 :: -1]
-        return (surplus * self.bins(probs.shape[-1])[half + 1 :]).sum(-1)
+        """The expectation; exactly 0 for a uniform distribution.
+
+        The bins sum to 0, so that a constant taken off all probabilities does not change it. Taking off that of the
+        outermost bins lets equal tails cancel before they meet bins of 1e8 and leave their rounding behind. The paper
+        adds mirrored bins in pairs to that end, which takes three times as long on CPU.
+        """
+        logits = self.logits.astype(jnp.float32)
+        probs = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))  # up to their sum
+        tail = jax.lax.stop_gradient(jnp.minimum(probs[..., :1], probs[..., -1:]))
+        return ((probs - tail) * self.bins(probs.shape[-1])).sum(-1) / probs.sum(-1)
 
     def mode(self) -> Float[Array, "*B"]:
         return jnp.asarray(self.bins(self.logits.shape[-1]))[self.logits.argmax(-1)]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, SupportsFloat, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from reverie.train.run import RunFolder
 MAY_BE_MISSING = "episode/"
 """Metrics whose name begins so are NaN where no episode ended; every other metric has to be finite."""
 
-Evaluate = Callable[[Policy], Mapping[str, SupportsFloat]]
+Evaluate = Callable[[Policy], Mapping[str, float]]
 """Judges a policy on the same few episodes each time; what it returns joins the metrics."""
 
 
@@ -167,7 +167,9 @@ def train(
         if step == 0:  # there is no checkpoint
             state, step = trainer.init(key), trainer.first_steps
             if evaluate is not None:
-                writer.log(step, evaluate(trainer.policy(state)))
+                metrics = evaluate(trainer.policy(state))
+                wall, cpu = clock.read()
+                writer.log(step, {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics})
         last_save, stopping = time.monotonic(), bool(caught)
         done, total, unit = _amount(config, step, clock)
         with Progress(total, unit, title, done=min(done, total), quiet=quiet) as progress:
@@ -177,7 +179,7 @@ def train(
                 before, step, updates = step, step + trainer.env_steps, updates + trainer.updates
                 reason = _limit_reached(config, step, clock)
                 if evaluate is not None and (reason or before // config.evaluate_every < step // config.evaluate_every):
-                    metrics |= {name: float(value) for name, value in evaluate(trainer.policy(state)).items()}
+                    metrics |= evaluate(trainer.policy(state))
                 wall, cpu = clock.read()
                 writer.log(step, {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics})
                 known = {name: metrics[name] for name in shown if not math.isnan(metrics.get(name, math.nan))}

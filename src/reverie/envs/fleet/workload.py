@@ -5,13 +5,14 @@ generator, and the stream depends on the key and the index of the job alone: pol
 Servers and dispatch live elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
+from numpy.typing import ArrayLike
 
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet.schedule import Schedule
@@ -221,7 +222,7 @@ def regular(interval: float, sizes: Sizes) -> Workload:
 
 
 def modulated(
-    intervals: Sequence[float], sojourns: Sequence[float], sizes: Sizes, rng: np.random.Generator, phases: int = 64
+    intervals: ArrayLike, sojourns: ArrayLike, sizes: Sizes, rng: np.random.Generator, phases: int = 64
 ) -> Workload:
     """A Markov-modulated Poisson process: phases come in turn, each for an exponential time.
 
@@ -258,14 +259,14 @@ def diurnal(interval: float, swing: float, day: float, sizes: Sizes, steps: int 
     return _workload(schedules.schedule(hours * day / steps, (1 + swing * wave) / interval, period=day), sizes)
 
 
-def stepped(start: Sequence[float], intervals: Sequence[float], sizes: Sizes) -> Workload:
+def stepped(start: ArrayLike, intervals: ArrayLike, sizes: Sizes) -> Workload:
     """Poisson arrivals of mean gap `intervals[l]` from time `start[l]` on: levels that change inside an episode."""
     for interval in intervals:
         _positive("stepped arrivals", interval=interval)
     return _workload(schedules.schedule(start, [1 / interval for interval in intervals]), sizes)
 
 
-def recorded(gap: Sequence[float], size: Sequence[float], start: int = 0) -> Workload:
+def recorded(gap: ArrayLike, size: ArrayLike, start: int = 0) -> Workload:
     """A recorded stream of jobs, played from job `start` on and in a circle. Gaps in time, sizes in work units."""
     gaps, works = np.asarray(gap, np.float32), np.asarray(size, np.float32)
     if gaps.ndim != 1 or gaps.shape != works.shape or not len(gaps):

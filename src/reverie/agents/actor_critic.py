@@ -1,0 +1,429 @@
+"""What A2C and PPO have in common: their networks, the policy made of them, and what experience says about actions.
+
+Rewards of a fleet are minus response times of 1e2 to 1e5 with heavy tails, and the values of its states differ by as
+much. Two choices, ours, make one setting fit all of them without running statistics: the critic predicts returns
+through `symexp` and is judged by its relative error, and advantages count relative to the value of their state.
+
+Axes: B streams, T steps, G = T + 1 moments (the last one only tells what the step before led to), N servers,
+A actions, M memory units.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from reverie.agents.heads import SharedRows
+from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep, select
+from reverie.models.core import Features
+from reverie.models.encoders import Entries
+from reverie.nn.distributions import Categorical, symexp, symlog
+from reverie.nn.layers import GRU, Head, Linear, masked_pool
+
+OUTLIER = 5.0
+"""A relative error of the critic beyond this pulls no harder than this: returns have heavy tails."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Actor and critic, two networks of one size that share at most the memory."""
+
+    units: int = 64
+    """Width of the hidden layers."""
+    layers: int = 2
+    """Hidden layers of the actor, and of the critic."""
+    memory: int = 0
+    """Units of the recurrent memory (RL2), which lives through the episodes of a trial; 0 is none."""
+    servers: Literal["flat", "set"] = "flat"
+    """Servers as one long vector, or as a set: one scorer shared by all servers, a critic that pools over them, and a
+    memory of its own for each server."""
+
+    def __post_init__(self):
+        for name in ("units", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"NetworkConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.memory < 0:
+            raise ValueError(f"NetworkConfig: memory must not be negative, got {self.memory}")
+        if self.servers not in ("flat", "set"):
+            raise ValueError(f"NetworkConfig: servers must be 'flat' or 'set', got {self.servers!r}")
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    """What A2C and PPO both have to be told."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Actor and critic."""
+    learning_rate: float = 7e-4
+    """Step size of Adam."""
+    decay: int = 0
+    """Updates over which the step size falls linearly to 0; 0 keeps it."""
+    clip: float = 0.5
+    """Largest norm of the whole gradient."""
+    discount: float = 0.97
+    """Weight of a reward one step later (gamma)."""
+    discount_lambda: float = 0.95
+    """Weight of longer returns against the critic's word (lambda)."""
+    entropy: float = 0.01
+    """Weight of the actor's entropy, against advantages of mean size 1."""
+    critic: float = 0.5
+    """Weight of the critic's loss."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
+
+    def __post_init__(self):
+        for name in ("learning_rate", "clip", "critic", "reward_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{type(self).__name__}: {name} must be positive, got {getattr(self, name)}")
+        for name in ("decay", "entropy"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {getattr(self, name)}")
+        for name in ("discount", "discount_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{type(self).__name__}: {name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+class Memory(NamedTuple):
+    """What a recurrent policy carries from one step to the next."""
+
+    recurrent: Float[Array, "B *N M"]
+    """State of the memory; one for each server where servers are a set."""
+    action: Int[Array, " B"]
+    """What was done last."""
+
+
+class Rollout(NamedTuple):
+    """A stretch of experience of the policy that learns from it: T steps, seen at G = T + 1 moments."""
+
+    timestep: TimeStep
+    """Leaves [G, B, ...]; rewards belong to arriving at a moment."""
+    is_trial_first: Bool[Array, "G B"]
+    action: Int[Array, "T B"]
+    """Done at each moment but the last; means nothing where an episode is over (`is_last`)."""
+    memory: Memory | None
+    """What the policy carried before the first moment."""
+
+
+class Judgement(NamedTuple):
+    """What experience says about the actions of a rollout, by the critic's present word."""
+
+    advantage: Float[Array, "T B"]
+    """Relative to the value of the state, and of mean size 1."""
+    target: Float[Array, "T B"]
+    """What the critic should have predicted: the lambda return."""
+    counts: Float[Array, "T B"]
+    """1, or 0 where there was no action to judge, the episode being over."""
+
+
+class Learner(NamedTuple):
+    """All that training changes."""
+
+    networks: "ActorCritic"
+    optimiser: optax.OptState
+
+
+# --- networks ------------------------------------------------------------------------------------------------------
+
+
+class Tower(eqx.Module):
+    """Hidden layers with tanh and a linear output, [*B, D] -> [*B, O]: the textbook network for A2C and PPO."""
+
+    hidden: tuple[Linear, ...]
+    output: Linear
+
+    def __init__(self, inputs: int, outputs: int, units: int, layers: int, *, scale: float, key: Key[Array, ""]):
+        *keys, output_key = jax.random.split(key, layers + 1)
+        widths = [inputs] + [units] * (layers - 1)
+        self.hidden = tuple(Linear(w, units, key=k) for w, k in zip(widths, keys, strict=True))
+        self.output = Linear(units, outputs, scale=scale, key=output_key)
+
+    def __call__(self, features: Features) -> Float[Array, "*B O"]:
+        x = features.context
+        for layer in self.hidden:
+            x = jnp.tanh(layer(x))
+        return self.output(x)
+
+
+class SetTower(eqx.Module):
+    """The same for servers as a set: one output for each server [*B, N], or one for all of them [*B, 1].
+
+    Each server is judged by its own row, the context and a summary of all servers, by one network for all. That of all
+    servers is judged by the context and the summary. Neither the order nor the number of servers matters (Zaheer et al.
+    2017, arXiv 1703.06114).
+    """
+
+    summary: SharedRows
+    rows: SharedRows | None
+    output: Linear | Head
+
+    def __init__(
+        self, context: int, rows: int, units: int, layers: int, *, per_server: bool, scale: float, key: Key[Array, ""]
+    ):
+        summary_key, rows_key, output_key = jax.random.split(key, 3)
+        self.summary = SharedRows(rows, context, units, 1, key=summary_key)
+        context += 2 * units
+        if per_server:
+            self.rows = SharedRows(rows, context, units, layers, key=rows_key)
+            self.output = Linear(units, 1, scale=scale, key=output_key)
+        else:
+            self.rows = None
+            self.output = Head(context, 1, units, layers, scale=scale, key=output_key)
+
+    def __call__(self, features: Features) -> Float[Array, "*B O"]:
+        context, rows, mask = features
+        assert rows is not None
+        assert mask is not None
+        context = jnp.concatenate([context, masked_pool(self.summary(rows, context), mask)], -1)
+        if self.rows is None:
+            return self.output(context)
+        return self.output(self.rows(rows, context))[..., 0]
+
+
+class ActorCritic(eqx.Module):
+    """Actor, critic and the memory they share."""
+
+    memory: GRU | None
+    actor: Tower | SetTower
+    critic: Tower | SetTower
+    entries: Entries = eqx.field(static=True)
+    actions: int = eqx.field(static=True)
+    as_set: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        observation_spec: Mapping[str, ArraySpec],
+        action_spec: ActionSpec,
+        *,
+        key: Key[Array, ""],
+    ):
+        """The actor starts near uniform, the critic at exactly 0.
+
+        Errors: ValueError where actions are not discrete, the observation has images, or servers are to be a set and
+        the observation does not have exactly one, with a row for each action.
+        """
+        self.entries = Entries.of(observation_spec)
+        if not isinstance(action_spec, Discrete):
+            raise ValueError(f"A2C and PPO choose among discrete actions; this world has {action_spec}")
+        if self.entries.images:
+            names = [name for name, _ in self.entries.images]
+            raise ValueError(f"A2C and PPO read vectors and servers, but the observation has images: {names}")
+        self.actions, self.as_set = action_spec.n, config.servers == "set"
+        sets = self.entries.servers
+        if self.as_set and (len(sets) != 1 or sets[0][1].shape[0] != self.actions):
+            shapes = {name: entry.shape for name, entry in sets}
+            raise ValueError(
+                f"NetworkConfig: servers='set' needs one entry of kind 'servers' with a row for each of the "
+                f"{self.actions} actions; the observation has {shapes or 'none'}: use servers='flat'"
+            )
+        memory_key, actor_key, critic_key = jax.random.split(key, 3)
+        context = sum(math.prod(spec.shape) * (spec.categories or 1) for _, spec in self.entries.vectors)
+        rows = sets[0][1].shape[1] if self.as_set else 0
+        if not self.as_set:
+            context += sum(math.prod(spec.shape) for _, spec in sets)
+        told = context + rows + (1 if self.as_set else self.actions) + 2
+        self.memory = GRU(told, config.memory, key=memory_key) if config.memory else None
+        if self.as_set:
+            sizes = context, rows + config.memory, config.units, config.layers
+            self.actor = SetTower(*sizes, per_server=True, scale=0.01, key=actor_key)
+            self.critic = SetTower(*sizes, per_server=False, scale=0.0, key=critic_key)
+        else:
+            inputs = context + config.memory
+            self.actor = Tower(inputs, self.actions, config.units, config.layers, scale=0.01, key=actor_key)
+            self.critic = Tower(inputs, 1, config.units, config.layers, scale=0.0, key=critic_key)
+
+    def see(self, observation: dict[str, Array]) -> Features:
+        """An observation as the networks read it: numbers by their symlog, integers one-hot."""
+        vectors = []
+        for name, spec in self.entries.vectors:
+            x = observation[name]
+            hot = None if spec.categories is None else jax.nn.one_hot(x, spec.categories)
+            vectors.append(symlog(x) if hot is None else hot.reshape(*x.shape[:-1], -1))
+        sets = {name: symlog(observation[name]) for name, _ in self.entries.servers}
+        if not self.as_set:
+            flat = [x.reshape(*x.shape[:-2], -1) for x in sets.values()]
+            return Features(jnp.concatenate([*vectors, *flat], -1))
+        ((name, rows),) = sets.items()
+        context = jnp.concatenate([*vectors, rows[..., 0, :0]], -1)
+        return Features(context, rows, self.entries.present(observation, name))
+
+    def told(
+        self, seen: Features, action: Int[Array, "*B"], reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
+    ) -> Float[Array, "*B I"]:
+        """What the memory reads: what is seen, the action and reward that led here, whether an episode begins (RL2).
+
+        With servers as a set each memory reads its own row, and of the action whether it was its server's.
+        """
+        done = jnp.where(is_first[..., None], 0.0, jax.nn.one_hot(action, self.actions))
+        rest = jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
+        if seen.servers is None:
+            return jnp.concatenate([seen.context, done, rest], -1)
+        shared = jnp.concatenate([seen.context, rest], -1)[..., None, :]
+        shared = jnp.broadcast_to(shared, (*seen.servers.shape[:-1], shared.shape[-1]))
+        return jnp.concatenate([seen.servers, done[..., None], shared], -1)
+
+    def recall(self, seen: Features, recurrent: Float[Array, "*B M"]) -> Features:
+        """What is seen together with what is remembered."""
+        if seen.servers is None:
+            return seen._replace(context=jnp.concatenate([seen.context, recurrent], -1))
+        return seen._replace(servers=jnp.concatenate([seen.servers, recurrent], -1))
+
+    def act(self, features: Features, observation: dict[str, Array]) -> Categorical:
+        """The distribution over actions [*B, A]."""
+        mask = None if self.entries.mask is None else observation[self.entries.mask]
+        return Categorical.from_logits(self.actor(features), mask=mask)
+
+    def value(self, features: Features) -> Float[Array, "*B"]:
+        """The expected return, in units of scaled rewards."""
+        return symexp(self.critic(features)[..., 0])
+
+
+# --- acting --------------------------------------------------------------------------------------------------------
+
+
+class ActorCriticPolicy(eqx.Module):
+    """The agent as a `Policy`: frozen weights and, where it has one, a memory that goes on adapting."""
+
+    networks: ActorCritic
+    reward_scale: float = eqx.field(static=True)
+    greedy: bool = eqx.field(static=True)
+    """Take the likeliest action instead of drawing one."""
+
+    def initial_state(self, batch: int) -> Memory | None:
+        net = self.networks
+        if net.memory is None:
+            return None
+        rows = (net.actions,) if net.as_set else ()
+        units = net.memory.recurrent.weight.shape[0]
+        return Memory(jnp.zeros((batch, *rows, units)), jnp.zeros((batch,), jnp.int32))
+
+    def act(
+        self, state: Memory | None, timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], Memory | None]:
+        net = self.networks
+        features = net.see(timestep.observation)
+        if net.memory is not None and state is not None:
+            told = net.told(features, state.action, timestep.reward * self.reward_scale, timestep.is_first)
+            state = state._replace(recurrent=net.memory(state.recurrent, told))
+            features = net.recall(features, state.recurrent)
+        policy = net.act(features, timestep.observation)
+        action = policy.mode().astype(jnp.int32) if self.greedy else draw(policy, key)
+        return action, state and state._replace(action=action)
+
+
+def draw(policy: Categorical, key: Key[Array, ""]) -> Int[Array, "*B"]:
+    """A sample by inversion: one random number, where the usual Gumbel trick takes A and two logarithms of each."""
+    ends = jnp.cumsum(policy.probs, -1)
+    noise = jax.random.uniform(key, ends.shape[:-1]) * ends[..., -1]
+    return (noise[..., None] >= ends[..., :-1]).sum(-1).astype(jnp.int32)
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+
+def remember(networks: ActorCritic, rollout: Rollout, reward_scale: float) -> Features:
+    """What the networks read at each moment of a rollout [G, B, ...], memory included, as acting would have it.
+
+    The memory is emptied where a trial begins, not where an episode does.
+    """
+    ts, memory = rollout.timestep, networks.memory
+    seen = networks.see(ts.observation)
+    if memory is None or rollout.memory is None:
+        return seen
+    done = jnp.concatenate([rollout.memory.action[None], rollout.action])
+    inputs = memory.project(networks.told(seen, done, ts.reward * reward_scale, ts.is_first))
+
+    def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        row, begins = now
+        h = memory.step(select(begins, jnp.zeros_like(h), h), row)
+        return h, h
+
+    _, recurrent = jax.lax.scan(step, rollout.memory.recurrent, (inputs, rollout.is_trial_first))
+    return networks.recall(seen, recurrent)
+
+
+def judge(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeStep) -> Judgement:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), made relative.
+
+    An advantage of 100 is much where a state is worth -200, and noise where a huge job makes it worth -20,000. So each
+    is divided by 1 + |value| of its state (a weight of states, which leaves the better action in each of them the
+    better one), and all of them by their mean size.
+    """
+    gain = advantages(config, value, timestep)
+    counts = 1.0 - timestep.is_last[:-1]
+    relative = gain / (1 + jnp.abs(value[:-1]))
+    size = (counts * jnp.abs(relative)).sum() / jnp.maximum(1, counts.sum())
+    return stop_gradient(Judgement(relative / (size + 1e-8), gain + value[:-1], counts))
+
+
+def advantages(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeStep) -> Float[Array, "T B"]:
+    """A_t = d_t + gamma lambda A_{t+1} with d_t = r_{t+1} + gamma v_{t+1} - v_t, up to the end of an episode.
+
+    An episode that was cut off (is_last alone) is taken to go on as the critic expects; one that ended has no more to
+    come. What stands where `is_last` means nothing.
+    """
+    later = jax.tree.map(lambda x: x[1:], timestep)
+    ahead = config.discount * (1.0 - later.is_terminal) * value[1:]
+    surprise = later.reward * config.reward_scale + ahead - value[:-1]
+    goes_on = config.discount * config.discount_lambda * (1.0 - later.is_last)
+
+    def step(after: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        d, on = now
+        return (gain := d + on * after), gain
+
+    return jax.lax.scan(step, jnp.zeros_like(value[0]), (surprise, goes_on), reverse=True)[1]
+
+
+def critic_loss(value: Float[Array, "T B"], judged: Judgement) -> Float[Array, ""]:
+    """Half the squared relative error, for outliers the absolute one.
+
+    The weight 1 / (1 + |value|) depends on the state and not on the return, so the best prediction stays the mean; it
+    is also the inverse of symexp's slope, so the critic's output feels an error of 10 % alike at every scale.
+    """
+    error = (value - judged.target) / (1 + jnp.abs(stop_gradient(value)))
+    return mean(optax.huber_loss(error, delta=OUTLIER), judged.counts)
+
+
+def mean(x: Float[Array, "T B"], counts: Float[Array, "T B"]) -> Float[Array, ""]:
+    """The mean over what counts."""
+    return (x * counts).sum() / jnp.maximum(1, counts.sum())
+
+
+def explained_variance(value: Float[Array, "T B"], judged: Judgement) -> Float[Array, ""]:
+    """Share of the variance of returns that the critic foresaw, both as symlogs (a Pareto tail has no variance)."""
+    target, error = symlog(judged.target), symlog(judged.target) - symlog(value)
+
+    def variance(x: Array) -> Array:
+        return mean(jnp.square(x - mean(x, judged.counts)), judged.counts)
+
+    return 1 - variance(error) / (variance(target) + 1e-8)
+
+
+def optimiser(config: ActorCriticConfig) -> optax.GradientTransformation:
+    """Clipping of the whole gradient, then Adam."""
+    rate = optax.linear_schedule(config.learning_rate, 0.0, config.decay) if config.decay else config.learning_rate
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate, eps=1e-5))
+
+
+def begin(
+    config: ActorCriticConfig,
+    observation_spec: Mapping[str, ArraySpec],
+    action_spec: ActionSpec,
+    key: Key[Array, ""],
+) -> Learner:
+    """Fresh networks and optimiser."""
+    networks = ActorCritic(config.network, observation_spec, action_spec, key=key)
+    return Learner(networks, optimiser(config).init(eqx.filter(networks, eqx.is_inexact_array)))
+
+
+def descend(config: ActorCriticConfig, learner: Learner, gradient: PyTree) -> Learner:
+    """One step of the optimiser."""
+    step, state = optimiser(config).update(gradient, learner.optimiser)
+    return Learner(eqx.apply_updates(learner.networks, step), state)

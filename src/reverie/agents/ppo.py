@@ -1,0 +1,131 @@
+"""PPO: learn from each stretch of experience several times, but never move far from the policy that gathered it.
+
+Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347): A2C with a clipped ratio of probabilities,
+several epochs over each rollout and minibatches of whole streams, so that memory is learned through time as it was
+lived. Networks and advantages are in `actor_critic.py`.
+
+Metrics: those of A2C, and `actor/ratio_clipped`, the share of actions beyond the clip. All are means over the update
+but `critic/value` and `critic/explained_variance`, which are from before it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from reverie.agents.actor_critic import (
+    ActorCritic,
+    ActorCriticConfig,
+    ActorCriticPolicy,
+    Judgement,
+    Learner,
+    Rollout,
+    begin,
+    critic_loss,
+    descend,
+    explained_variance,
+    judge,
+    mean,
+    remember,
+)
+from reverie.envs.core import ActionSpec, ArraySpec
+from reverie.models.core import Features
+
+
+@dataclass(frozen=True)
+class PPOConfig(ActorCriticConfig):
+    """The common settings, and how often and how carefully a rollout is used."""
+
+    epochs: int = 4
+    """How many times each rollout is gone through."""
+    minibatches: int = 4
+    """Parts that the streams are cut into, one gradient step each."""
+    ratio: float = 0.2
+    """How far the probability of an action may move away before it counts no more (epsilon)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"PPOConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"PPOConfig: ratio must lie in (0, 1), got {self.ratio}")
+
+
+@dataclass(frozen=True)
+class PPO:
+    """The algorithm, for one kind of world."""
+
+    config: PPOConfig
+    observation_spec: Mapping[str, ArraySpec]
+    action_spec: ActionSpec
+
+    def init(self, key: Key[Array, ""]) -> Learner:
+        """Fresh networks. The critic starts at exactly 0, the actor near uniform."""
+        return begin(self.config, self.observation_spec, self.action_spec, key)
+
+    def policy(self, networks: ActorCritic, greedy: bool = False) -> ActorCriticPolicy:
+        """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
+        return ActorCriticPolicy(networks, self.config.reward_scale, greedy)
+
+    def update(
+        self, learner: Learner, rollout: Rollout, key: Key[Array, ""]
+    ) -> tuple[Learner, dict[str, Float[Array, ""]]]:
+        """`epochs` times `minibatches` gradient steps on a rollout of the present policy.
+
+        Errors: ValueError where the streams cannot be cut into equal minibatches.
+        """
+        c = self.config
+        streams = rollout.action.shape[1]
+        if streams % c.minibatches:
+            raise ValueError(f"PPO: {streams} streams cannot be cut into {c.minibatches} equal minibatches")
+        features = remember(learner.networks, rollout, c.reward_scale)
+        value = learner.networks.value(features)
+        judged = judge(c, value, rollout.timestep)
+        before = self.log_prob(learner.networks, features, rollout)[0]
+
+        def step(learner: Learner, chosen: Array) -> tuple[Learner, dict[str, Array]]:
+            memory = jax.tree.map(lambda x: x[chosen], rollout.memory)
+            rows = jax.tree.map(lambda x: x[:, chosen], (rollout._replace(memory=None), judged, before))
+            part, *judgement = rows[0]._replace(memory=memory), *rows[1:]
+            gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, part, *judgement)
+            return descend(c, learner, gradient), metrics | {"gradient/norm": optax.global_norm(gradient)}
+
+        shuffled = jax.vmap(lambda k: jax.random.permutation(k, streams))(jax.random.split(key, c.epochs))
+        learner, metrics = jax.lax.scan(step, learner, shuffled.reshape(c.epochs * c.minibatches, -1))
+        return learner, jax.tree.map(jnp.mean, metrics) | {
+            "critic/value": mean(value[:-1], judged.counts),
+            "critic/explained_variance": explained_variance(value[:-1], judged),
+        }
+
+    def loss(
+        self, networks: ActorCritic, rollout: Rollout, judged: Judgement, before: Float[Array, "T B"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The weighted sum of the losses, and metrics. `before`: log-probabilities when the actions were chosen."""
+        c = self.config
+        features = remember(networks, rollout, c.reward_scale)
+        log_prob, entropy = self.log_prob(networks, features, rollout)
+        ratio = jnp.exp(log_prob - before)
+        clipped = jnp.clip(ratio, 1 - c.ratio, 1 + c.ratio)
+        actor_loss = -mean(jnp.minimum(ratio * judged.advantage, clipped * judged.advantage), judged.counts)
+        entropy = mean(entropy, judged.counts)
+        judging_loss = critic_loss(networks.value(features)[:-1], judged)
+        metrics = {
+            "actor/loss": actor_loss,
+            "actor/entropy": entropy,
+            "actor/ratio_clipped": mean((ratio != clipped).astype(jnp.float32), judged.counts),
+            "critic/loss": judging_loss,
+        }
+        return actor_loss - c.entropy * entropy + c.critic * judging_loss, metrics
+
+    def log_prob(
+        self, networks: ActorCritic, features: Features, rollout: Rollout
+    ) -> tuple[Float[Array, "T B"], Float[Array, "T B"]]:
+        """Log-probabilities of the actions of a rollout, and the entropy of the policy."""
+        acted, observation = jax.tree.map(lambda x: x[:-1], (features, rollout.timestep.observation))
+        policy = networks.act(acted, observation)
+        return policy.log_prob(rollout.action), policy.entropy()

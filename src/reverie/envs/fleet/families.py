@@ -1,0 +1,197 @@
+"""Named families of tasks, and the means to make one from levels, a trace or measured speeds.
+
+A family draws a task from a generator. All tasks of a family have the same shapes, so they stack into one batch.
+The numbers are our choice: those of Redovian (2025) are not public. Park's ten speeds sum to 6 and its sizes have mean
+300, so Poisson arrivals `interval` apart offer a load of 50 / interval.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from reverie.envs.core import TaskFamily, stack_tasks
+from reverie.envs.fleet import schedule as schedules
+from reverie.envs.fleet import workload as workloads
+from reverie.envs.fleet.env import Task, constant_speeds, fleet_task, offered_load
+from reverie.envs.fleet.measured import draw_fleet, read_speeds
+from reverie.envs.fleet.traces import Trace
+from reverie.envs.fleet.workload import Sizes
+
+PARK_SPEEDS = np.arange(0.15, 1.06, 0.1)
+"""Ten servers, the fastest seven times as fast as the slowest [work per time unit]."""
+PARK_MEAN_SIZE = 300.0
+"""Mean of Park's Pareto sizes (shape 1.5, scale 100), in work units."""
+INTERVALS = {"easy": 110.0, "medium": 75.0, "hard": 55.0, "overload": 45.0}
+"""Mean gap between arrivals: offered load 0.455, 0.667, 0.909 (Park's default) and 1.111."""
+
+
+def park_sizes() -> Sizes:
+    return workloads.pareto(shape=1.5, scale=100.0)
+
+
+def level(interval: float) -> TaskFamily:
+    """Park's fleet and sizes under Poisson arrivals; every draw is the same task."""
+    task = fleet_task(constant_speeds(PARK_SPEEDS), workloads.poisson(interval, park_sizes()))
+    return lambda rng: task
+
+
+def drift(rng: np.random.Generator) -> Task:
+    """Which server is fast changes two to four times in an episode of 1,000 jobs, at load 0.667, and half of the time one
+    fails and comes back. A rule that knows the speeds stays stable; one that trusts those of the start does not."""
+    changes = rng.integers(2, 5)
+    times = np.sort(rng.uniform(0, 75_000, changes))
+    start = np.concatenate([[0.0], times])
+    speeds = np.stack([rng.permutation(PARK_SPEEDS) for _ in start], -1)  # [N, P]
+    if rng.random() < 0.5:
+        server, fails = rng.integers(len(PARK_SPEEDS)), rng.uniform(0, 60_000)
+        start, speeds = _cut(start, speeds, fails, fails + 5_000)
+        speeds[server, (start >= fails) & (start < fails + 5_000)] = 0.0
+    start, speeds = _padded(start, speeds, segments=7)
+    speed = schedules.stack([schedules.schedule(start, row) for row in speeds])
+    return fleet_task(speed, workloads.poisson(INTERVALS["medium"], park_sizes()))
+
+
+def burst(rng: np.random.Generator) -> Task:
+    """A third of the time arrivals come three times as fast, at load 1.25, for about 50 jobs; the mean load is 0.69."""
+    workload = workloads.modulated((120.0, 40.0), (4_000.0, 2_000.0), park_sizes(), rng)
+    return fleet_task(constant_speeds(PARK_SPEEDS), workload)
+
+
+def diurnal(rng: np.random.Generator) -> Task:
+    """Load 0.667 on average, from 0.33 to 1.0 over a day of about 330 jobs; the hour at the start is drawn."""
+    workload = workloads.diurnal(INTERVALS["medium"], swing=0.5, day=25_000.0, sizes=park_sizes())
+    shift = rng.integers(workload.rate.value.shape[0])
+    rate = workload.rate._replace(value=jnp.roll(workload.rate.value, -int(shift)))
+    return fleet_task(constant_speeds(PARK_SPEEDS), workload._replace(rate=rate))
+
+
+def continuous(rng: np.random.Generator) -> Task:
+    """Load in [0.3, 1], tail shape in [1.4, 2.5], speeds up to tenfold apart, half of the tasks bursty: to train on.
+
+    The speeds sum to 6 and the sizes have mean 300, as Park's do, whatever is drawn.
+    """
+    load, shape, ratio = rng.uniform(0.3, 1.0), rng.uniform(1.4, 2.5), rng.uniform(1.0, 10.0)
+    speeds = ratio ** rng.uniform(0, 1, len(PARK_SPEEDS))
+    speeds *= PARK_SPEEDS.sum() / speeds.sum()
+    sizes = workloads.pareto(shape, PARK_MEAN_SIZE * (shape - 1) / shape)
+    interval = PARK_MEAN_SIZE / (load * PARK_SPEEDS.sum())
+    # The mean rate is 1 / interval: a third of the time `peak` times the rate of the rest.
+    peak = rng.uniform(2, 4) if rng.random() < 0.5 else 1.0
+    slow = interval * (2 + peak) / 3
+    workload = workloads.modulated((slow, slow / peak), (4_000.0, 2_000.0), sizes, rng)
+    return fleet_task(constant_speeds(speeds), workload)
+
+
+FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in INTERVALS.items()} | {
+    "drift": drift,
+    "burst": burst,
+    "diurnal": diurnal,
+    "continuous": continuous,
+}
+
+
+def family(name: str) -> TaskFamily:
+    """The family of that name; ValueError that lists them where there is none."""
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown task family {name!r}{hint} There are: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def levels(intervals: Sequence[float] = tuple(INTERVALS.values()), jobs: int = 1000, changes: int = 3) -> TaskFamily:
+    """Park's fleet under a load that changes `changes` times at unknown moments of an episode of `jobs` jobs.
+
+    Each stretch has one of the mean gaps `intervals`, never that of the stretch before.
+    """
+    if len(intervals) < 2 or changes < 1 or jobs < 1:
+        raise ValueError(f"levels: two intervals, one change and one job at least; got {intervals}, {changes}, {jobs}")
+
+    def draw(rng: np.random.Generator) -> Task:
+        order = [rng.integers(len(intervals))]
+        for _ in range(changes):
+            order.append((order[-1] + rng.integers(1, len(intervals))) % len(intervals))
+        gaps = np.asarray(intervals, float)[order]
+        # Borders in jobs, at least a twentieth of the episode apart, turned into times by the gaps between them.
+        share = rng.dirichlet(np.ones(changes + 1)) * (1 - 0.05 * (changes + 1)) + 0.05
+        start = np.concatenate([[0.0], np.cumsum(share * jobs * gaps)[:-1]])
+        return fleet_task(constant_speeds(PARK_SPEEDS), workloads.stepped(start, gaps, park_sizes()))
+
+    return draw
+
+
+def level_at(task: Task, time: Float[Array, "*B"]) -> Int[Array, "*B"]:
+    """Number of the stretch of the task's arrival rate that holds at each of the times (not periodic), from 0 on."""
+    return (task.workload.rate.start <= jnp.asarray(time)[..., None]).sum(-1) - 1
+
+
+def traced(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"] = PARK_SPEEDS) -> TaskFamily:
+    """Windows of `jobs` consecutive jobs of a trace, on a fleet of `speeds`, at the offered load of the whole trace.
+
+    Work and clock are both scaled so that the mean job brings 300 work units, which changes nothing but the units
+    (speeds stay): an agent trained on such jobs sees the sizes it knows. `trace_unit` leads back to the trace's units.
+    """
+    if not load > 0:
+        raise ValueError(f"traced: load must be positive, got {load}")
+    if not 1 <= jobs <= len(trace.arrival):
+        raise ValueError(f"traced: jobs must lie in [1, {len(trace.arrival)}], the length of {trace.name}; got {jobs}")
+    work = trace.work * trace_unit(trace)
+    gaps = np.diff(trace.arrival, prepend=trace.arrival[0])
+    gaps *= work.sum() / (load * float(np.sum(speeds))) / gaps.sum()
+    speed = constant_speeds(speeds)
+
+    def draw(rng: np.random.Generator) -> Task:
+        first = rng.integers(len(work) - jobs + 1)
+        window = slice(first, first + jobs)
+        return fleet_task(speed, workloads.recorded(gaps[window], work[window]))
+
+    return draw
+
+
+def trace_unit(trace: Trace) -> float:
+    """Work units of a `traced` task for one unit of the trace's work, and time units for one unit of its time."""
+    return PARK_MEAN_SIZE / float(trace.work.mean())
+
+
+def measured(path: Path, servers: int = 10, load: float = 0.667) -> TaskFamily:
+    """A fleet whose speeds are drawn from measurements of real machines, scaled to a sum of 6, under Park's sizes."""
+    speeds = read_speeds(path)
+    interval = PARK_MEAN_SIZE / (load * PARK_SPEEDS.sum())
+
+    def draw(rng: np.random.Generator) -> Task:
+        drawn = draw_fleet(speeds, servers, rng)
+        return fleet_task(
+            constant_speeds(drawn * PARK_SPEEDS.sum() / drawn.sum()), workloads.poisson(interval, park_sizes())
+        )
+
+    return draw
+
+
+def with_load(task: Task, load: float) -> Task:
+    """The same task at another offered load: its arrivals' clock runs faster or slower, which keeps the bursts."""
+    if not load > 0:
+        raise ValueError(f"load must be positive, got {load}")
+    factor, w = load / offered_load(task), task.workload
+    rate = w.rate._replace(start=w.rate.start / factor, value=w.rate.value * factor, period=w.rate.period / factor)
+    recording = w.recording._replace(gap=w.recording.gap / factor)
+    return task._replace(workload=w._replace(rate=rate, recording=recording))
+
+
+def draw_tasks(draw: Callable[[np.random.Generator], Task], count: int, seed: int) -> Task:
+    """`count` tasks of a family [K, ...], each from its own stream: a longer pool begins with a shorter one."""
+    return stack_tasks([draw(np.random.default_rng((seed, i))) for i in range(count)])
+
+
+def _cut(start: np.ndarray, speeds: np.ndarray, *borders: float) -> tuple[np.ndarray, np.ndarray]:
+    """Add borders to a schedule without changing it."""
+    everything = np.union1d(start, borders)
+    return everything, speeds[:, np.searchsorted(start, everything, side="right") - 1]
+
+
+def _padded(start: np.ndarray, speeds: np.ndarray, segments: int) -> tuple[np.ndarray, np.ndarray]:
+    extra = segments - len(start)
+    return np.append(start, [start[-1]] * extra), np.concatenate([speeds, np.repeat(speeds[:, -1:], extra, 1)], 1)

@@ -1,0 +1,283 @@
+"""The pictures of a report: each function makes one matplotlib figure from tidy tables and computes nothing new.
+
+`forest` draws a verdict, `survival` the distribution of response times, `learning_curves` how training went and
+`fleet_over_time` what happened inside the fleet. Figures are saved by `style.py`; no window is opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from scipy.optimize import isotonic_regression
+
+from reverie.evaluate.watch import Watched, waits
+from reverie.report.style import GREY, GRID, INK, MUTED, SILVER, looks, setting
+from reverie.tables import Cell
+
+Table = Sequence[Mapping[str, Cell]]
+
+WIDTH = 8.8
+"""Inches; 880 pixels on screen."""
+
+
+def forest(verdict: Table) -> Figure:
+    """The verdict as a forest plot: for each agent the ratio of its response times to the opponent's, with interval.
+
+    One column per task and level; agents in the order of their mean ratio. Ratios beyond the axis are written out.
+    """
+    panels = list(dict.fromkeys((row["task"], row["level"]) for row in verdict))
+    cells = {(row["agent"], row["task"], row["level"]): row for row in verdict}
+    names = list(dict.fromkeys(str(row["agent"]) for row in verdict))
+    ratios = {name: [float(row["ratio"]) for row in verdict if row["agent"] == name] for name in names}
+    names.sort(key=lambda name: np.log(ratios[name]).mean())
+    look = looks(verdict)
+    with setting():
+        figure = Figure(figsize=(WIDTH, 1.0 + 0.24 * len(names)))
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, (task, level) in zip(axes, panels, strict=True):
+            mine = [(y, cells[name, task, level]) for y, name in enumerate(names) if (name, task, level) in cells]
+            _forest_panel(axis, mine, look)
+            axis.set_title(_place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1))
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.4, -0.6)
+        for label, name in zip(axes[0].get_yticklabels(), names, strict=True):
+            _emphasise(label, look[name].colour, bold=look[name].weight > 2)
+        opponents = {str(row["against"]) for row in verdict}
+        opponent = opponents.pop() if len(opponents) == 1 else "the best rule of each"
+        figure.supxlabel(f"response time / that of {opponent} (geometric mean over episodes; left is better)", size=9)
+    return figure
+
+
+def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Cell]]], look) -> None:
+    ends = [float(row[name]) for _, row in rows for name in ("low", "high")]
+    left, right = max(0.6, 0.96 * min(ends)), min(2.3, 1.04 * max(ends))
+    left, right = min(left, 0.9), max(right, 1.1)
+    axis.set_xscale("log")
+    axis.set_xlim(left, right)
+    axis.axvline(1, color=INK, linewidth=1)
+    for y, row in rows:
+        ratio, low, high = (float(row[name]) for name in ("ratio", "low", "high"))
+        style = look[row["agent"]]
+        if left < ratio < right:
+            axis.plot([max(low, left), min(high, right)], [y, y], color=style.colour, linewidth=style.weight)
+            axis.plot(ratio, y, "o", color=style.colour, markersize=3 + style.weight)
+        else:
+            beyond, side, arrow = (right, "right", "{} ▸") if ratio >= right else (left, "left", "◂ {}")
+            text = arrow.format(f"{ratio:.3g}")
+            axis.text(beyond, y, text, color=style.colour, ha=side, va="center", size=8)
+    axis.xaxis.set_major_locator(FixedLocator([x for x in _RATIOS if left <= x <= right]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)
+
+
+_RATIOS = (0.6, 0.8, 1, 1.25, 1.5, 2)
+
+
+def survival(responses: Table, highlighted: Sequence[str] = ()) -> Figure:
+    """The share of jobs that take longer than a time, one panel per task, both axes logarithmic: heavy tails are lines.
+
+    Agents and `highlighted` rules are named; all others are drawn faintly behind them. Training seeds are averaged.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in responses))
+    look = looks(responses)
+    named = [name for name in look if look[name].weight > 2] + [name for name in highlighted if name in look]
+    with setting():
+        figure = Figure(figsize=(WIDTH, 3.2 if len(tasks) < 3 else 2.9))
+        axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+        for axis, task in zip(axes, tasks, strict=True):
+            for name in sorted(look, key=named.__contains__):
+                lines = _curves(responses, name, task)
+                if not len(lines):
+                    continue
+                share, response = lines[0, 0], np.exp(np.log(lines[:, 1]).mean(0))
+                style = look[name]
+                if name in named:
+                    axis.plot(response, share, style.dashes, color=style.colour, linewidth=style.weight, label=name)
+                else:
+                    axis.plot(response, share, color=GRID, linewidth=0.8)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_title(str(task))
+            axis.set_xlabel("response time")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axes[0].set_ylabel("share of jobs that take longer")
+        axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
+        lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+        handles = [lines[name] for name in named if name in lines]
+        if len(named) < len(look):
+            handles += axes[0].plot([], [], color=GRID, linewidth=0.8, label="all others")
+        figure.legend(handles=handles, loc="outside right center")
+    return figure
+
+
+def _curves(responses: Table, name: str, task: Cell) -> Float[np.ndarray, "S two P"]:
+    """Survival and response time, for each training seed of an agent."""
+    mine = [row for row in responses if row["agent"] == name and row["task"] == task]
+    seeds = dict.fromkeys(row["training_seed"] for row in mine)
+    return np.array(
+        [
+            [[row[column] for row in mine if row["training_seed"] == seed] for column in ("survival", "response")]
+            for seed in seeds
+        ],
+        float,
+    )
+
+
+def learning_curves(
+    curves: Table,
+    rules: Mapping[str, float],
+    x: Literal["step", "cpu_seconds"] = "step",
+    y: str = "response",
+) -> Figure:
+    """How a number (mean response time on the evaluation episodes) fell in training, one line per run.
+
+    Arguments: `curves`, rows with the columns agent, training_seed, `x` and `y`; `rules`, the level that each classical
+    rule reaches on the same episodes, drawn as a horizontal line.
+    """
+    look = looks([{**row, "role": "agent"} for row in curves])
+    with setting():
+        figure = Figure(figsize=(WIDTH, 3.4))
+        axis = figure.subplots()
+        for run, agent in {(row["agent"], row["training_seed"]): str(row["agent"]) for row in curves}.items():
+            points = [(row[x], row[y]) for row in curves if (row["agent"], row["training_seed"]) == run]
+            style = look[agent]
+            axis.plot(*np.array(points, float).T, color=style.colour, linewidth=1.3, alpha=0.85, label=agent)
+        for level in rules.values():
+            axis.axhline(level, color=GREY, linewidth=1, linestyle="--")
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axis.set_xlabel({"step": "environment steps", "cpu_seconds": "CPU seconds"}[x])
+        axis.set_ylabel("mean response time")
+        axis.margins(x=0.01)
+        _label_lines(axis, rules)
+        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        axis.legend(handles.values(), handles.keys(), loc="upper right")
+    return figure
+
+
+def _label_lines(axis: Axes, levels: Mapping[str, float]) -> None:
+    """Names at the right end of horizontal lines, pushed apart as little as possible where they would overlap."""
+    names = sorted(levels, key=lambda name: levels[name])
+    low, high = np.log(axis.get_ylim())
+    apart = 0.06 * (high - low) * np.arange(len(names))
+    wanted = np.log([levels[name] for name in names])
+    placed = np.exp(isotonic_regression(wanted - apart).x + apart) if names else []
+    for name, at in zip(names, placed, strict=True):
+        axis.annotate(
+            name,
+            (1, levels[name]),
+            (1.03, at),
+            xycoords=axis.get_yaxis_transform(),
+            textcoords=axis.get_yaxis_transform(),
+            va="center",
+            size=8,
+            color=MUTED,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0},
+        )
+
+
+def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float | None = None) -> Figure:
+    """What happened inside the fleet: servers as rows, the fastest on top, bright where a job would have to wait long.
+
+    Ticks are the jobs sent to a server, longer for larger ones. Below, the load that arrived (bars) and that the
+    workload has in the mean (line), as a share of what the fleet can do. Arguments: one or more policies on the same
+    jobs; the stretch of time from `begin` to `end` (the last arrival).
+    """
+    arrival = np.array([row["arrival"] for row in episodes[0].jobs], float)
+    end = float(arrival[-1]) if end is None else end
+    time = np.linspace(begin, end, 1200)
+    grids = [waits(watched, time) for watched in episodes]
+    most = max(max(grid.max() for grid in grids), 1e-9)
+    norm = LogNorm(most / 1000, most, clip=False)
+    with setting():
+        heights = [len(grids[0]) * 0.19] * len(episodes) + [1.0]
+        figure = Figure(figsize=(WIDTH, sum(heights) + 0.45 * len(heights) + 0.3))
+        axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+        for axis, watched, grid in zip(axes, episodes, grids, strict=False):
+            image = _fleet_panel(axis, watched, grid, norm, begin, end)
+        bar = figure.colorbar(image, ax=axes[:-1], pad=0.01, aspect=30, fraction=0.03)
+        bar.set_label("wait of a new job (time units)")
+        bar.outline.set_visible(False)
+        _load_panel(axes[-1], episodes[0], begin, end)
+        axes[-1].set_xlabel("time")
+    return figure
+
+
+def _fleet_panel(axis: Axes, watched: Watched, grid, norm: LogNorm, begin: float, end: float):
+    table = [row for row in watched.servers if row["time"] <= begin] or watched.servers
+    speed = {row["server"]: row["speed"] for row in table}
+    order = sorted(speed, key=lambda n: -speed[n])
+    row_of = {server: row for row, server in enumerate(order)}
+    cmap = mpl.colormaps["inferno"].with_extremes(under="black")
+    image = axis.imshow(
+        grid[order],
+        aspect="auto",
+        cmap=cmap,
+        norm=norm,
+        extent=(begin, end, len(order) - 0.5, -0.5),
+        interpolation="nearest",
+    )
+    jobs = [row for row in watched.jobs if begin <= row["arrival"] <= end]
+    size = np.array([row["size"] for row in jobs])
+    height = 0.12 + 0.3 * (size.argsort().argsort() / len(size))
+    place = np.array([row_of[row["server"]] for row in jobs])
+    axis.vlines(
+        [row["arrival"] for row in jobs], place - height, place + height, color="white", linewidth=0.5, alpha=0.55
+    )
+    response = np.array([row["response"] for row in watched.jobs])
+    who = watched.jobs[0]
+    axis.set_title(
+        f"{who['agent']} on {who['task']}: mean response {response.mean():,.4g}, 99 % below {np.percentile(response, 99):,.4g}"
+    )
+    axis.set_yticks(range(len(order)), [f"{speed[n]:.3g}" for n in order], size=7)
+    axis.set_ylabel("server speed")
+    axis.grid(visible=False)
+    axis.tick_params(axis="both", length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return image
+
+
+def _load_panel(axis: Axes, watched: Watched, begin: float, end: float) -> None:
+    arrival, size, level = (
+        np.array([row[name] for row in watched.jobs], float) for name in ("arrival", "size", "level")
+    )
+    fleet = sum(row["speed"] for row in watched.servers if row["time"] == 0)
+    edges = np.linspace(begin, end, 61)
+    work, _ = np.histogram(arrival, edges, weights=size)
+    axis.stairs(work / np.diff(edges) / fleet, edges, fill=True, color=SILVER)
+    axis.step(arrival, level, where="post", color=INK, linewidth=1.2)
+    axis.axhline(1, color=MUTED, linewidth=0.8, linestyle=":")
+    axis.set_ylim(0, min(axis.get_ylim()[1], 4))
+    axis.set_ylabel("load")
+    axis.grid(axis="x", visible=False)
+
+
+def _place(task: Cell, level: Cell, levels: bool) -> str:
+    if level is None:
+        return f"{task}, all of it" if levels else str(task)
+    return f"{task}, load {level:g}"
+
+
+def _emphasise(label, colour: str, bold: bool) -> None:
+    label.set_color(colour)
+    label.set_fontweight("bold" if bold else "normal")
+
+
+def _thousands(value: float, _: int) -> str:
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"

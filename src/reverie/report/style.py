@@ -1,0 +1,145 @@
+"""How reports look: the colours of agents and roles, the setting of figures, and figures as SVG or PNG.
+
+Colours are those of Okabe and Ito (2008), told apart with any colour vision; what is judged has colour, the rules that
+it is compared with are grey. A figure's colours are names of a theme, so that one SVG suits light and dark pages.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from reverie.files import replacing
+from reverie.tables import Cell
+
+INK, MUTED, GRID, PAPER = "#1f2328", "#656d76", "#d8dee4", "#ffffff"
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+GREY, SILVER = "#8c959f", "#afb8c1"
+
+LIGHT = {
+    "ink": INK,
+    "muted": MUTED,
+    "grid": GRID,
+    "paper": PAPER,
+    "blue": BLUE,
+    "vermillion": VERMILLION,
+    "green": GREEN,
+    "purple": PURPLE,
+    "orange": ORANGE,
+    "sky": SKY,
+    "grey": GREY,
+    "silver": SILVER,
+}
+"""The colours by name; figures use these."""
+DARK = LIGHT | {
+    "ink": "#e6edf3",
+    "muted": "#9198a1",
+    "grid": "#30363d",
+    "paper": "#0d1117",
+    "blue": "#4aa3df",
+    "vermillion": "#f0803c",
+    "green": "#2fbf93",
+    "grey": "#8b949e",
+    "silver": "#5b636c",
+}
+"""What they become on a dark page."""
+
+_SETTINGS = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.minor.visible": False,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",
+}
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+
+
+class Look(NamedTuple):
+    """How one contestant is drawn everywhere."""
+
+    colour: str
+    dashes: str
+    weight: float
+    """Width of its lines."""
+
+
+@contextmanager
+def setting() -> Iterator[None]:
+    """Within this context matplotlib makes and draws figures in our style."""
+    with mpl.rc_context(_SETTINGS):
+        yield
+
+
+def looks(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Look]:
+    """A look for every name in a table with the columns agent and role, the same for the same set of names."""
+    roles = {str(row["agent"]): str(row["role"]) for row in rows}
+    of_role = {role: sorted(name for name in roles if roles[name] == role) for role in ("agent", "rule", "oracle")}
+    bright, dashed = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), ("-", "--", "-.", ":")
+    found = {name: Look(GREY, ":", 1.0) for name in roles}
+    found |= {name: Look(bright[i % 6], dashed[i // 6 % 4], 2.2) for i, name in enumerate(of_role["agent"])}
+    found |= {name: Look(GREY, dashed[i % 4], 1.2) for i, name in enumerate(of_role["rule"])}
+    return found | {name: Look(INK, dashed[1 + i % 3], 1.2) for i, name in enumerate(of_role["oracle"])}
+
+
+def to_svg(figure: Figure, salt: str) -> str:
+    """A figure as an SVG element whose colours are the CSS variables of `css_colours`, for a page of its own style.
+
+    The same figure and `salt` give the same text; figures of one page need different salts, which go into their ids.
+    """
+    out = io.StringIO()
+    with setting(), mpl.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the names of groups repeat from figure to figure
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, svg)
+    for name, colour in LIGHT.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
+
+
+def css_colours(theme: Mapping[str, str]) -> str:
+    """The variables that `to_svg` uses, as CSS declarations."""
+    return " ".join(f"--{name}: {colour};" for name, colour in theme.items())
+
+
+def to_png(figure: Figure, dpi: int = 160) -> bytes:
+    """A figure as PNG on white."""
+    out = io.BytesIO()
+    with setting():
+        figure.savefig(out, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
+    return out.getvalue()
+
+
+def save_png(figure: Figure, path: Path, dpi: int = 160) -> None:
+    """Write a figure as PNG on white, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(to_png(figure, dpi))

@@ -1,0 +1,103 @@
+"""What can be chosen when an agent is trained: an algorithm, a world, when to stop, and a seed.
+
+The settings of an algorithm are defined beside it; here they are put together. Named settings are in `presets.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import arg
+
+from reverie.agents.a2c import A2CConfig
+from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.ppo import PPOConfig
+from reverie.envs.fleet.env import Reward, View
+from reverie.train.dreaming import DreamingConfig
+from reverie.train.loop import LoopConfig
+from reverie.train.on_policy import OnPolicyConfig
+
+
+@dataclass(frozen=True)
+class DreamerRun:
+    """Dreamer, with or without the RL2 policy."""
+
+    algorithm: Annotated[DreamerConfig, arg(name="")] = field(default_factory=DreamerConfig)
+    """What is learned, and how."""
+    experience: Annotated[DreamingConfig, arg(name="")] = field(default_factory=DreamingConfig)
+    """How experience is gathered and replayed."""
+    chunk: int = 20
+    """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
+
+    def __post_init__(self):
+        _check_chunk(self.chunk)
+
+    @property
+    def name(self) -> str:
+        return "dreamer-rl2" if self.algorithm.memory else "dreamer"
+
+
+@dataclass(frozen=True)
+class OnPolicyRun:
+    """A2C or PPO, with or without memory."""
+
+    algorithm: Annotated[A2CConfig | PPOConfig, arg(name="")] = field(default_factory=A2CConfig)
+    """What is learned, and how."""
+    experience: Annotated[OnPolicyConfig, arg(name="")] = field(default_factory=OnPolicyConfig)
+    """How experience is gathered."""
+    chunk: int = 500
+    """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
+
+    def __post_init__(self):
+        _check_chunk(self.chunk)
+
+    @property
+    def name(self) -> str:
+        name = "a2c" if isinstance(self.algorithm, A2CConfig) else "ppo"
+        return f"{name}-rl2" if self.algorithm.network.memory else name
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What an agent is trained in."""
+
+    family: str = "hard"
+    """The family that tasks are drawn from."""
+    tasks: int = 64
+    """Tasks that are drawn from it, once; each trial plays one of them."""
+    jobs: int = 250
+    """Length of an episode in jobs; longer ones are no harder to act in, shorter ones start more often from idle."""
+    view: View = "full"
+    """What the agent sees of the fleet."""
+    reward: Reward = "admission"
+    """When response times are credited."""
+
+
+@dataclass(frozen=True)
+class CurveConfig:
+    """The learning curve: the agent, taking its likeliest action, plays the same few episodes again and again."""
+
+    episodes: int = 16
+    """Episodes of each point."""
+    jobs: int = 1000
+    """Their length in jobs."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the numbers of a training run."""
+
+    agent: DreamerRun | OnPolicyRun
+    """The algorithm."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """What it is trained in."""
+    loop: Annotated[LoopConfig, arg(name="")] = field(default_factory=LoopConfig)
+    """When it stops, is evaluated and saved."""
+    curve: CurveConfig = field(default_factory=CurveConfig)
+    """How it is evaluated on the way."""
+    seed: int = 0
+    """Of everything random in training."""
+
+
+def _check_chunk(chunk: int) -> None:
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 update, got {chunk}")

@@ -1,0 +1,104 @@
+"""Training A2C and PPO in a built-in world: collect with the present policy, update, forget, as one compiled program.
+
+`train` is a pure function of its state, so a state that is saved and loaded goes on to the same numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from reverie.agents.a2c import A2C
+from reverie.agents.actor_critic import Learner, Rollout
+from reverie.agents.ppo import PPO
+from reverie.envs.core import Environment, Task
+from reverie.train.collect import Collector, Experience, collect, finished_returns, start
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """How experience is gathered."""
+
+    streams: int = 256
+    """Environments that run side by side (B)."""
+    steps: int = 16
+    """Steps that each of them takes for an update (T)."""
+    episodes: int = 1
+    """Episodes of a trial: the policy's memory lives through them."""
+    workers: int = 2
+    """Parts that the streams are collected in, independently of one another: a CPU runs them on as many cores."""
+
+    def __post_init__(self):
+        for name in ("streams", "steps", "episodes", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"OnPolicyConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.streams % self.workers:
+            raise ValueError(
+                f"OnPolicyConfig: streams must be a multiple of workers, got {self.streams} and {self.workers}"
+            )
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps, over all streams, for one update."""
+        return self.streams * self.steps
+
+
+class OnPolicy(NamedTuple):
+    """Everything that training changes."""
+
+    learner: Learner
+    collectors: tuple[Collector, ...]
+    """One for each worker."""
+    updates: Int[Array, ""]
+    key: Key[Array, ""]
+
+
+def init(agent: A2C | PPO, config: OnPolicyConfig, env: Environment, pool: Task, key: Key[Array, ""]) -> OnPolicy:
+    """Fresh networks, and a first episode in each stream.
+
+    Arguments: `pool`, the tasks [K, ...] that trials are drawn from.
+    """
+    key, agent_key, *keys = jax.random.split(key, 2 + config.workers)
+    learner = agent.init(agent_key)
+    policy = agent.policy(learner.networks)
+    collectors = tuple(start(env, pool, policy, config.streams // config.workers, k) for k in keys)
+    return OnPolicy(learner, collectors, jnp.int32(0), key)
+
+
+def train(
+    agent: A2C | PPO, config: OnPolicyConfig, env: Environment, pool: Task, state: OnPolicy, updates: int
+) -> tuple[OnPolicy, dict[str, Float[Array, " U"]]]:
+    """Alternate experience and updates `updates` (U) times; metrics come back one number per update."""
+
+    def one_update(state: OnPolicy, _: None) -> tuple[OnPolicy, dict[str, Array]]:
+        key, update_key = jax.random.split(state.key)
+        policy = agent.policy(state.learner.networks)
+        gathered = [collect(env, pool, policy, c, config.steps, config.episodes) for c in state.collectors]
+        collectors, seen = zip(*gathered, strict=True)
+        rollout = side_by_side(list(map(as_rollout, state.collectors, collectors, seen)))
+        learner, metrics = agent.update(state.learner, rollout, update_key)
+        scores = finished_returns(concatenate(seen, axis=1))
+        return OnPolicy(learner, collectors, state.updates + 1, key), metrics | scores
+
+    return jax.lax.scan(one_update, state, None, length=updates)
+
+
+def as_rollout(before: Collector, after: Collector, seen: Experience) -> Rollout:
+    """Experience [T, B, ...] with the moment after it, which tells what the last action led to."""
+    moments = (seen.timestep, seen.is_trial_first), (after.timesteps, after.is_trial_first)
+    timestep, is_trial_first = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), *moments)
+    return Rollout(timestep, is_trial_first, seen.action, before.memory)
+
+
+def side_by_side(rollouts: Sequence[Rollout]) -> Rollout:
+    """The rollouts of several workers as one."""
+    memory = concatenate([r.memory for r in rollouts], axis=0)
+    return concatenate([r._replace(memory=None) for r in rollouts], axis=1)._replace(memory=memory)
+
+
+def concatenate[T: PyTree](trees: Sequence[T], axis: int) -> T:
+    """Like `jnp.concatenate`, leaf by leaf."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *trees)

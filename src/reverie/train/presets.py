@@ -1,0 +1,75 @@
+"""Named settings, one for each algorithm and purpose; every value that is not a default of its dataclass stands here.
+
+`cpu` is small and fast on two cores. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it is public: DreamerV3's
+published values at its smallest size, and a recurrent policy of 256 units.
+"""
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from reverie.agents.dreamer import DreamerConfig
+from reverie.models import rssm
+from reverie.models.set_rssm import SetRSSMConfig
+from reverie.nn.optimiser import OptimiserConfig
+from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.dreaming import DreamingConfig
+from reverie.train.loop import LoopConfig
+
+MEAN_JOB = 300.0
+"""Mean size of the jobs of Park's workload, Pareto of shape 1.5 and scale 100, in work units."""
+
+_CPU_WORLD = WorldConfig(family="hard", jobs=250)
+_CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=2_500_000)
+
+PRESETS: Mapping[str, Mapping[str, TrainConfig]] = MappingProxyType(
+    {
+        "dreamer": MappingProxyType(
+            {
+                "cpu": TrainConfig(
+                    agent=DreamerRun(
+                        algorithm=DreamerConfig(
+                            model=SetRSSMConfig(),
+                            optimiser=OptimiserConfig(learning_rate=5e-4, warmup=200),
+                            layers=2,
+                            starts=128,
+                            reward_scale=1 / MEAN_JOB,
+                        ),
+                        experience=DreamingConfig(length=32, ratio=8.0, capacity=50_000),
+                    ),
+                    world=_CPU_WORLD,
+                    loop=LoopConfig(steps=200_000, evaluate_every=10_000),
+                ),
+                "paper": TrainConfig(
+                    agent=DreamerRun(algorithm=DreamerConfig(model=rssm.PRESETS["size1m"], memory=256)),
+                    world=WorldConfig(family="hard", jobs=1000, view="park", reward="elapsed"),
+                ),
+            }
+        ),
+        "a2c": MappingProxyType(
+            {
+                "cpu": TrainConfig(
+                    agent=OnPolicyRun(algorithm=A2CConfig()), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
+                ),
+            }
+        ),
+        "ppo": MappingProxyType(
+            {
+                "cpu": TrainConfig(
+                    agent=OnPolicyRun(algorithm=PPOConfig()), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
+                ),
+            }
+        ),
+    }
+)
+"""By algorithm, then by name."""
+
+
+def preset(algorithm: str, name: str) -> TrainConfig:
+    """The settings of that name for an algorithm.
+
+    Raises:
+        ValueError: there is no such algorithm, or it has no settings of that name.
+    """
+    named = PRESETS[closest(algorithm, PRESETS, "algorithm")]
+    return named[closest(name, named, f"preset of {algorithm}")]

@@ -1,0 +1,173 @@
+"""The set-up of a process: in processes of their own, since it cannot be undone in this one."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+
+from reverie import runtime
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a matter of glibc")
+
+
+def run(script: str, **environment: str | Path) -> Any:
+    """What `script` prints as JSON in a new process, in which only `environment` decides about the set-up."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("REVERIE_", "JAX_", "XDG_"))}
+    command = [sys.executable, "-c", "import json, os, sys\nfrom reverie import runtime\n" + script]
+    variables = {**clean, "JAX_PLATFORMS": "cpu", **{name: str(value) for name, value in environment.items()}}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+COMPILE = """
+done = runtime.configure(fast_malloc=False)
+import jax, jax.monitoring
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("/cache_hits")))
+jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready()
+print(json.dumps([sum(hits), done.compile_cache and str(done.compile_cache)]))
+"""
+
+
+def programs(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*-cache")}
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    hits, folder = run(COMPILE, XDG_CACHE_HOME=tmp_path)
+    first = programs(tmp_path)
+    assert hits == 0
+    assert first  # even a program as small as this is kept
+    assert {path.parent for path in first} == {Path(folder)}
+    assert Path(folder).parent == tmp_path / "reverie" / "xla"
+    assert Path(folder).stat().st_mode & 0o077 == 0  # what is in there is executed
+    hits, _ = run(COMPILE, XDG_CACHE_HOME=tmp_path)
+    assert hits == len(first)
+    assert programs(tmp_path) == first
+
+
+def test_the_environment_moves_the_cache_or_switches_it_off(tmp_path):
+    _, folder = run(COMPILE, REVERIE_COMPILE_CACHE=tmp_path / "mine", XDG_CACHE_HOME=tmp_path / "user")
+    assert Path(folder).parent == tmp_path / "mine"
+    assert programs(tmp_path / "mine")
+    assert run(COMPILE, REVERIE_COMPILE_CACHE="0", XDG_CACHE_HOME=tmp_path / "user") == [0, None]
+    assert not (tmp_path / "user").exists()
+    _, folder = run(COMPILE, JAX_COMPILATION_CACHE_DIR=tmp_path / "jax", XDG_CACHE_HOME=tmp_path / "user")
+    assert folder == str(tmp_path / "jax")
+    assert not (tmp_path / "user").exists()
+
+
+def test_a_cache_that_cannot_be_made_says_how_to_do_without(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REVERIE_COMPILE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"cannot make the compilation cache .* set REVERIE_COMPILE_CACHE to 0 or a path"):
+        runtime._cache_folder()
+
+
+def test_the_oldest_programs_go_when_the_cache_is_too_large(tmp_path):
+    for age, name in enumerate(["a/new-cache", "b/old-cache", "a/oldest-cache"]):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    (tmp_path / "a" / "other").write_bytes(b"x" * 1000)
+    for limit, names in ((300, {"new", "old", "oldest"}), (250, {"new", "old"}), (200, {"new", "old"}), (0, set())):
+        runtime._trim(tmp_path, limit)
+        assert {path.name.removesuffix("-cache") for path in programs(tmp_path)} == names
+    assert (tmp_path / "a" / "other").exists()
+
+
+MALLOC = """
+import ctypes
+import numpy as np
+done = runtime.configure(compile_cache=False)
+class Info(ctypes.Structure):  # malloc.h
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Info
+block = np.ones(1 << 24)  # 128 MiB
+mapped = mallinfo().hblkhd
+del block
+print(json.dumps([done.fast_malloc, mapped >> 20, mallinfo().fordblks >> 20]))
+"""
+
+
+@glibc
+def test_large_blocks_are_kept_after_they_are_freed():
+    """Unless switched off, glibc maps a block of 128 MiB and hands it back at once."""
+    (on, mapped_on, kept_on), (off, mapped_off, kept_off) = run(MALLOC), run(MALLOC, REVERIE_FAST_MALLOC="0")
+    assert (on, off) == (True, False)
+    assert (mapped_on, mapped_off) == (0, 128)
+    assert kept_on >= 128 > kept_off
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    def no_library(*arguments):
+        raise AssertionError("the C library was called")
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    assert runtime.configure(compile_cache=False) == runtime.Runtime(fast_malloc=False, compile_cache=None)
+
+
+def test_an_old_glibc_that_limits_the_threshold_gets_the_other_setting(monkeypatch):
+    calls = []
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter, value):
+            calls.append((parameter, value))
+            return int((parameter, value) != (-3, 2**31 - 1))
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.28"))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library)
+    assert runtime._keep_freed_memory()
+    assert calls == [(-3, 2**31 - 1), (-4, 0), (-1, 2**31 - 1), (-8, 1)]
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch):
+    monkeypatch.setenv("REVERIE_FAST_MALLOC", "no")
+    with pytest.raises(ValueError, match="REVERIE_FAST_MALLOC must be 0 or 1, not 'no'"):
+        runtime.configure(compile_cache=False)
+
+
+def test_importing_does_not_import_jax():
+    assert run("print(json.dumps('jax' in sys.modules))") is False
+
+
+def test_a_platform_that_is_not_there_is_an_error():
+    script = """
+runtime.configure(fast_malloc=False, compile_cache=False, platform="cpu")
+import jax
+first = jax.devices()[0].platform
+try:
+    runtime.configure(fast_malloc=False, compile_cache=False, platform="tpu")
+except ValueError as error:
+    print(json.dumps([first, str(error)]))
+"""
+    first, error = run(script)
+    assert first == "cpu"
+    assert error.startswith("the platform 'tpu' is not available")
+
+
+def test_a_platform_that_comes_too_late_is_an_error(monkeypatch):
+    """JAX cannot change its mind once it works on another platform, and would not say so."""
+    cpu, gpu = SimpleNamespace(platform="cpu"), SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(jax, "devices", lambda platform=None: {None: [gpu], "cuda": [gpu], "cpu": [cpu]}[platform])
+    runtime._choose_platform("cuda")
+    with pytest.raises(ValueError, match="JAX already works on 'gpu'; choose 'cpu' before its first use"):
+        runtime._choose_platform("cpu")
+
+
+def test_the_processor_has_a_name():
+    assert runtime.cpu_model()
