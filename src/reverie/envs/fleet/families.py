@@ -40,7 +40,7 @@ def level(interval: float) -> TaskFamily:
 
 
 def drift(rng: np.random.Generator) -> Task:
-    """Which server is fast changes two to four times in an episode of 1,000 jobs, at load 0.667, and half of the time one
+    """Which server is fast changes two to four times in an episode of 1,000 jobs, at load 0.667; half of the time one
     fails and comes back. A rule that knows the speeds stays stable; one that trusts those of the start does not."""
     changes = rng.integers(2, 5)
     times = np.sort(rng.uniform(0, 75_000, changes))

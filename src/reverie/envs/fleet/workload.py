@@ -5,7 +5,7 @@ generator, and the stream depends on the key and the index of the job alone: pol
 Servers and dispatch live elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -222,7 +222,7 @@ def regular(interval: float, sizes: Sizes) -> Workload:
 
 
 def modulated(
-    intervals: ArrayLike, sojourns: ArrayLike, sizes: Sizes, rng: np.random.Generator, phases: int = 64
+    intervals: Sequence[float], sojourns: Sequence[float], sizes: Sizes, rng: np.random.Generator, phases: int = 64
 ) -> Workload:
     """A Markov-modulated Poisson process: phases come in turn, each for an exponential time.
 
@@ -259,7 +259,7 @@ def diurnal(interval: float, swing: float, day: float, sizes: Sizes, steps: int 
     return _workload(schedules.schedule(hours * day / steps, (1 + swing * wave) / interval, period=day), sizes)
 
 
-def stepped(start: ArrayLike, intervals: ArrayLike, sizes: Sizes) -> Workload:
+def stepped(start: ArrayLike, intervals: Sequence[float], sizes: Sizes) -> Workload:
     """Poisson arrivals of mean gap `intervals[l]` from time `start[l]` on: levels that change inside an episode."""
     for interval in intervals:
         _positive("stepped arrivals", interval=interval)
