@@ -259,11 +259,12 @@ def diurnal(interval: float, swing: float, day: float, sizes: Sizes, steps: int 
     return _workload(schedules.schedule(hours * day / steps, (1 + swing * wave) / interval, period=day), sizes)
 
 
-def stepped(start: ArrayLike, intervals: Sequence[float], sizes: Sizes) -> Workload:
+def stepped(start: ArrayLike, intervals: ArrayLike, sizes: Sizes) -> Workload:
     """Poisson arrivals of mean gap `intervals[l]` from time `start[l]` on: levels that change inside an episode."""
-    for interval in intervals:
-        _positive("stepped arrivals", interval=interval)
-    return _workload(schedules.schedule(start, [1 / interval for interval in intervals]), sizes)
+    gaps = np.asarray(intervals, float)
+    for gap in gaps:
+        _positive("stepped arrivals", interval=gap)
+    return _workload(schedules.schedule(start, 1 / gaps), sizes)
 
 
 def recorded(gap: ArrayLike, size: ArrayLike, start: int = 0) -> Workload:
