@@ -6,8 +6,6 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
 
 from reverie.nn.distributions import Bernoulli, BoundedNormal, Categorical, SquaredError, TwoHot, symexp, symlog
 from reverie.nn.layers import (
@@ -113,7 +111,6 @@ def test_gru_matches_its_equations():
 
 def test_gru_state_stays_bounded_whatever_the_weights():
     cell = jax.tree.map(lambda leaf: 100 * leaf + 3, GRU(3, 8, key=KEY))
-    cell = GRU.__call__.__get__(cell)
     inputs = 1e3 * jax.random.normal(KEY, (2000, 3))
     _, norms = jax.lax.scan(lambda h, x: (cell(h, x), jnp.abs(h).max()), jnp.zeros(8), inputs)
     assert norms.max() <= 103 * np.sqrt(24)  # scale * sqrt(3 U)
@@ -138,10 +135,10 @@ def test_pool_is_mean_and_maximum_and_zero_for_an_empty_set():
 # --- distributions -------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(-1e6, 1e6, width=32))
-def test_symexp_undoes_symlog(x):
-    np.testing.assert_allclose(symexp(symlog(jnp.float32(x))), x, rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(symlog(jnp.float32(x)), np.sign(x) * np.log1p(abs(x)), rtol=1e-5, atol=1e-6)
+def test_symexp_undoes_symlog():
+    x = np.concatenate([-np.geomspace(1e-6, 1e6, 50), [0.0], np.geomspace(1e-6, 1e6, 50)])
+    np.testing.assert_allclose(symlog(jnp.asarray(x)), np.sign(x) * np.log1p(abs(x)), rtol=1e-5)
+    np.testing.assert_allclose(symexp(symlog(jnp.asarray(x))), x, rtol=2e-5)
 
 
 def test_unimix_is_in_probabilities_entropy_and_kl():

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TextIO
 
 import reverie
 
@@ -125,5 +126,13 @@ def _sentence(error: Exception) -> str:
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a plain sentence; the arguments are those of `warnings.showwarning`."""
     print(f"reverie: {message}", file=sys.stderr)

@@ -204,7 +204,7 @@ class ActorCritic(eqx.Module):
         *,
         key: Key[Array, ""],
     ):
-        """The actor starts near uniform, the critic at exactly 0.
+        """The actor starts near uniform, the critic near 0.
 
         Errors: ValueError where actions are not discrete, the observation has images, or servers are to be a set and
         the observation does not have exactly one, with a row for each action.
@@ -233,11 +233,11 @@ class ActorCritic(eqx.Module):
         if self.as_set:
             sizes = context, rows + config.memory, config.units, config.layers
             self.actor = SetTower(*sizes, per_server=True, scale=0.01, key=actor_key)
-            self.critic = SetTower(*sizes, per_server=False, scale=0.0, key=critic_key)
+            self.critic = SetTower(*sizes, per_server=False, scale=0.01, key=critic_key)
         else:
             inputs = context + config.memory
             self.actor = Tower(inputs, self.actions, config.units, config.layers, scale=0.01, key=actor_key)
-            self.critic = Tower(inputs, 1, config.units, config.layers, scale=0.0, key=critic_key)
+            self.critic = Tower(inputs, 1, config.units, config.layers, scale=0.01, key=critic_key)
 
     def see(self, observation: dict[str, Array]) -> Features:
         """An observation as the networks read it: numbers by their symlog, integers one-hot."""

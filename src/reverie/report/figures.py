@@ -13,11 +13,13 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
 from reverie.evaluate.watch import Watched, waits
-from reverie.report.style import GREY, GRID, INK, MUTED, SILVER, looks, setting
+from reverie.report.style import GREY, GRID, INK, MUTED, SILVER, SKY, Look, looks, setting
 from reverie.tables import Cell
 
 Table = Sequence[Mapping[str, Cell]]
@@ -54,7 +56,7 @@ def forest(verdict: Table) -> Figure:
     return figure
 
 
-def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Cell]]], look) -> None:
+def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Cell]]], look: Mapping[str, Look]) -> None:
     ends = [float(row[name]) for _, row in rows for name in ("low", "high")]
     left, right = max(0.6, 0.96 * min(ends)), min(2.3, 1.04 * max(ends))
     left, right = min(left, 0.9), max(right, 1.1)
@@ -191,7 +193,7 @@ def _label_lines(axis: Axes, levels: Mapping[str, float]) -> None:
 def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float | None = None) -> Figure:
     """What happened inside the fleet: servers as rows, the fastest on top, bright where a job would have to wait long.
 
-    Ticks are the jobs sent to a server, longer for larger ones. Below, the load that arrived (bars) and that the
+    Ticks are the jobs sent to a server, longer for larger ones; a hatched server has failed. Below, the load that arrived (bars) and that the
     workload has in the mean (line), as a share of what the fleet can do. Arguments: one or more policies on the same
     jobs; the stretch of time from `begin` to `end` (the last arrival).
     """
@@ -215,39 +217,50 @@ def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float 
     return figure
 
 
-def _fleet_panel(axis: Axes, watched: Watched, grid, norm: LogNorm, begin: float, end: float):
-    table = [row for row in watched.servers if row["time"] <= begin] or watched.servers
-    speed = {row["server"]: row["speed"] for row in table}
-    order = sorted(speed, key=lambda n: -speed[n])
-    row_of = {server: row for row, server in enumerate(order)}
-    cmap = mpl.colormaps["inferno"].with_extremes(under="black")
+def _fleet_panel(
+    axis: Axes, watched: Watched, wait: Float[np.ndarray, "N M"], norm: LogNorm, begin: float, end: float
+) -> AxesImage:
+    speed = {row["server"]: row["speed"] for row in reversed(watched.servers)}  # at first
+    order = sorted(speed, key=lambda server: -speed[server])
+    place = {server: row for row, server in enumerate(order)}
     image = axis.imshow(
-        grid[order],
-        aspect="auto",
-        cmap=cmap,
+        wait[order],
+        cmap=mpl.colormaps["inferno"].with_extremes(under="black", bad="black"),
         norm=norm,
         extent=(begin, end, len(order) - 0.5, -0.5),
+        aspect="auto",
         interpolation="nearest",
     )
+    axis.hlines(np.arange(1, len(order)) - 0.5, begin, end, color=MUTED, linewidth=0.4)
+    for server, at, until in _failures(watched, end):
+        axis.barh(place[server], until - at, 0.9, left=at, fill=False, hatch="/////", edgecolor=SKY, linewidth=0)
+
     jobs = [row for row in watched.jobs if begin <= row["arrival"] <= end]
     size = np.array([row["size"] for row in jobs])
-    height = 0.12 + 0.3 * (size.argsort().argsort() / len(size))
-    place = np.array([row_of[row["server"]] for row in jobs])
-    axis.vlines(
-        [row["arrival"] for row in jobs], place - height, place + height, color="white", linewidth=0.5, alpha=0.55
-    )
+    half = 0.08 + 0.37 * size.argsort().argsort() / len(size)
+    row = np.array([place[job["server"]] for job in jobs])
+    arrival = [job["arrival"] for job in jobs]
+    axis.vlines(arrival, row - half, row + half, color="white", linewidth=0.5, alpha=0.5)
+
     response = np.array([row["response"] for row in watched.jobs])
-    who = watched.jobs[0]
-    axis.set_title(
-        f"{who['agent']} on {who['task']}: mean response {response.mean():,.4g}, 99 % below {np.percentile(response, 99):,.4g}"
-    )
+    numbers = f"mean response {response.mean():,.4g}, slowest 1 % above {np.percentile(response, 99):,.4g}"
+    axis.set_title(f"{watched.jobs[0]['agent']} on {watched.jobs[0]['task']}: {numbers}")
     axis.set_yticks(range(len(order)), [f"{speed[n]:.3g}" for n in order], size=7)
-    axis.set_ylabel("server speed")
+    axis.set_ylabel("speed")
     axis.grid(visible=False)
-    axis.tick_params(axis="both", length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
     return image
+
+
+def _failures(watched: Watched, end: float) -> list[tuple[Cell, float, float]]:
+    """Which servers stood still, from when until when."""
+    found = []
+    for server in dict.fromkeys(row["server"] for row in watched.servers):
+        mine = [row for row in watched.servers if row["server"] == server]
+        until = [*(float(row["time"]) for row in mine[1:]), end]
+        found += [(server, float(row["time"]), t) for row, t in zip(mine, until, strict=True) if row["speed"] == 0]
+    return found
 
 
 def _load_panel(axis: Axes, watched: Watched, begin: float, end: float) -> None:
@@ -271,7 +284,7 @@ def _place(task: Cell, level: Cell, levels: bool) -> str:
     return f"{task}, load {level:g}"
 
 
-def _emphasise(label, colour: str, bold: bool) -> None:
+def _emphasise(label: Text, colour: str, bold: bool) -> None:
     label.set_color(colour)
     label.set_fontweight("bold" if bold else "normal")
 

@@ -3,15 +3,18 @@
 The settings of an algorithm are defined beside it; here they are put together. Named settings are in `presets.py`.
 """
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import numpy as np
 from tyro.conf import arg
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
-from reverie.envs.fleet.env import Reward, View
+from reverie.envs.fleet.env import FleetEnv, Reward, View
+from reverie.envs.fleet.families import family as find_family
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -65,11 +68,17 @@ class WorldConfig:
     tasks: int = 64
     """Tasks that are drawn from it, once; each trial plays one of them."""
     jobs: int = 250
-    """Length of an episode in jobs; longer ones are no harder to act in, shorter ones start more often from idle."""
+    """Length of an episode in jobs."""
     view: View = "full"
     """What the agent sees of the fleet."""
     reward: Reward = "admission"
     """When response times are credited."""
+
+    def __post_init__(self):
+        find_family(self.family)
+        FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward)
+        if self.tasks < 1:
+            raise ValueError(f"tasks must be at least 1, got {self.tasks}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,11 @@ class CurveConfig:
     """Episodes of each point."""
     jobs: int = 1000
     """Their length in jobs."""
+
+    def __post_init__(self):
+        for name in ("episodes", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"curve: {name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,15 @@ class TrainConfig:
     """How it is evaluated on the way."""
     seed: int = 0
     """Of everything random in training."""
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose, so that tasks, training and evaluation of one seed have nothing in common."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
 
 
 def _check_chunk(chunk: int) -> None:

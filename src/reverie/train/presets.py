@@ -4,11 +4,14 @@
 published values at its smallest size, and a recurrent policy of 256 units.
 """
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
+from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.ppo import PPOConfig
+from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.models import rssm
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
@@ -16,13 +19,13 @@ from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConf
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
-MEAN_JOB = 300.0
-"""Mean size of the jobs of Park's workload, Pareto of shape 1.5 and scale 100, in work units."""
+Algorithm = Literal["dreamer", "a2c", "ppo"]
+Preset = Literal["cpu", "paper"]
 
 _CPU_WORLD = WorldConfig(family="hard", jobs=250)
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=2_500_000)
 
-PRESETS: Mapping[str, Mapping[str, TrainConfig]] = MappingProxyType(
+PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
     {
         "dreamer": MappingProxyType(
             {
@@ -33,7 +36,7 @@ PRESETS: Mapping[str, Mapping[str, TrainConfig]] = MappingProxyType(
                             optimiser=OptimiserConfig(learning_rate=5e-4, warmup=200),
                             layers=2,
                             starts=128,
-                            reward_scale=1 / MEAN_JOB,
+                            reward_scale=1 / PARK_MEAN_SIZE,
                         ),
                         experience=DreamingConfig(length=32, ratio=8.0, capacity=50_000),
                     ),
@@ -65,11 +68,13 @@ PRESETS: Mapping[str, Mapping[str, TrainConfig]] = MappingProxyType(
 """By algorithm, then by name."""
 
 
-def preset(algorithm: str, name: str) -> TrainConfig:
+def preset(algorithm: Algorithm, name: Preset) -> TrainConfig:
     """The settings of that name for an algorithm.
 
     Raises:
-        ValueError: there is no such algorithm, or it has no settings of that name.
+        ValueError: the algorithm has no settings of that name.
     """
-    named = PRESETS[closest(algorithm, PRESETS, "algorithm")]
-    return named[closest(name, named, f"preset of {algorithm}")]
+    named = PRESETS[algorithm]
+    if name not in named:
+        raise ValueError(f"{algorithm} has no preset {name!r}; it has {', '.join(named)}")
+    return named[name]

@@ -8,22 +8,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.actor_critic import ActorCriticPolicy
 from reverie.agents.dreamer import Dreamer, DreamerPolicy
 from reverie.agents.ppo import PPO
-from reverie.envs.core import Environment, Task, stack_tasks
+from reverie.envs.core import Environment, Task
 from reverie.envs.fleet.env import FleetEnv
+from reverie.envs.fleet.families import draw_tasks, family
 from reverie.train import dreaming, on_policy
-from reverie.train.config import DreamerRun, TrainConfig
+from reverie.train.config import DreamerRun, TrainConfig, stream_seed
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.on_policy import OnPolicyConfig
-
-_TASK_STREAM = 1
-"""Of the random numbers of a seed, those that draw the pool of tasks."""
 
 
 class InWorld(NamedTuple):
@@ -90,9 +87,7 @@ class OnPolicyTrainer:
         return InWorld(on_policy.init(self.agent, self.config, self.env, pool, key), jax.tree.map(jnp.copy, pool))
 
     def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, " U"]]]:
-        learning, metrics = on_policy.train(
-            self.agent, self.config, self.env, state.pool, state.learning, self.updates
-        )
+        learning, metrics = on_policy.train(self.agent, self.config, self.env, state.pool, state.learning, self.updates)
         return InWorld(learning, state.pool), metrics
 
     def policy(self, state: InWorld, greedy: bool = True) -> ActorCriticPolicy:
@@ -105,10 +100,9 @@ def build(config: TrainConfig) -> DreamerTrainer | OnPolicyTrainer:
     Raises:
         ValueError: the agent cannot read what the view shows.
     """
-    family = find_family(config.world.family)
-    rng = np.random.default_rng([config.seed, _TASK_STREAM])
-    pool = stack_tasks([family(rng) for _ in range(config.world.tasks)])
-    env = FleetEnv(pool.mask.shape[-1], config.world.jobs, config.world.view, config.world.reward)
+    world = config.world
+    pool = draw_tasks(family(world.family), world.tasks, stream_seed(config.seed, "training tasks"))
+    env = FleetEnv(pool.mask.shape[-1], world.jobs, world.view, world.reward)
     specs = env.observation_spec, env.action_spec
     run = config.agent
     if isinstance(run, DreamerRun):

@@ -86,23 +86,6 @@ def continuous(rng: np.random.Generator) -> Task:
     return fleet_task(constant_speeds(speeds), workload)
 
 
-FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in INTERVALS.items()} | {
-    "drift": drift,
-    "burst": burst,
-    "diurnal": diurnal,
-    "continuous": continuous,
-}
-
-
-def family(name: str) -> TaskFamily:
-    """The family of that name; ValueError that lists them where there is none."""
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown task family {name!r}{hint} There are: {', '.join(FAMILIES)}")
-    return FAMILIES[name]
-
-
 def levels(intervals: Sequence[float] = tuple(INTERVALS.values()), jobs: int = 1000, changes: int = 3) -> TaskFamily:
     """Park's fleet under a load that changes `changes` times at unknown moments of an episode of `jobs` jobs.
 
@@ -122,6 +105,24 @@ def levels(intervals: Sequence[float] = tuple(INTERVALS.values()), jobs: int = 1
         return fleet_task(constant_speeds(PARK_SPEEDS), workloads.stepped(start, gaps, park_sizes()))
 
     return draw
+
+
+FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in INTERVALS.items()} | {
+    "drift": drift,
+    "burst": burst,
+    "diurnal": diurnal,
+    "continuous": continuous,
+    "levels": levels(),
+}
+
+
+def family(name: str) -> TaskFamily:
+    """The family of that name; ValueError that lists them where there is none."""
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown task family {name!r}{hint} There are: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
 def level_at(task: Task, time: Float[Array, "*B"]) -> Int[Array, "*B"]:
