@@ -115,7 +115,7 @@ class Judgement(NamedTuple):
     """What experience says about the actions of a rollout, by the critic's present word."""
 
     advantage: Float[Array, "T B"]
-    """Relative to the value of the state, and of mean size 1."""
+    """Relative to the value of the state, centred and of mean size 1."""
     target: Float[Array, "T B"]
     """What the critic should have predicted: the lambda return."""
     counts: Float[Array, "T B"]
@@ -353,13 +353,14 @@ def judge(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeS
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), made relative.
 
     An advantage of 100 is much where a state is worth -200, and noise where a huge job makes it worth -20,000. So each
-    is divided by 1 + |value| of its state (a weight of states, which leaves the better action in each of them the
-    better one), and all of them by their mean size.
+    is divided by 1 + |value| of its state: a weight of states, which leaves the better action in each of them the
+    better one. Then all are centred and scaled to a mean size of 1.
     """
     gain = advantages(config, value, timestep)
     counts = 1.0 - timestep.is_last[:-1]
     relative = gain / (1 + jnp.abs(value[:-1]))
-    size = (counts * jnp.abs(relative)).sum() / jnp.maximum(1, counts.sum())
+    relative -= mean(relative, counts)
+    size = mean(jnp.abs(relative), counts)
     return stop_gradient(Judgement(relative / (size + 1e-8), gain + value[:-1], counts))
 
 

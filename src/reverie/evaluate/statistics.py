@@ -347,7 +347,8 @@ def _judge(group: Group, opponent: str, best_of_levels: Values | None, bootstrap
         row: Row = {"experiment": group.experiment, "task": group.task, "level": group.level, "agent": agent}
         row |= {"role": role, "seeds": seeds, "episodes": episodes}
         row |= _columns("mean", mean(values, bootstrap)) | _columns("iqm", iqm(values, bootstrap))
-        row |= {"against": opponent, "ratio": compared.value, "low": compared.low, "high": compared.high}
+        row |= {"against": opponent, "against_best_rule": opponent == best_rule, "confidence": bootstrap.confidence}
+        row |= {"ratio": compared.value, "low": compared.low, "high": compared.high}
         row |= {"verdict": _word(agent, role, opponent, compared), "claim": enough}
         row |= _columns("regret", None if best_of_levels is None else difference(values, best_of_levels, bootstrap))
         row |= {"oracle": oracle}

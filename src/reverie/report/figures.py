@@ -193,9 +193,9 @@ def _label_lines(axis: Axes, levels: Mapping[str, float]) -> None:
 def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float | None = None) -> Figure:
     """What happened inside the fleet: servers as rows, the fastest on top, bright where a job would have to wait long.
 
-    Ticks are the jobs sent to a server, longer for larger ones; a hatched server has failed. Below, the load that arrived (bars) and that the
-    workload has in the mean (line), as a share of what the fleet can do. Arguments: one or more policies on the same
-    jobs; the stretch of time from `begin` to `end` (the last arrival).
+    Ticks are the jobs sent to a server, longer for larger ones; a hatched server has failed. Below, the load that
+    arrived (bars) and that the workload has in the mean (line), as a share of what the fleet can do. Arguments: one or
+    more policies on the same jobs; the stretch of time from `begin` to `end` (the last arrival).
     """
     arrival = np.array([row["arrival"] for row in episodes[0].jobs], float)
     end = float(arrival[-1]) if end is None else end
@@ -214,6 +214,7 @@ def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float 
         bar.outline.set_visible(False)
         _load_panel(axes[-1], episodes[0], begin, end)
         axes[-1].set_xlabel("time")
+        axes[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
     return figure
 
 

@@ -1,0 +1,62 @@
+"""`reverie train`: train one agent into a run folder, or go on with it."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reverie import runtime
+from reverie.train.config import TrainConfig
+from reverie.train.presets import Algorithm, Preset, preset
+from reverie.train.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is read first, as it decides the defaults of all the rest."""
+
+    agent: Algorithm = "dreamer"
+    """The algorithm."""
+    preset: Preset = "cpu"
+    """The settings to begin with; each of them can be changed by its own option below."""
+    out: Path | None = None
+    """The folder of the run; runs/AGENT-SEED unless given."""
+    resume: bool = False
+    """Go on with the run in that folder, to the same numbers as if it had never stopped."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an agent. Progress is shown, metrics go to metrics.jsonl and TensorBoard, checkpoints to checkpoints/.
+
+    Example: reverie train --preset cpu --minutes 10 --out runs/first
+
+    Example: reverie train --agent a2c --world.family medium --seed 3
+
+    Example: reverie train --resume --out runs/first
+    """
+
+    choice: Annotated[Choice, tyro.conf.arg(name="")]
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+def parse(arguments: Sequence[str]) -> Train:
+    choice, _ = tyro.cli(Choice, args=arguments, add_help=False, return_unknown_args=True)
+    if choice.resume:
+        if choice.out is None:
+            raise ValueError("--resume needs --out, the folder of the run to go on with")
+        default = RunFolder.open(choice.out).config(TrainConfig)
+    else:
+        default = preset(choice.agent, choice.preset)
+    return tyro.cli(
+        Train,
+        prog="reverie train",
+        args=arguments,
+        default=Train(choice, default),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )

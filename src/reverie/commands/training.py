@@ -1,0 +1,64 @@
+"""Training runs on disk, from configuration to contestant: what `train`, `evaluate`, `compare` and `verdict` share."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from reverie.evaluate.curve import LearningCurve, learning_curve
+from reverie.evaluate.trials import Contestant
+from reverie.policies.core import Policy
+from reverie.tables import write_csv
+from reverie.train import loop
+from reverie.train.config import TrainConfig
+from reverie.train.loop import Outcome
+from reverie.train.run import RunFolder
+from reverie.train.trainers import build
+
+CURVE_RULES = "curve_rules.csv"
+"""In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""
+
+_SHOWN = ("episode/return", "evaluation/ratio", "model/reward", "actor/loss", "actor/entropy", "critic/loss")
+
+
+def train_run(config: TrainConfig, run: RunFolder, command: Sequence[str], quiet: bool = False) -> Outcome:
+    """Train, or go on training, until the configuration says stop."""
+
+    @cache
+    def curve() -> LearningCurve:  # only where there is something to train: the rules take some seconds
+        judged = learning_curve(config)
+        means = [{"agent": name, "response": float(response.mean())} for name, response in judged.rules.items()]
+        write_csv(run.tables / CURVE_RULES, means)
+        return judged
+
+    def evaluate(policy: Policy) -> dict[str, float]:
+        return curve()(policy)
+
+    title = f"training {config.agent.name}, seed {config.seed}"
+    return loop.train(
+        build(config), config.loop, run, command, config.seed, evaluate, title=title, shown=_SHOWN, quiet=quiet
+    )
+
+
+def load_agents(folders: Sequence[Path]) -> list[Contestant]:
+    """The agents of runs, as their newest checkpoints have them, taking their likeliest actions.
+
+    Runs that differ in their seed alone are one agent, named after its algorithm; agents of different settings are told
+    apart by the folder of their first run.
+
+    Raises:
+        FileNotFoundError: a folder is not a run, or has no checkpoint yet.
+        ValueError: two runs are the same, or a checkpoint does not fit.
+    """
+    runs = [RunFolder.open(folder) for folder in folders]
+    configs = [run.config(TrainConfig) for run in runs]
+    settings = [replace(config, seed=0) for config in configs]
+    contestants = []
+    for run, config, setting in zip(runs, configs, settings, strict=True):
+        rivals = {other for other in settings if other.agent.name == config.agent.name}
+        name = config.agent.name if len(rivals) == 1 else folders[settings.index(setting)].name
+        trainer = build(config)
+        _, state = loop.newest_state(trainer, run)
+        policy, world = trainer.policy(state), config.world
+        contestants.append(Contestant(name, policy, world.view, training_seed=config.seed, reward=world.reward))
+    return contestants

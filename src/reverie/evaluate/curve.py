@@ -1,0 +1,60 @@
+"""The learning curve: a policy in training plays the same few episodes again and again, beside the classical rules."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from reverie.envs.fleet.env import Task
+from reverie.envs.fleet.families import draw_tasks, family
+from reverie.evaluate.opponents import opponents
+from reverie.evaluate.trials import Contestant, play
+from reverie.policies.core import Policy
+from reverie.train.config import TrainConfig, stream_seed
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Judges policies on fixed episodes. Make one with `learning_curve`."""
+
+    config: TrainConfig
+    tasks: Task
+    """Leaves [1, E, ...]."""
+    key: Key[Array, ""]
+    rules: dict[str, Float[np.ndarray, " E"]]
+    """Mean response time of each rule in each episode; of those that see no more than the agent."""
+
+    @property
+    def best_rule(self) -> str:
+        """The rule of the lowest geometric mean on these episodes."""
+        return min(self.rules, key=lambda name: np.log(self.rules[name]).mean())
+
+    def __call__(self, policy: Policy) -> dict[str, float]:
+        """`evaluation/response`, the mean response time in time units, and `evaluation/ratio`, the geometric mean of
+        the per-episode ratios to the best rule."""
+        world = self.config.world
+        contestant = Contestant("agent", policy, world.view, training_seed=self.config.seed, reward=world.reward)
+        (response,) = _responses([contestant], self.tasks, self.key, self.config.curve.jobs).values()
+        ratio = np.exp(np.log(response / self.rules[self.best_rule]).mean())
+        return {"evaluation/response": float(response.mean()), "evaluation/ratio": float(ratio)}
+
+
+def learning_curve(config: TrainConfig) -> LearningCurve:
+    """Draw the episodes from the family that the agent is trained on, and let the rules play them.
+
+    They depend on the training seed alone, and on nothing that was trained on.
+    """
+    seed = stream_seed(config.seed, "learning curve")
+    tasks = draw_tasks(family(config.world.family), config.curve.episodes, seed)
+    batch = jax.tree.map(lambda leaf: leaf[None], tasks)
+    rules = [c for c in opponents(tasks, config.world.view) if c.role == "rule"]
+    key = jax.random.key(seed)
+    return LearningCurve(config, batch, key, _responses(rules, batch, key, config.curve.jobs))
+
+
+def _responses(
+    contestants: list[Contestant], tasks: Task, key: Key[Array, ""], jobs: int
+) -> dict[str, Float[np.ndarray, " E"]]:
+    played = play(contestants, tasks, key, jobs)
+    return {c.name: outcome.response[0].mean(0) for c, outcome in zip(contestants, played, strict=True)}

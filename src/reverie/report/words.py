@@ -1,0 +1,83 @@
+"""The verdict in words: plain sentences that carry their interval and their counts, honest where there is no difference.
+
+Numbers are formatted here for tables, pages and sentences alike.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM
+from reverie.tables import Cell
+
+Verdict = Mapping[str, Cell]
+"""A row of `evaluate.statistics.verdict`."""
+
+FACTOR = 1.5
+"""From this ratio on a sentence says how many times as long, not how many per cent slower."""
+
+
+def number(value: Cell) -> str:
+    """A number to four digits, thousands apart; a dash where it is missing."""
+    if not isinstance(value, (int, float)) or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def ratio(value: Cell) -> str:
+    """A ratio to three decimals; to three digits where it is 10 or more."""
+    if not isinstance(value, (int, float)):
+        return "–"
+    return f"{value:.3f}" if value < 10 else f"{value:.3g}"
+
+
+def between(low: Cell, high: Cell, show=number) -> str:
+    """An interval."""
+    return "–" if low is None else f"{show(low)} to {show(high)}"
+
+
+def place(row: Verdict) -> str:
+    """The task, and the level where it is a part of it."""
+    return f"{row['task']}" if row["level"] is None else f"{row['task']} at load {row['level']:g}"
+
+
+def counts(row: Verdict) -> str:
+    """How many training seeds (of what was trained) and episodes stand behind a row."""
+    episodes = f"{row['episodes']} episodes"
+    if row["role"] != "agent":
+        return episodes
+    return f"{row['seeds']} training seed{'' if row['seeds'] == 1 else 's'}, {episodes}"
+
+
+def sentence(row: Verdict) -> str:
+    """One row of a verdict: who is faster than whom, by how much, how sure that is, and on how much it stands."""
+    value, low, high = (float(row[name]) for name in ("ratio", "low", "high"))
+    whom = f"{'the best rule, ' if row['against_best_rule'] else ''}{row['against']}"
+    who = f"On {place(row)} {row['agent']}"
+    match row["verdict"]:
+        case "baseline":
+            return f"{who} is the opponent itself."
+        case "better":
+            said = f"{who} is {per_cent(1 - value)} % faster than {whom}"
+            interval = f"{per_cent(1 - high)} to {per_cent(1 - low)} %"
+        case "worse" if value < FACTOR:
+            said = f"{who} is {per_cent(value - 1)} % slower than {whom}"
+            interval = f"{per_cent(low - 1)} to {per_cent(high - 1)} %"
+        case "worse":
+            said = f"{who} takes {value:.3g} times as long as {whom}"
+            interval = f"{low:.3g} to {high:.3g}"
+        case _:
+            said = f"{who} does not differ measurably from {whom}: its response times are {value:.3f} times as long"
+            interval = f"{low:.3f} to {high:.3f}"
+    stands_on = f"({100 * float(row['confidence']):g} % interval {interval}, {counts(row)})"
+    missing = f" Too little for a claim, which takes {SEEDS_FOR_A_CLAIM} training seeds and {EPISODES_FOR_A_CLAIM} episodes."
+    return f"{said} {stands_on}.{'' if row['claim'] else missing}"
+
+
+def sentences(verdict: Sequence[Verdict]) -> list[str]:
+    """What is to be said of the agents: a sentence for each task, or for each level where it has several."""
+    return [sentence(row) for row in verdict if row["role"] == "agent"]
+
+
+def per_cent(share: float) -> str:
+    """A share as per cent: one decimal, none from 10 on."""
+    return f"{100 * share:.1f}" if abs(share) < 0.0995 else f"{100 * share:.0f}"
