@@ -1,5 +1,7 @@
 """Replay: every stored field carries the id of its transition, so any misalignment shows."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,15 @@ from reverie.train import replay as replays
 STREAMS = 3
 
 
-def rows(first: int, steps: int) -> dict:
+class Rows(NamedTuple):
+    a: jax.Array
+    b: jax.Array
+
+
+def rows(first: int, steps: int) -> Rows:
     """Rows whose every field is the id 1000 * stream + time."""
     ids = first + jnp.arange(steps)[:, None] + 1000 * jnp.arange(STREAMS)
-    return {"a": ids, "b": jnp.stack([ids, -ids], -1).astype(jnp.float32)}
+    return Rows(ids, jnp.stack([ids, -ids], -1).astype(jnp.float32))
 
 
 def ring(capacity: int, written: int, chunk: int = 4) -> replays.Replay:
@@ -27,7 +34,7 @@ def ring(capacity: int, written: int, chunk: int = 4) -> replays.Replay:
 def test_sequences_are_contiguous_and_never_cross_the_write_head(written):
     state, length = ring(20, written), 5
     place = replays.sample(state, 400, length, jnp.arange(0), jax.random.key(0))
-    ids = np.asarray(replays.read(state, place)["a"])
+    ids = np.asarray(replays.read(state, place).a)
     assert (np.diff(ids, axis=1) == 1).all()
     time = ids % 1000
     assert time.min() == max(0, written - 20), "the oldest row is never drawn, or an overwritten one is"
@@ -38,7 +45,7 @@ def test_sequences_are_contiguous_and_never_cross_the_write_head(written):
 def test_every_start_is_equally_likely():
     state = ring(20, 52)
     place = replays.sample(state, 20_000, 5, jnp.arange(0), jax.random.key(1))
-    starts = np.asarray(replays.read(state, place)["a"])[:, 0]
+    starts = np.asarray(replays.read(state, place).a)[:, 0]
     _, counts = np.unique(starts, return_counts=True)
     assert len(counts) == 16 * STREAMS
     expected = 20_000 / len(counts)
@@ -48,14 +55,14 @@ def test_every_start_is_equally_likely():
 def test_all_fields_of_a_row_stay_together():
     state = ring(20, 52)
     read = replays.read(state, replays.sample(state, 50, 5, jnp.arange(0), jax.random.key(2)))
-    np.testing.assert_array_equal(read["b"][..., 0], read["a"])
-    np.testing.assert_array_equal(read["b"][..., 1], -read["a"])
+    np.testing.assert_array_equal(read.b[..., 0], read.a)
+    np.testing.assert_array_equal(read.b[..., 1], -read.a)
 
 
 def test_fresh_sequences_are_the_newest_of_their_stream():
     state = ring(20, 52)
     place = replays.sample(state, 4, 5, jnp.array([2, 0]), jax.random.key(3))
-    ids = np.asarray(replays.read(state, place)["a"])
+    ids = np.asarray(replays.read(state, place).a)
     np.testing.assert_array_equal(ids[0], 2000 + np.arange(47, 52))
     np.testing.assert_array_equal(ids[1], np.arange(47, 52))
 
@@ -63,10 +70,10 @@ def test_fresh_sequences_are_the_newest_of_their_stream():
 def test_writing_back_changes_the_named_field_at_that_place_only():
     state = ring(20, 52)
     place = replays.sample(state, 1, 5, jnp.arange(0), jax.random.key(4))
-    after = replays.write(state, place, {"a": jnp.full((1, 5), -7), "b": None})
-    np.testing.assert_array_equal(replays.read(after, place)["a"], -7)
-    assert (np.asarray(after.rows["a"]) == -7).sum() == 5
-    np.testing.assert_array_equal(after.rows["b"], state.rows["b"])
+    after = replays.write(state, place, a=jnp.full((1, 5), -7))
+    np.testing.assert_array_equal(replays.read(after, place).a, -7)
+    assert (np.asarray(after.rows.a) == -7).sum() == 5
+    np.testing.assert_array_equal(after.rows.b, state.rows.b)
 
 
 def test_more_rows_than_the_ring_holds_is_an_error():

@@ -224,9 +224,9 @@ def test_a_toy_world_is_learned_and_dreamt(name):
     def train(model, keys):
         def update(carry, key):
             model, state = carry
-            gradient, (_, metrics) = jax.grad(
-                lambda model: model.loss(model.initial(16), sequence, key), has_aux=True
-            )(model)
+            gradient, (_, metrics) = jax.grad(lambda model: model.loss(model.initial(16), sequence, key), has_aux=True)(
+                model
+            )
             step, state = chain.update(gradient, state, model)
             return (optax.apply_updates(model, step), state), metrics
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TextIO
 
 import reverie
+from reverie import runtime
 
 COMMANDS = {
     "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
@@ -35,6 +36,7 @@ EXAMPLES = (
     "reverie compare --family hard --run runs/first",
 )
 
+_WITHOUT_JAX = {"trace"}
 _ERROR, _USAGE, _SIGNAL = 1, 2, 128
 _TRACEBACK = "REVERIE_TRACEBACK"
 
@@ -61,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}? " if near else ""
         print(f"reverie: there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return _USAGE
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
     try:
+        if name not in _WITHOUT_JAX:
+            runtime.configure()  # before anything computes
         importlib.import_module(f"reverie.commands.{name}").main(rest)
     except KeyboardInterrupt as interrupt:  # training names the signal, and says what is saved
         print(f"reverie {name}: {interrupt or 'interrupted'}", file=sys.stderr)

@@ -66,6 +66,7 @@ class Actor(eqx.Module):
         if self.shared is None:
             raw = self.head(context)
         else:
+            assert features.servers is not None, "the model offered rows when this actor was made"
             raw = self.head(self.shared(features.servers, context))[..., 0]  # [*B, N]
             mask = features.mask if mask is None else mask
         if isinstance(self.spec, Discrete):
@@ -91,5 +92,7 @@ class Critic(eqx.Module):
     def __call__(self, features: Features, memory: Float[Array, "*B M"]) -> TwoHot:
         context = jnp.concatenate([features.context, memory], -1)
         if self.shared is not None:
-            context = jnp.concatenate([context, masked_pool(self.shared(features.servers, context), features.mask)], -1)
+            assert features.servers is not None and features.mask is not None, "the model offered rows before"
+            rows = self.shared(features.servers, context)
+            context = jnp.concatenate([context, masked_pool(rows, features.mask)], -1)
         return TwoHot(self.head(context))

@@ -1,4 +1,4 @@
 """The subcommands, one module each: read the arguments, call what does the work, print what it found.
 
-`main(arguments)` reads the arguments before JAX is imported, so that a misspelt one is answered at once.
+Every module has `parse(arguments)`, which gives a dataclass of what was asked for, and `main(arguments)`.
 """

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for machines."""
+"""What the commands print on standard output: tables for people, JSON for machines."""
 
 import json
 import math
@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,43 +16,31 @@ type Data = Mapping[str, Data] | Sequence[Data] | str | float | int | bool | Non
 
 
 def print_json(data: Data) -> None:
-    """Print JSON on standard output; NaN and infinities, which it lacks, become null."""
+    """Print JSON; NaN and infinities, which it lacks, become null."""
     json.dump(_finite(data), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print()
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print a table on standard output: the first column is text, the others are numbers in text form."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", no_wrap=True)
-    _print(table, rows)
-
-
-def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
-    """Print names and what is to be said of each, on standard output."""
-    _print(Table(title=title, title_justify="left", box=None, show_header=False), facts)
-
-
-def _print(table: Table, rows: Sequence[Sequence[str]]) -> None:
-    for row in rows:
-        table.add_row(*map(Text, row))
+def print_table(table: Table) -> None:
+    """Print a table; in a file or a pipe it takes the width that it needs."""
     console = Console(highlight=False)
-    if not console.is_terminal:  # a file or a pipe: the table decides the width
-        console.width = max(console.width, console.measure(table).maximum)
+    if not console.is_terminal:
+        wide = console.options.update(max_width=1000)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
     console.print(table)
 
 
-def number(value: float | None) -> str:
-    """A number as people read it: three digits, thousands apart."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and what is to be said of each."""
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    for name, value in facts:
+        table.add_row(Text(name), Text(value))
+    print_table(table)
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """A number and its interval."""
-    return f"{number(value)} [{number(low)}, {number(high)}]"
+def say(message: str) -> None:
+    """Tell, on standard error, what is going on."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def _finite(data: Data) -> Data:

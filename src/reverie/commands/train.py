@@ -1,6 +1,5 @@
 """`reverie train`: train one agent into a run folder, or go on with it."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Annotated
 
 import tyro
 
-from reverie import runtime
 from reverie.train.config import TrainConfig
 from reverie.train.presets import Algorithm, Preset, preset
 from reverie.train.run import RunFolder

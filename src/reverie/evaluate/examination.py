@@ -1,16 +1,17 @@
-"""What agents are examined on: the trials that every verdict rests on, and their results in the units of their source.
+"""What agents are examined on: the trials that every verdict rests on, with results in the units of their source.
 
-A `Setting` is a set of episodes: of a task family, or windows of a trace. `examine` plays the standard and adaptive
-trials of all settings. Comparing the results is `statistics.py`, choosing the agents is done elsewhere.
+A `Setting` is a set of trials on one task; `hold` lets contestants play it. Contestants may come one after another: all
+that are examined under one `Exam` meet the same jobs. Comparing the results is `statistics.py`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
-from reverie.envs.fleet.env import Task
+from reverie.envs.fleet.env import Task, View
 from reverie.envs.fleet.families import draw_tasks, family, levels, trace_unit, traced, with_load
 from reverie.envs.fleet.traces import Trace
 from reverie.evaluate import trials
@@ -21,11 +22,11 @@ from reverie.train.config import stream_seed
 
 STANDARD = ("easy", "medium", "hard")
 """The families of standard trials."""
-ADAPTIVE = "levels"
-"""What tasks of adaptive trials are called."""
+EPISODES_OF_A_TRIAL = 2
+"""Of an adaptive one; the load changes three times in each."""
 
 _TIMES = ("mean", "median", "p95", "p99", "mean_size")
-"""Columns of results that are in the units of the tasks; slowdowns are ratios of work to work."""
+"""Columns of results in units of the tasks; slowdowns have none."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Exam:
     """How many episodes, how long, and of what random numbers."""
 
     episodes: int = 200
-    """Evaluation episodes of each task; at least 200 for a claim."""
+    """Evaluation episodes (trials) of each task; at least 200 for a claim."""
     jobs: int = 1000
     """Length of an episode in jobs."""
     seed: int = 0
@@ -41,21 +42,27 @@ class Exam:
 
     def __post_init__(self):
         if self.episodes < 2:
-            raise ValueError(f"episodes must be at least 2, for an interval; got {self.episodes}")
+            raise ValueError(f"episodes must be at least 2, as an interval needs two; got {self.episodes}")
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
+    @property
+    def stream(self) -> int:
+        """The seed of tasks and jobs, apart from those of training."""
+        return stream_seed(self.seed, "examination")
+
 
 class Setting(NamedTuple):
-    """The episodes of one task."""
+    """The trials of one task."""
 
     name: str
     tasks: Task
-    """Leaves [E, ...]."""
+    """Leaves [E, ...]; [K, E, ...] in adaptive trials of K episodes."""
     unit: float = 1.0
     """Work and time units of the tasks for one of the source: of a trace, for a second."""
+    experiment: Literal["standard", "adaptive"] = "standard"
 
 
 def of_family(name: str, exam: Exam, load: float | None = None) -> Setting:
@@ -65,33 +72,49 @@ def of_family(name: str, exam: Exam, load: float | None = None) -> Setting:
     """
     draw = family(name)
     if load is None:
-        return Setting(name, draw_tasks(draw, exam.episodes, _seed(exam)))
-    tasks = draw_tasks(lambda rng: with_load(draw(rng), load), exam.episodes, _seed(exam))
+        return Setting(name, draw_tasks(draw, exam.episodes, exam.stream))
+    tasks = draw_tasks(lambda rng: with_load(draw(rng), load), exam.episodes, exam.stream)
     return Setting(f"{name} at load {load:g}", tasks)
 
 
 def of_trace(trace: Trace, exam: Exam, load: float) -> Setting:
-    """Windows of a trace at an offered load, for Park's fleet; results come in the trace's own seconds.
+    """Windows of a trace at an offered load, on Park's fleet; results come in the trace's own seconds.
 
     Errors: ValueError where the trace is shorter than an episode, or for an impossible load.
     """
-    tasks = draw_tasks(traced(trace, load, exam.jobs), exam.episodes, _seed(exam))
+    tasks = draw_tasks(traced(trace, load, exam.jobs), exam.episodes, exam.stream)
     return Setting(f"{trace.name} at load {load:g}", tasks, trace_unit(trace))
 
 
-def play_standard(setting: Setting, contestants: Sequence[Contestant], exam: Exam) -> Tables:
-    """One episode for each of the setting's tasks."""
-    tables = trials.standard(contestants, {setting.name: setting.tasks}, _key(exam), exam.jobs)
-    return _in_units(tables, setting.unit)
+def of_levels(exam: Exam) -> Setting:
+    """Adaptive trials: Park's fleet under loads that change at unknown moments."""
+    tasks = draw_tasks(levels(jobs=exam.jobs), EPISODES_OF_A_TRIAL * exam.episodes, exam.stream)
+    axes = EPISODES_OF_A_TRIAL, exam.episodes
+    tasks = jax.tree.map(lambda leaf: leaf.reshape(*axes, *leaf.shape[1:]), tasks)
+    return Setting("levels", tasks, experiment="adaptive")
 
 
-def play_adaptive(
-    agents: Sequence[Contestant], exam: Exam, view: trials.View, episodes_of_trial: int = 2
-) -> Tables:
-    """Trials of Park's fleet under loads that change at unknown moments; the rules play as well."""
-    draw = levels(jobs=exam.jobs)
-    tasks = draw_tasks(draw, episodes_of_trial * exam.episodes, _seed(exam))
-    contestants = [*agents, *opponents(tasks, view)]
-    shape = episodes_of_trial, exam.episodes
-    tasks = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), tasks)
-    return trials.adaptive(contestants, {ADAPTIVE: tasks}, _key(exam), exam.jobs)
+def all_settings(exam: Exam, trace: Trace, load: float) -> list[Setting]:
+    """Standard trials at three loads, windows of a trace, adaptive trials."""
+    return [*(of_family(name, exam) for name in STANDARD), of_trace(trace, exam, load), of_levels(exam)]
+
+
+def rules_of(setting: Setting, view: View, names: Iterable[str] | None = None) -> list[Contestant]:
+    """The classical rules beside agents that see `view`, all of them or those named."""
+    *axes, _ = setting.tasks.mask.shape
+    tasks = jax.tree.map(lambda leaf: leaf.reshape(math.prod(axes), *leaf.shape[len(axes) :]), setting.tasks)
+    return opponents(tasks, view, names)
+
+
+def hold(setting: Setting, contestants: Sequence[Contestant], exam: Exam) -> Tables:
+    """Let the contestants play the setting's trials."""
+    play = trials.standard if setting.experiment == "standard" else trials.adaptive
+    played = play(contestants, {setting.name: setting.tasks}, jax.random.key(exam.stream), exam.jobs)
+    return Tables(
+        [_in_unit(row, setting.unit, _TIMES) for row in played.results],
+        [_in_unit(row, setting.unit, ("response",)) for row in played.responses],
+    )
+
+
+def _in_unit(row: Row, unit: float, columns: Iterable[str]) -> Row:
+    return row | {name: value / unit for name in columns if isinstance(value := row[name], float)}

@@ -267,11 +267,12 @@ def verdict(
     Returns one row per (experiment, task, level, agent), the best first:
 
     - `seeds`, `episodes`: how many independent training seeds (1 for what is not trained) and evaluation episodes;
-    - `mean`, `iqm` with `_low` and `_high`: of the metric over seeds and episodes;
-    - `ratio`, `low`, `high`: geometric mean of the per-episode ratios to `against`;
+    - `ratio`, `low`, `high`: geometric mean of the per-episode ratios to `against` (`against_best_rule` says whether
+      that is the best rule), and its interval of the probability `confidence`;
     - `verdict`: better (the whole interval lies below 1), worse (above), no difference (neither; it may exist and be
       smaller than the interval), baseline (the opponent itself) or bound (what no policy can go below);
     - `claim`: enough seeds (5, where something is trained) and episodes (200) to claim anything;
+    - `mean`, `iqm` with `_low` and `_high`: of the `metric` over seeds and episodes;
     - `regret` with `_low` and `_high`: difference of means to the best rule *of each level*. For a whole trial with
       changing levels (level None) the opponent is made up of the best rules' results at each level;
     - `oracle`: the best of the policies that are told what is hidden, and `oracle_ratio` with `_low` and `_high`;
@@ -285,11 +286,13 @@ def verdict(
     """
     judged = groups(rows, metric)
     best = {_key(group): _best(group, "rule") for group in judged}
-    return [
-        row
-        for group in judged
-        for row in _judge(group, _opponent(group, against, best), _best_of_levels(group, judged, best), bootstrap)
-    ]
+    rows = []
+    for group in judged:
+        rule = best[_key(group)]
+        shared: Row = {"against": _opponent(group, against, rule), "metric": metric, "confidence": bootstrap.confidence}
+        shared["against_best_rule"] = shared["against"] == rule
+        rows += _judge(group, shared, _best_of_levels(group, judged, best), bootstrap)
+    return rows
 
 
 def _key(group: Group) -> tuple[Cell, Cell, Cell]:
@@ -305,10 +308,9 @@ def _best(group: Group, role: str) -> str | None:
     return min(of_role, key=lambda name: _geometric(of_role[name]), default=None)
 
 
-def _opponent(group: Group, against: str, best: Mapping[tuple[Cell, Cell, Cell], str | None]) -> str:
+def _opponent(group: Group, against: str, rule: str | None) -> str:
     if against in group.agents:
         return against
-    rule = best[_key(group)]
     if against == BEST_RULE and rule is not None:
         return rule
     near = difflib.get_close_matches(against, group.agents, n=1)
@@ -334,22 +336,22 @@ def _best_of_levels(
     return (total / jobs)[None]
 
 
-def _judge(group: Group, opponent: str, best_of_levels: Values | None, bootstrap: Bootstrap) -> list[Row]:
+def _judge(group: Group, shared: Row, best_of_levels: Values | None, bootstrap: Bootstrap) -> list[Row]:
+    opponent = str(shared["against"])
     oracle = _best(group, "oracle")
-    baseline = group.agents[opponent].values
     told = None if oracle is None else group.agents[oracle].values
     rows: list[Row] = []
     for agent in sorted(group.agents, key=lambda name: _geometric(group.agents[name])):
         role, values = group.agents[agent]
         seeds, episodes = values.shape
-        compared = ratio(values, baseline, bootstrap)
-        enough = episodes >= EPISODES_FOR_A_CLAIM and (role != "agent" or seeds >= SEEDS_FOR_A_CLAIM)
+        compared = ratio(values, group.agents[opponent].values, bootstrap)
+        trained = [len(v) for r, v in (group.agents[agent], group.agents[opponent]) if r == "agent"]
+        enough = episodes >= EPISODES_FOR_A_CLAIM and all(count >= SEEDS_FOR_A_CLAIM for count in trained)
         row: Row = {"experiment": group.experiment, "task": group.task, "level": group.level, "agent": agent}
-        row |= {"role": role, "seeds": seeds, "episodes": episodes}
-        row |= _columns("mean", mean(values, bootstrap)) | _columns("iqm", iqm(values, bootstrap))
-        row |= {"against": opponent, "against_best_rule": opponent == best_rule, "confidence": bootstrap.confidence}
+        row |= {"role": role, "seeds": seeds, "episodes": episodes} | shared
         row |= {"ratio": compared.value, "low": compared.low, "high": compared.high}
         row |= {"verdict": _word(agent, role, opponent, compared), "claim": enough}
+        row |= _columns("mean", mean(values, bootstrap)) | _columns("iqm", iqm(values, bootstrap))
         row |= _columns("regret", None if best_of_levels is None else difference(values, best_of_levels, bootstrap))
         row |= {"oracle": oracle}
         row |= _columns("oracle_ratio", None if told is None else ratio(values, told, bootstrap))

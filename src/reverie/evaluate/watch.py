@@ -1,6 +1,7 @@
 """One episode of one policy, job by job: the tables from which a picture of the fleet over time is drawn."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,11 +16,11 @@ from reverie.tables import Row
 class Watched(NamedTuple):
     """An episode as two tidy tables."""
 
-    jobs: list[Row]
+    jobs: Sequence[Mapping[str, Any]]
     """One row per job in order of arrival: agent, task, job (its number), arrival and response (time units), size (work
     units), server, level (the offered load when it arrived). What it found at any server is what the jobs before it
     left: a server is busy until the largest arrival + response among its jobs so far."""
-    servers: list[Row]
+    servers: Sequence[Mapping[str, Any]]
     """One row per server and change of speed: agent, task, server, time, speed (work per time unit, from then on)."""
 
 
@@ -31,13 +32,10 @@ def watch(contestant: Contestant, task: Task, name: str, key: Key[Array, ""], jo
     episode = play([contestant], jax.tree.map(lambda leaf: leaf[None, None], task), key_of(key, name), jobs)[0]
     who: Row = {"agent": contestant.name, "task": name}
     server, size, arrival, response = (column[0, :, 0] for column in episode)
-    columns = (range(jobs), arrival, response, size, server, load_at(task, arrival))
-    names = ("job", "arrival", "response", "size", "server", "level")
-    kinds = (int, float, float, float, int, float)
-    rows = [
-        who | {name: kind(value) for name, kind, value in zip(names, kinds, values, strict=True)}
-        for values in zip(*columns, strict=True)
-    ]
+    columns = {"job": np.arange(jobs), "arrival": arrival, "response": response, "size": size, "server": server}
+    columns["level"] = load_at(task, arrival)
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    rows = [who | dict(zip(columns, row, strict=True)) for row in values]
     start, speed = speeds(task, float((arrival + response).max()))
     changed = np.diff(speed, axis=0, prepend=-1.0) != 0  # [M, N]
     return Watched(

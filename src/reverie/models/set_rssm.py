@@ -213,7 +213,7 @@ class SetRSSM(eqx.Module):
         dyn = self._kl(self._latents(stop_gradient(logits)), self._latents(prior), states.mask)  # [B, T]
         rep = self._kl(post, self._latents(stop_gradient(prior)), states.mask)
         features = self.features(states)
-        rows = SquaredError(self.server_decoder(features.servers), squash=True).loss(self._servers(observation))
+        rows = SquaredError(self.server_decoder(_rows(states)), squash=True).loss(self._servers(observation))
         world = SquaredError(self.world_decoder(_context(states)), squash=True).loss(self._vectors(observation))
         reconstruction = (rows.sum(-1) * states.mask).sum(-1) + world.sum(-1)
         reward = TwoHot(self.reward_head(features.context)).loss(sequence.reward)
@@ -306,7 +306,8 @@ class SetRSSM(eqx.Module):
         return self.server_gru.step(state.deter, projected)
 
     def _latents(self, logits: Logits) -> tuple[Categorical, Categorical]:
-        return tuple(Categorical.from_logits(x, self.config.unimix) for x in logits)
+        servers, world = (Categorical.from_logits(x, self.config.unimix) for x in logits)
+        return servers, world
 
     def _sample(self, logits: Float[Array, "*B K"], noise: Float[Array, "*B"]) -> Float[Array, "*B K"]:
         return Categorical.from_logits(logits, self.config.unimix).straight_through(noise)

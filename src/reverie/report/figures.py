@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -20,12 +20,13 @@ from scipy.optimize import isotonic_regression
 
 from reverie.evaluate.watch import Watched, waits
 from reverie.report.style import GREY, GRID, INK, MUTED, SILVER, SKY, Look, looks, setting
-from reverie.tables import Cell
 
-Table = Sequence[Mapping[str, Cell]]
+Table = Sequence[Mapping[str, Any]]
 
 WIDTH = 8.8
 """Inches; 880 pixels on screen."""
+PANELS = 4
+"""Side by side."""
 
 
 def forest(verdict: Table) -> Figure:
@@ -36,35 +37,39 @@ def forest(verdict: Table) -> Figure:
     panels = list(dict.fromkeys((row["task"], row["level"]) for row in verdict))
     cells = {(row["agent"], row["task"], row["level"]): row for row in verdict}
     names = list(dict.fromkeys(str(row["agent"]) for row in verdict))
-    ratios = {name: [float(row["ratio"]) for row in verdict if row["agent"] == name] for name in names}
+    ratios = {name: [row["ratio"] for row in verdict if row["agent"] == name] for name in names}
     names.sort(key=lambda name: np.log(ratios[name]).mean())
     look = looks(verdict)
+    lines = -(-len(panels) // PANELS)
     with setting():
-        figure = Figure(figsize=(WIDTH, 1.0 + 0.24 * len(names)))
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, (task, level) in zip(axes, panels, strict=True):
+        figure = Figure(figsize=(WIDTH, 0.5 + lines * (0.6 + 0.2 * len(names))))
+        axes = figure.subplots(lines, min(len(panels), PANELS), sharey=True, squeeze=False).ravel()
+        for axis, (task, level) in zip(axes, panels, strict=False):
             mine = [(y, cells[name, task, level]) for y, name in enumerate(names) if (name, task, level) in cells]
             _forest_panel(axis, mine, look)
             axis.set_title(_place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1))
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.4, -0.6)
-        for label, name in zip(axes[0].get_yticklabels(), names, strict=True):
-            _emphasise(label, look[name].colour, bold=look[name].weight > 2)
-        opponents = {str(row["against"]) for row in verdict}
-        opponent = opponents.pop() if len(opponents) == 1 else "the best rule of each"
+        for axis in axes[:: min(len(panels), PANELS)]:
+            for label, name in zip(axis.get_yticklabels(), names, strict=True):
+                _emphasise(label, look[name])
+        opponents = {row["against"] for row in verdict}
+        opponent = opponents.pop() if len(opponents) == 1 else "the best rule of each panel"
         figure.supxlabel(f"response time / that of {opponent} (geometric mean over episodes; left is better)", size=9)
     return figure
 
 
-def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Cell]]], look: Mapping[str, Look]) -> None:
-    ends = [float(row[name]) for _, row in rows for name in ("low", "high")]
+def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], look: Mapping[str, Look]) -> None:
+    ends = [row[name] for _, row in rows for name in ("low", "high")]
     left, right = max(0.6, 0.96 * min(ends)), min(2.3, 1.04 * max(ends))
     left, right = min(left, 0.9), max(right, 1.1)
     axis.set_xscale("log")
     axis.set_xlim(left, right)
     axis.axvline(1, color=INK, linewidth=1)
     for y, row in rows:
-        ratio, low, high = (float(row[name]) for name in ("ratio", "low", "high"))
+        ratio, low, high = (row[name] for name in ("ratio", "low", "high"))
         style = look[row["agent"]]
         if left < ratio < right:
             axis.plot([max(low, left), min(high, right)], [y, y], color=style.colour, linewidth=style.weight)
@@ -120,7 +125,7 @@ def survival(responses: Table, highlighted: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def _curves(responses: Table, name: str, task: Cell) -> Float[np.ndarray, "S two P"]:
+def _curves(responses: Table, name: str, task: str) -> Float[np.ndarray, "S two P"]:
     """Survival and response time, for each training seed of an agent."""
     mine = [row for row in responses if row["agent"] == name and row["task"] == task]
     seeds = dict.fromkeys(row["training_seed"] for row in mine)
@@ -254,13 +259,13 @@ def _fleet_panel(
     return image
 
 
-def _failures(watched: Watched, end: float) -> list[tuple[Cell, float, float]]:
+def _failures(watched: Watched, end: float) -> list[tuple[int, float, float]]:
     """Which servers stood still, from when until when."""
     found = []
     for server in dict.fromkeys(row["server"] for row in watched.servers):
         mine = [row for row in watched.servers if row["server"] == server]
-        until = [*(float(row["time"]) for row in mine[1:]), end]
-        found += [(server, float(row["time"]), t) for row, t in zip(mine, until, strict=True) if row["speed"] == 0]
+        until = [*(row["time"] for row in mine[1:]), end]
+        found += [(server, row["time"], t) for row, t in zip(mine, until, strict=True) if row["speed"] == 0]
     return found
 
 
@@ -279,15 +284,16 @@ def _load_panel(axis: Axes, watched: Watched, begin: float, end: float) -> None:
     axis.grid(axis="x", visible=False)
 
 
-def _place(task: Cell, level: Cell, levels: bool) -> str:
+def _place(task: str, level: float | None, levels: bool) -> str:
     if level is None:
         return f"{task}, all of it" if levels else str(task)
     return f"{task}, load {level:g}"
 
 
-def _emphasise(label: Text, colour: str, bold: bool) -> None:
-    label.set_color(colour)
-    label.set_fontweight("bold" if bold else "normal")
+def _emphasise(label: Text, look: Look) -> None:
+    judged = look.weight > 2
+    label.set_color(look.colour if judged else MUTED)
+    label.set_fontweight("bold" if judged else "normal")
 
 
 def _thousands(value: float, _: int) -> str:

@@ -4,18 +4,18 @@ Colours are those of Okabe and Ito (2008), told apart with any colour vision; wh
 it is compared with are grey. A figure's colours are names of a theme, so that one SVG suits light and dark pages.
 """
 
+import html
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from reverie.files import replacing
-from reverie.tables import Cell
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#656d76", "#d8dee4", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
@@ -49,7 +49,7 @@ DARK = LIGHT | {
 }
 """What they become on a dark page."""
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -90,13 +90,13 @@ class Look(NamedTuple):
 
 
 @contextmanager
-def setting() -> Iterator[None]:
+def setting() -> Generator[None]:
     """Within this context matplotlib makes and draws figures in our style."""
     with mpl.rc_context(_SETTINGS):
         yield
 
 
-def looks(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Look]:
+def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
     """A look for every name in a table with the columns agent and role, the same for the same set of names."""
     roles = {str(row["agent"]): str(row["role"]) for row in rows}
     of_role = {role: sorted(name for name in roles if roles[name] == role) for role in ("agent", "rule", "oracle")}
@@ -107,7 +107,7 @@ def looks(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Look]:
     return found | {name: Look(INK, dashed[1 + i % 3], 1.2) for i, name in enumerate(of_role["oracle"])}
 
 
-def to_svg(figure: Figure, salt: str) -> str:
+def to_svg(figure: Figure, salt: str, description: str) -> str:
     """A figure as an SVG element whose colours are the CSS variables of `css_colours`, for a page of its own style.
 
     The same figure and `salt` give the same text; figures of one page need different salts, which go into their ids.
@@ -116,13 +116,14 @@ def to_svg(figure: Figure, salt: str) -> str:
     with setting(), mpl.rc_context({"svg.hashsalt": salt}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = f'<svg role="img" aria-label="{html.escape(description)}"{svg[svg.index("<svg") + 4 :]}'
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the names of groups repeat from figure to figure
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", svg)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{salt}-", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, svg)
     for name, colour in LIGHT.items():
-        svg = svg.replace(colour, f"var(--{name})")
+        if name != "paper":  # white within a figure stays white
+            svg = svg.replace(colour, f"var(--{name})")
     return svg
 
 

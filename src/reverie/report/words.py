@@ -1,43 +1,43 @@
-"""The verdict in words: plain sentences that carry their interval and their counts, honest where there is no difference.
+"""The verdict in words: sentences that carry their interval and counts, and say so where there is no difference.
 
 Numbers are formatted here for tables, pages and sentences alike.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM
-from reverie.tables import Cell
-
-Verdict = Mapping[str, Cell]
+Verdict = Mapping[str, Any]
 """A row of `evaluate.statistics.verdict`."""
 
 FACTOR = 1.5
 """From this ratio on a sentence says how many times as long, not how many per cent slower."""
 
 
-def number(value: Cell) -> str:
+def number(value: float | None) -> str:
     """A number to four digits, thousands apart; a dash where it is missing."""
-    if not isinstance(value, (int, float)) or math.isnan(value):
-        return "–"
+    if value is None or math.isnan(value):
+        return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def ratio(value: Cell) -> str:
+def ratio(value: float | None) -> str:
     """A ratio to three decimals; to three digits where it is 10 or more."""
-    if not isinstance(value, (int, float)):
-        return "–"
+    if value is None:
+        return "-"
     return f"{value:.3f}" if value < 10 else f"{value:.3g}"
 
 
-def between(low: Cell, high: Cell, show=number) -> str:
-    """An interval."""
-    return "–" if low is None else f"{show(low)} to {show(high)}"
+def between(low: float | None, high: float | None, show: Callable[[float | None], str] = number) -> str:
+    """An interval; a dash where it is missing."""
+    return "-" if low is None else f"{show(low)} to {show(high)}"
 
 
 def place(row: Verdict) -> str:
-    """The task, and the level where it is a part of it."""
-    return f"{row['task']}" if row["level"] is None else f"{row['task']} at load {row['level']:g}"
+    """The task, the experiment unless it is the standard one, and the level where it is a part of the task."""
+    experiment = "" if row["experiment"] == "standard" else f" ({row['experiment']} trials)"
+    level = "" if row["level"] is None else f" at load {row['level']:g}"
+    return f"{row['task']}{level}{experiment}"
 
 
 def counts(row: Verdict) -> str:
@@ -50,7 +50,7 @@ def counts(row: Verdict) -> str:
 
 def sentence(row: Verdict) -> str:
     """One row of a verdict: who is faster than whom, by how much, how sure that is, and on how much it stands."""
-    value, low, high = (float(row[name]) for name in ("ratio", "low", "high"))
+    value, low, high = (row[name] for name in ("ratio", "low", "high"))
     whom = f"{'the best rule, ' if row['against_best_rule'] else ''}{row['against']}"
     who = f"On {place(row)} {row['agent']}"
     match row["verdict"]:
@@ -68,14 +68,8 @@ def sentence(row: Verdict) -> str:
         case _:
             said = f"{who} does not differ measurably from {whom}: its response times are {value:.3f} times as long"
             interval = f"{low:.3f} to {high:.3f}"
-    stands_on = f"({100 * float(row['confidence']):g} % interval {interval}, {counts(row)})"
-    missing = f" Too little for a claim, which takes {SEEDS_FOR_A_CLAIM} training seeds and {EPISODES_FOR_A_CLAIM} episodes."
-    return f"{said} {stands_on}.{'' if row['claim'] else missing}"
-
-
-def sentences(verdict: Sequence[Verdict]) -> list[str]:
-    """What is to be said of the agents: a sentence for each task, or for each level where it has several."""
-    return [sentence(row) for row in verdict if row["role"] == "agent"]
+    stands_on = f"{100 * row['confidence']:g} % interval {interval}, {counts(row)}"
+    return f"{said} ({stands_on}{'' if row['claim'] else '; too few for a claim'})."
 
 
 def per_cent(share: float) -> str:

@@ -111,9 +111,8 @@ def train(
         batch = as_batch(agent, state.learner, replays.read(replay, place))
         learner, (states, recurrent), metrics = agent.update(state.learner, batch, update_key)
         latents = learner.networks.model.compress(states)
-        replay = replays.write(
-            replay, jax.tree.map(lambda x: x[:, 1:], place), Row(None, None, None, latents, recurrent)
-        )
+        newer = jax.tree.map(lambda x: x[:, 1:], place)  # all but the row that lent its latents
+        replay = replays.write(replay, newer, latents=latents, recurrent=recurrent)
         return Dreaming(learner, collector, replay, state.updates + 1, key), metrics | scores
 
     return jax.lax.scan(one_update, state, None, length=updates)

@@ -70,13 +70,14 @@ def read(replay: Replay, place: Place) -> PyTree:
     return jax.tree.map(lambda ring: ring[place.time, place.stream], replay.rows)
 
 
-def write(replay: Replay, place: Place, rows: PyTree) -> Replay:
-    """Overwrite the rows [S, L, ...] at a place; `rows` holds None where a field is to stay as it is."""
+def write(replay: Replay, place: Place, **fields: PyTree) -> Replay:
+    """Overwrite the named fields [S, L, ...] of the rows (a NamedTuple) at a place; the others stay."""
 
-    def column(new, ring):
-        return ring if new is None else ring.at[place.time, place.stream].set(new.astype(ring.dtype))
+    def column(ring: Array, new: Array) -> Array:
+        return ring.at[place.time, place.stream].set(new.astype(ring.dtype))
 
-    return replay._replace(rows=jax.tree.map(column, rows, replay.rows, is_leaf=lambda leaf: leaf is None))
+    changed = {name: jax.tree.map(column, getattr(replay.rows, name), new) for name, new in fields.items()}
+    return replay._replace(rows=replay.rows._replace(**changed))
 
 
 def _length(rows: PyTree) -> int:

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from reverie.envs.core import TaskFamily, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import Task, constant_speeds, fleet_task, offered_load
-from reverie.envs.fleet.measured import draw_fleet, read_speeds
-from reverie.envs.fleet.traces import Trace
+from reverie.envs.fleet.measured import draw_fleet, read_speeds, speed_paths
+from reverie.envs.fleet.park import PARK_SERVICE_RATES
+from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.traces import Trace, scale_to_load
 from reverie.envs.fleet.workload import Sizes
 
-PARK_SPEEDS = np.arange(0.15, 1.06, 0.1)
+PARK_SPEEDS = np.array(PARK_SERVICE_RATES)
 """Ten servers, the fastest seven times as fast as the slowest [work per time unit]."""
 PARK_MEAN_SIZE = 300.0
 """Mean of Park's Pareto sizes (shape 1.5, scale 100), in work units."""
@@ -120,14 +122,9 @@ def family(name: str) -> TaskFamily:
     """The family of that name; ValueError that lists them where there is none."""
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, FAMILIES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown task family {name!r}{hint} There are: {', '.join(FAMILIES)}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown task family {name!r}: {hint}the known ones are {', '.join(FAMILIES)}")
     return FAMILIES[name]
-
-
-def level_at(task: Task, time: Float[Array, "*B"]) -> Int[Array, "*B"]:
-    """Number of the stretch of the task's arrival rate that holds at each of the times (not periodic), from 0 on."""
-    return (task.workload.rate.start <= jnp.asarray(time)[..., None]).sum(-1) - 1
 
 
 def traced(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"] = PARK_SPEEDS) -> TaskFamily:
@@ -135,14 +132,13 @@ def traced(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"]
 
     Work and clock are both scaled so that the mean job brings 300 work units, which changes nothing but the units
     (speeds stay): an agent trained on such jobs sees the sizes it knows. `trace_unit` leads back to the trace's units.
+    Errors: ValueError where the trace is shorter than `jobs`, the load is not positive, or all jobs arrive at once.
     """
-    if not load > 0:
-        raise ValueError(f"traced: load must be positive, got {load}")
     if not 1 <= jobs <= len(trace.arrival):
         raise ValueError(f"traced: jobs must lie in [1, {len(trace.arrival)}], the length of {trace.name}; got {jobs}")
-    work = trace.work * trace_unit(trace)
-    gaps = np.diff(trace.arrival, prepend=trace.arrival[0])
-    gaps *= work.sum() / (load * float(np.sum(speeds))) / gaps.sum()
+    unit = trace_unit(trace)
+    work = trace.work * unit
+    gaps = np.diff(scale_to_load(trace, load, float(np.sum(speeds))).arrival, prepend=0.0) * unit
     speed = constant_speeds(speeds)
 
     def draw(rng: np.random.Generator) -> Task:
@@ -158,28 +154,48 @@ def trace_unit(trace: Trace) -> float:
     return PARK_MEAN_SIZE / float(trace.work.mean())
 
 
-def measured(path: Path, servers: int = 10, load: float = 0.667) -> TaskFamily:
-    """A fleet whose speeds are drawn from measurements of real machines, scaled to a sum of 6, under Park's sizes."""
-    speeds = read_speeds(path)
-    interval = PARK_MEAN_SIZE / (load * PARK_SPEEDS.sum())
+def measured(path: Path, servers: int = 10, load: float = 0.667, segments: int = 1, jobs: int = 1000) -> TaskFamily:
+    """Fleets of real machines, their speeds scaled to a sum of 6 in the long run, under Park's sizes.
+
+    With one segment each server keeps the speed at which one machine was once measured. With more it goes through that
+    many measurements in a row of one machine, again and again; an episode of `jobs` jobs sees them about once.
+    Errors: ValueError where the file cannot be read or holds too little, or the load is not positive.
+    """
+    recording = read_speeds(path)
+    workload = workloads.poisson(PARK_MEAN_SIZE / _positive_load(load) / PARK_SPEEDS.sum(), park_sizes())
+    horizon = jobs / float(workload.rate.value[0])
 
     def draw(rng: np.random.Generator) -> Task:
-        drawn = draw_fleet(speeds, servers, rng)
-        return fleet_task(
-            constant_speeds(drawn * PARK_SPEEDS.sum() / drawn.sum()), workloads.poisson(interval, park_sizes())
-        )
+        if segments == 1:
+            speed = constant_speeds(draw_fleet(recording, servers, rng))
+        else:
+            start, value = speed_paths(recording, servers, segments, rng)  # [N, P], in hours
+            lasts = start[:, -1] * segments / (segments - 1)  # the last measurement holds as long as the mean one
+            tempo = horizon / lasts.mean()
+            rows = zip(start * tempo, value, lasts * tempo, strict=True)
+            speed = schedules.stack([schedules.schedule(*row) for row in rows])
+        total = sum(schedules.mean(Schedule(*row)) for row in zip(*speed, strict=True))
+        return fleet_task(speed._replace(value=speed.value * (PARK_SPEEDS.sum() / total)), workload)
 
     return draw
 
 
 def with_load(task: Task, load: float) -> Task:
-    """The same task at another offered load: its arrivals' clock runs faster or slower, which keeps the bursts."""
-    if not load > 0:
-        raise ValueError(f"load must be positive, got {load}")
-    factor, w = load / offered_load(task), task.workload
-    rate = w.rate._replace(start=w.rate.start / factor, value=w.rate.value * factor, period=w.rate.period / factor)
+    """The same task at another offered load: its arrivals' clock runs faster or slower, which keeps the bursts.
+
+    Errors: ValueError where a load is not positive and finite: the wanted one, or that of the task itself.
+    """
+    factor, w = _positive_load(load) / _positive_load(offered_load(task)), task.workload
+    rate = w.rate._replace(value=w.rate.value * factor)
+    rate, scale = (s._replace(start=s.start / factor, period=s.period / factor) for s in (rate, w.scale))
     recording = w.recording._replace(gap=w.recording.gap / factor)
-    return task._replace(workload=w._replace(rate=rate, recording=recording))
+    return task._replace(workload=w._replace(rate=rate, scale=scale, recording=recording))
+
+
+def _positive_load(load: float) -> float:
+    if not 0 < load < np.inf:
+        raise ValueError(f"offered load must be a positive number, got {load}")
+    return load
 
 
 def draw_tasks(draw: Callable[[np.random.Generator], Task], count: int, seed: int) -> Task:

@@ -274,8 +274,6 @@ def recorded(gap: ArrayLike, size: ArrayLike, start: int = 0) -> Workload:
         raise ValueError(f"recorded workload: gap {gaps.shape} and size {works.shape} must be two lists of one length")
     if not (np.isfinite(gaps).all() and (gaps >= 0).all()):
         raise ValueError("recorded workload: every gap must be finite and not negative")
-    if not gaps.any():
-        raise ValueError("recorded workload: every gap is 0, so that time would stand still")
     if not (np.isfinite(works).all() and (works > 0).all()):
         raise ValueError("recorded workload: every size must be finite and positive")
     if not 0 <= start < len(gaps):

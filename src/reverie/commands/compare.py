@@ -1,0 +1,56 @@
+"""`reverie compare`: rank the classical rules and trained agents on the same jobs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reverie.commands.output import Output, print_json, print_table
+from reverie.commands.training import load_agents
+from reverie.commands.worlds import World
+from reverie.envs.fleet.env import View
+from reverie.evaluate.examination import hold, rules_of
+from reverie.evaluate.statistics import verdict
+from reverie.report.tables import rich_table, verdict_tables
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Rank rules and trained agents on a task family or on a trace, with paired statistics on the same jobs.
+
+    Example: reverie compare --family hard --run runs/first
+
+    Example: reverie compare --trace conversation-like --run runs/first --policy sed --policy jsq
+    """
+
+    world: Annotated[World, tyro.conf.arg(name="")] = field(default_factory=World)
+    run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """The folder of a trained agent's run; runs that differ in their seed alone count as seeds of one agent."""
+    policy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A rule to compare with; all of them unless given."""
+    view: View | None = None
+    """What is taken to be visible: rules that see more are oracles. That of the agents unless given, or `full`."""
+    output: Output = "table"
+    """A table, or JSON."""
+
+
+def parse(arguments: Sequence[str]) -> Compare:
+    return tyro.cli(Compare, prog="reverie compare", args=arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    asked = parse(arguments)
+    agents = load_agents(asked.run)
+    seen = {agent.view for agent in agents} or {"full"}
+    if asked.view is None and len(seen) > 1:
+        raise ValueError(f"the agents see different views ({', '.join(sorted(seen))}); say with --view what is visible")
+    setting = asked.world.setting()
+    rules = rules_of(setting, asked.view or seen.pop(), asked.policy or None)
+    judged = verdict(hold(setting, [*agents, *rules], asked.world.exam).results)
+    if asked.output == "json":
+        print_json({"task": setting.name, "unit": asked.world.unit, "rows": judged})
+    else:
+        for table in verdict_tables(judged):
+            print_table(rich_table(table))

@@ -1,0 +1,43 @@
+"""Which jobs on which fleet: the options that `simulate` and `compare` have in common."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from reverie.commands.sources import read_source
+from reverie.evaluate.examination import Exam, Setting, of_family, of_trace
+
+TRACE_LOAD = 0.8
+"""The offered load that a trace is brought to where none is asked for."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Jobs and fleet."""
+
+    family: str | None = None
+    """A family of tasks: easy, medium, hard (unless given), overload, drift, burst, diurnal, levels, continuous."""
+    trace: str | None = None
+    """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
+    load: float | None = None
+    """Offered load, reached by scaling the clock of arrivals; that of the family, or 0.8 for a trace, unless given."""
+    exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
+    """Episodes, jobs and seed."""
+
+    def setting(self) -> Setting:
+        """The episodes that are asked for.
+
+        Raises:
+            ValueError: both a family and a trace, an unknown family, a broken trace or an impossible load.
+        """
+        if self.trace is None:
+            return of_family(self.family or "hard", self.exam, self.load)
+        if self.family is not None:
+            raise ValueError(f"give --family or --trace, not both; got {self.family} and {self.trace}")
+        return of_trace(read_source(self.trace), self.exam, self.load or TRACE_LOAD)
+
+    @property
+    def unit(self) -> str:
+        """Of response times."""
+        return "time units" if self.trace is None else "seconds"

@@ -1,0 +1,74 @@
+"""Verdicts as tables of text, for the terminal and for pages. The rows themselves are what `--output json` prints."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM
+from reverie.report.words import between, number, place, ratio
+
+
+class TextTable(NamedTuple):
+    """A table as it is read: the first column is a name, the others are numbers and words."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    caption: str
+    emphasis: list[str]
+    """For each row what it is: agent, rule, oracle or bound."""
+
+
+def verdict_tables(verdict: Sequence[Mapping[str, Any]]) -> list[TextTable]:
+    """One table per experiment, task and level of a verdict, the best first."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in verdict:
+        groups.setdefault((row["experiment"], row["task"], row["level"]), []).append(row)
+    return [_verdict_table(rows) for rows in groups.values()]
+
+
+def _verdict_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
+    first = rows[0]
+    against, interval = first["against"], f"{100 * first['confidence']:g} % interval"
+    shown = {
+        "agent": [row["agent"] for row in rows],
+        f"{first['metric']} response": [number(row["mean"]) for row in rows],
+        interval: [between(row["mean_low"], row["mean_high"]) for row in rows],
+        f"/ {against}": [ratio(row["ratio"]) for row in rows],
+        f"{interval} ": [between(row["low"], row["high"], ratio) for row in rows],
+        "verdict": [_word(row) for row in rows],
+        "seeds": [str(row["seeds"]) if row["role"] == "agent" else "-" for row in rows],
+    }
+    if first["oracle"] is not None:
+        shown[f"/ {first['oracle']} (oracle)"] = [ratio(row["oracle_ratio"]) for row in rows]
+    caption = (
+        f"{first['episodes']} episodes. / {against}: geometric mean of the per-episode ratios to "
+        f"{'the best rule here' if first['against_best_rule'] else 'it'}, below 1 is faster."
+    )
+    if not all(row["claim"] for row in rows):
+        caption += f" (?): fewer than {SEEDS_FOR_A_CLAIM} training seeds or {EPISODES_FOR_A_CLAIM} episodes."
+    cells = [list(row) for row in zip(*shown.values(), strict=True)]
+    return TextTable(place(first), [name.strip() for name in shown], cells, caption, [row["role"] for row in rows])
+
+
+def _word(row: Mapping[str, Any]) -> str:
+    word = {"baseline": "the opponent", "bound": "lower bound"}.get(row["verdict"], row["verdict"])
+    return word if row["claim"] or row["verdict"] in ("baseline", "bound") else f"{word} (?)"
+
+
+def rich_table(table: TextTable) -> Table:
+    """A table for the terminal; agents stand out, what is better is green and what is worse is red."""
+    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, caption=table.caption)
+    shown.caption_justify = "left"
+    for position, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if position else "left", no_wrap=True)
+    for row, role in zip(table.rows, table.emphasis, strict=True):
+        shown.add_row(*(Text(cell, style=_STYLES.get(cell.split(" ")[0], "")) for cell in row), style=_ROLES[role])
+    return shown
+
+
+_ROLES = {"agent": "bold", "rule": "", "oracle": "italic", "bound": "dim"}
+_STYLES = {"better": "green", "worse": "red"}
