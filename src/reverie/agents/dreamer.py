@@ -61,8 +61,6 @@ class DreamerConfig:
     """Weight of the critic's loss on replayed, real rewards."""
     scale_rate: float = 0.01
     """Rate at which the 5th and 95th percentile of returns are followed."""
-    relative: bool = False
-    """Measure advantages against the value of their state, |v|, so that light and heavy load weigh the same (ours)."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
 
@@ -205,10 +203,7 @@ class Dreamer:
         worth = stop_gradient(value.mean())
         returns = lambda_returns(dreams.reward[1:], dreams.continues[1:], worth, c.discount_lambda)  # [H, n]
         weight = jnp.cumprod(dreams.continues, 0)[:-1]  # [H, n] how likely the dream has got so far, discounted
-        # The unit that returns are scaled in: that of rewards, or what is at stake in each state. In the second case the
-        # actor climbs the logarithm of the return, as a geometric mean over unlike workloads wants it.
-        unit, least_range = (jnp.maximum(1.0, jnp.abs(worth[:-1])), 0.01) if c.relative else (1.0, 1.0)
-        low, high = jnp.percentile(returns / unit, jnp.array([5.0, 95.0]))
+        low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
         learner = learner._replace(
             low=learner.low + c.scale_rate * (low - learner.low),
             high=learner.high + c.scale_rate * (high - learner.high),
@@ -217,7 +212,7 @@ class Dreamer:
         # Act better (REINFORCE), and judge better.
         acted = but_last(dreams.features), dreamt[:-1]
         policy = networks.actor(*acted)
-        scale = unit * jnp.maximum(least_range, learner.high - learner.low)
+        scale = jnp.maximum(1.0, learner.high - learner.low)
         advantage = (returns - worth[:-1]) / scale
         entropy = policy.entropy()
         actor_loss = -(weight * (policy.log_prob(dreams.action) * advantage + c.entropy * entropy)).mean()
