@@ -69,12 +69,12 @@ def gemm_rate() -> float:
     x = jnp.ones((2048, 2048))
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()
-    return 2 * 2048**3 / np.median([cpu_seconds(lambda: product(x).block_until_ready()) for _ in range(7)])
+    return 2 * 2048**3 / np.median([cpu_seconds(product, x) for _ in range(7)])
 
 
-def cpu_seconds(call) -> float:
+def cpu_seconds(program, *arguments) -> float:
     before = time.process_time()
-    call()
+    jax.block_until_ready(program(*arguments))
     return time.process_time() - before
 
 
@@ -92,8 +92,7 @@ def main() -> None:
     times = {name: [] for name in programs}
     for i in range(arguments.updates + 1):  # in turn, so that a noisy machine is noisy to all; the first warms up
         for name, (_, update, learner, batch, _) in programs.items():
-            key = jax.random.key(i)
-            times[name].append(cpu_seconds(lambda: jax.block_until_ready(update(learner, batch, key))))
+            times[name].append(cpu_seconds(update, learner, batch, jax.random.key(i)))
     rate = gemm_rate()
     print(f"matrix products run at {rate / 1e9:.0f} GFLOP per CPU-second")
     print(f"{'update':38} {'CPU-s':>7} {'min':>7} {'GFLOP':>7} {'floor':>7} {'x floor':>8} {'compile':>8}")

@@ -376,7 +376,7 @@ def lambda_returns(
 def replay_returns(
     sequence: Sequence, bootstrap: Float[Array, "B T"], discount: float, discount_lambda: float
 ) -> Float[Array, "B S"]:
-    """Lambda returns [B, T - 1] along real experience; an episode that was cut off is bootstrapped from its last step."""
+    """Lambda returns [B, T - 1] along real experience; an episode cut off is bootstrapped from its last step."""
     lives = discount * (1.0 - sequence.is_terminal[:, 1:])
     goes_on = discount_lambda * (1.0 - sequence.is_last[:, 1:])
 

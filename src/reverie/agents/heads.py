@@ -92,7 +92,8 @@ class Critic(eqx.Module):
     def __call__(self, features: Features, memory: Float[Array, "*B M"]) -> TwoHot:
         context = jnp.concatenate([features.context, memory], -1)
         if self.shared is not None:
-            assert features.servers is not None and features.mask is not None, "the model offered rows before"
+            assert features.servers is not None, "the model offered rows when this critic was made"
+            assert features.mask is not None, "rows come with their mask"
             rows = self.shared(features.servers, context)
             context = jnp.concatenate([context, masked_pool(rows, features.mask)], -1)
         return TwoHot(self.head(context))

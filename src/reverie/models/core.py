@@ -26,9 +26,9 @@ class Features(NamedTuple):
 class Sequence(NamedTuple):
     """A stretch of replayed experience, one row per time step.
 
-    `action[t]` is what was done *before* `observation[t]` was seen (zeros where nothing was done: `is_first`), so that a
-    state at t follows from the state at t-1, `action[t]` and `observation[t]`; `reward[t]` and `is_terminal[t]` belong to
-    arriving at t.
+    `action[t]` is what was done *before* `observation[t]` was seen (zeros where nothing was done: `is_first`), so that
+    a state at t follows from the state at t-1, `action[t]` and `observation[t]`; `reward[t]` and `is_terminal[t]`
+    belong to arriving at t.
     """
 
     observation: dict[str, Array]
