@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie import runtime
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.envs.core import TimeStep, stack_tasks
 from reverie.envs.fleet import workload
@@ -25,6 +26,12 @@ from reverie.train.run import RunFolder
 from reverie.train.trainers import DreamerTrainer
 
 STEPS = 30  # of the walk below, in one chunk
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    """Keep compiled programs, as the command line does: a second run of these tests is quick."""
+    runtime.configure()
 
 
 class WalkState(NamedTuple):
@@ -175,6 +182,11 @@ def test_time_spent_before_a_kill_counts_for_the_budget(tmp_path):
     outcome = train(run, Walk(), steps=10**9, minutes=(spent[-1] - 1e-6) / 60)
     assert outcome.stopped_by == "minutes"
     assert outcome.env_steps == 67  # nothing more was done
+
+
+def test_training_without_an_end_is_refused():
+    with pytest.raises(ValueError, match=r"one of steps, minutes, cpu_minutes"):
+        LoopConfig(steps=None)
 
 
 def test_a_metric_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint_before(tmp_path):

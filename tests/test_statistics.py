@@ -123,6 +123,7 @@ def some_results(episodes=200, gain=0.9):
         *table(1.3 * sed, agent="jsq"),
         *table(gain * sed * noise, "agent", "dreamer", seeds=range(5)),
         *table(1.001 * sed * noise[:1], "agent", "a2c", seeds=[0]),
+        *table(0.999 * sed * noise[1:2], "agent", "ppo", seeds=[0]),
         *table(sed),
         *table(0.5 * sed, "oracle", "told"),
         *table(0.6 * sed, "oracle", "half-told"),
@@ -132,7 +133,16 @@ def some_results(episodes=200, gain=0.9):
 
 def test_verdict_names_the_best_rule_and_compares_with_it():
     rows = verdict(some_results())
-    assert [row["agent"] for row in rows] == ["lower-bound", "told", "half-told", "dreamer", "sed", "a2c", "jsq"]
+    assert [row["agent"] for row in rows] == [
+        "lower-bound",
+        "told",
+        "half-told",
+        "dreamer",
+        "ppo",
+        "sed",
+        "a2c",
+        "jsq",
+    ]
     assert {row["against"] for row in rows} == {"sed"}
     words = {row["agent"]: row["verdict"] for row in rows}
     assert words == {
@@ -140,6 +150,7 @@ def test_verdict_names_the_best_rule_and_compares_with_it():
         "told": "better",
         "half-told": "better",
         "dreamer": "better",
+        "ppo": "no difference",
         "sed": "baseline",
         "a2c": "no difference",
         "jsq": "worse",

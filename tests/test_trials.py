@@ -12,7 +12,7 @@ from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, adaptive, contenders, key_of, lower_bounds, play, standard
-from reverie.evaluate.watch import watch
+from reverie.evaluate.watch import Watched, waits, watch
 from reverie.policies.rules import rules
 
 SPEEDS = [1.0, 2.0, 3.0]
@@ -234,3 +234,14 @@ def test_an_episode_can_be_watched_job_by_job():
     assert [(s["server"], s["time"], s["speed"]) for s in servers] == [(0, 0.0, 1.0), (1, 0.0, 2.0), (2, 0.0, 3.0)]
     finish = fifo(*([job[name] for job in jobs] for name in ("arrival", "size", "server")), SPEEDS)
     np.testing.assert_allclose([job["response"] for job in jobs], finish, rtol=1e-3, atol=1e-3)
+
+
+def test_waits_are_what_earlier_jobs_left():
+    jobs = [
+        {"arrival": 1.0, "response": 4.0, "server": 0},
+        {"arrival": 2.0, "response": 5.0, "server": 0},
+        {"arrival": 3.0, "response": 0.5, "server": 2},
+    ]
+    fleet = Watched(jobs, [{"server": n, "time": 0.0, "speed": 1.0} for n in range(3)])
+    found = waits(fleet, np.array([0.5, 1.0, 2.5, 6.0, 8.0]))
+    np.testing.assert_allclose(found, [[0, 4, 4.5, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])

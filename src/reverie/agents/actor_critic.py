@@ -2,7 +2,7 @@
 
 Rewards of a fleet are minus response times of 1e2 to 1e5 with heavy tails, and the values of its states differ by as
 much. Two choices, ours, make one setting fit all of them without running statistics: the critic predicts returns
-through `symexp` and is judged by its relative error, and advantages count relative to the value of their state.
+through `sinh` and is judged by its relative error, and advantages count relative to the value of their state.
 
 Axes: B streams, T steps, G = T + 1 moments (the last one only tells what the step before led to), N servers,
 A actions, M memory units.
@@ -24,7 +24,7 @@ from reverie.agents.heads import SharedRows
 from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep, select
 from reverie.models.core import Features
 from reverie.models.encoders import Entries
-from reverie.nn.distributions import Categorical, symexp, symlog
+from reverie.nn.distributions import Categorical, symlog
 from reverie.nn.layers import GRU, Head, Linear, masked_pool
 
 OUTLIER = 5.0
@@ -145,10 +145,11 @@ class Tower(eqx.Module):
         self.output = Linear(units, outputs, scale=scale, key=output_key)
 
     def __call__(self, features: Features) -> Float[Array, "*B O"]:
-        x = features.context
+        axes = features.context.shape[:-1]
+        x = features.context.reshape(-1, features.context.shape[-1])  # XLA on CPU sums gradients over one axis faster
         for layer in self.hidden:
             x = jnp.tanh(layer(x))
-        return self.output(x)
+        return self.output(x).reshape(*axes, -1)
 
 
 class SetTower(eqx.Module):
@@ -282,7 +283,7 @@ class ActorCritic(eqx.Module):
 
     def value(self, features: Features) -> Float[Array, "*B"]:
         """The expected return, in units of scaled rewards."""
-        return symexp(self.critic(features)[..., 0])
+        return jnp.sinh(self.critic(features)[..., 0])
 
 
 # --- acting --------------------------------------------------------------------------------------------------------
@@ -320,9 +321,9 @@ class ActorCriticPolicy(eqx.Module):
 
 def draw(policy: Categorical, key: Key[Array, ""]) -> Int[Array, "*B"]:
     """A sample by inversion: one random number, where the usual Gumbel trick takes A and two logarithms of each."""
-    ends = jnp.cumsum(policy.probs, -1)
-    noise = jax.random.uniform(key, ends.shape[:-1]) * ends[..., -1]
-    return (noise[..., None] >= ends[..., :-1]).sum(-1).astype(jnp.int32)
+    ends = jnp.cumsum(jnp.moveaxis(policy.probs, -1, 0), 0)  # [A, *B]
+    noise = jax.random.uniform(key, ends.shape[1:]) * ends[-1]
+    return (noise >= ends[:-1]).sum(0).astype(jnp.int32)
 
 
 # --- learning ------------------------------------------------------------------------------------------------------
@@ -353,15 +354,15 @@ def judge(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeS
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), made relative.
 
     An advantage of 100 is much where a state is worth -200, and noise where a huge job makes it worth -20,000. So each
-    is divided by 1 + |value| of its state: a weight of states, which leaves the better action in each of them the
-    better one. Then all are centred and scaled to a mean size of 1.
+    is divided by the size of the value of its state: a weight of states, which leaves the better action in each of them
+    the better one. Then all are centred and scaled to a mean size of 1.
     """
     gain = advantages(config, value, timestep)
     counts = 1.0 - timestep.is_last[:-1]
-    relative = gain / (1 + jnp.abs(value[:-1]))
+    relative = gain / size(value[:-1])
     relative -= mean(relative, counts)
-    size = mean(jnp.abs(relative), counts)
-    return stop_gradient(Judgement(relative / (size + 1e-8), gain + value[:-1], counts))
+    relative /= mean(jnp.abs(relative), counts) + 1e-8
+    return stop_gradient(Judgement(relative, gain + value[:-1], counts))
 
 
 def advantages(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeStep) -> Float[Array, "T B"]:
@@ -385,11 +386,16 @@ def advantages(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: 
 def critic_loss(value: Float[Array, "T B"], judged: Judgement) -> Float[Array, ""]:
     """Half the squared relative error, for outliers the absolute one.
 
-    The weight 1 / (1 + |value|) depends on the state and not on the return, so the best prediction stays the mean; it
-    is also the inverse of symexp's slope, so the critic's output feels an error of 10 % alike at every scale.
+    The weight 1 / size depends on the state and not on the return, so the best prediction stays the mean; it is also
+    the inverse of the slope of sinh, so the critic's output feels an error of 10 % alike at every scale.
     """
-    error = (value - judged.target) / (1 + jnp.abs(stop_gradient(value)))
+    error = (value - judged.target) / size(stop_gradient(value))
     return mean(optax.huber_loss(error, delta=OUTLIER), judged.counts)
+
+
+def size(value: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """sqrt(1 + value^2): the unit near 0, the value itself far from it."""
+    return jnp.hypot(1.0, value)
 
 
 def mean(x: Float[Array, "T B"], counts: Float[Array, "T B"]) -> Float[Array, ""]:

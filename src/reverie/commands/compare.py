@@ -53,4 +53,4 @@ def main(arguments: Sequence[str]) -> None:
         print_json({"task": setting.name, "unit": asked.world.unit, "rows": judged})
     else:
         for table in verdict_tables(judged):
-            print_table(rich_table(table))
+            print_table(rich_table(table._replace(caption=f"Response times in {asked.world.unit}, {table.caption}")))

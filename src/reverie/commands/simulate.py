@@ -12,7 +12,7 @@ from reverie.envs.fleet.env import View
 from reverie.evaluate.examination import hold, rules_of
 from reverie.evaluate.statistics import Estimate, groups, mean
 from reverie.report.tables import TextTable, rich_table
-from reverie.report.words import between, number
+from reverie.report.words import number, with_interval
 from reverie.tables import Row
 
 _METRICS = ("mean", "median", "p95", "p99", "mean_slowdown")
@@ -81,14 +81,13 @@ def _table(found: Sequence[Summary], world: World, task: str) -> TextTable:
     exam = world.exam
     return TextTable(
         title=f"Response times on {task}, in {world.unit}",
-        columns=["rule", "mean", "95 % interval", *(name.replace("_", " ") for name in _METRICS[1:])],
+        columns=["rule", "mean", *(name.replace("_", " ") for name in _METRICS[1:])],
         rows=[_line(rule) for rule in found],
-        caption=f"{exam.episodes} episodes of {exam.jobs:,} jobs, the same for all rules.",
+        caption=f"{exam.episodes} episodes of {exam.jobs:,} jobs, the same for all rules; in brackets 95 % intervals.",
         emphasis=[rule.role for rule in found],
     )
 
 
 def _line(rule: Summary) -> list[str]:
-    _, low, high = rule.estimates["mean"]
-    first, *others = (number(estimate.value) for estimate in rule.estimates.values())
-    return [rule.name, first, between(low, high), *others]
+    others = (number(rule.estimates[metric].value) for metric in _METRICS[1:])
+    return [rule.name, with_interval(_row(rule), "mean"), *others]

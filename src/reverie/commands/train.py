@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from reverie.commands.output import say
+from reverie.commands.training import train_run
 from reverie.train.config import TrainConfig
 from reverie.train.presets import Algorithm, Preset, preset
 from reverie.train.run import RunFolder
@@ -21,7 +23,7 @@ class Choice:
     preset: Preset = "cpu"
     """The settings to begin with; each of them can be changed by its own option below."""
     out: Path | None = None
-    """The folder of the run; runs/AGENT-SEED unless given."""
+    """The folder of the run, which must not exist yet; runs/AGENT-SEED unless given."""
     resume: bool = False
     """Go on with the run in that folder, to the same numbers as if it had never stopped."""
     quiet: bool = False
@@ -44,7 +46,9 @@ class Train:
 
 
 def parse(arguments: Sequence[str]) -> Train:
-    choice, _ = tyro.cli(Choice, args=arguments, add_help=False, return_unknown_args=True)
+    choice, _ = tyro.cli(
+        Choice, args=arguments, add_help=False, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     if choice.resume:
         if choice.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
@@ -56,5 +60,14 @@ def parse(arguments: Sequence[str]) -> Train:
         prog="reverie train",
         args=arguments,
         default=Train(choice, default),
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def main(arguments: Sequence[str]) -> None:
+    asked = parse(arguments)
+    choice, config = asked.choice, asked.config
+    out = choice.out or Path("runs") / f"{config.agent.name}-{config.seed}"
+    run = RunFolder.open(out, config) if choice.resume else RunFolder.create(out, config)
+    train_run(config, run, ["reverie", "train", *arguments], choice.quiet)
+    say(f"the run: {run.path}")

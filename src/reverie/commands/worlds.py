@@ -35,7 +35,7 @@ class World:
             return of_family(self.family or "hard", self.exam, self.load)
         if self.family is not None:
             raise ValueError(f"give --family or --trace, not both; got {self.family} and {self.trace}")
-        return of_trace(read_source(self.trace), self.exam, self.load or TRACE_LOAD)
+        return of_trace(read_source(self.trace), self.exam, TRACE_LOAD if self.load is None else self.load)
 
     @property
     def unit(self) -> str:

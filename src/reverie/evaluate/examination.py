@@ -17,6 +17,7 @@ from reverie.envs.fleet.traces import Trace
 from reverie.evaluate import trials
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.trials import Contestant, Tables
+from reverie.evaluate.watch import Watched, watch
 from reverie.tables import Row
 from reverie.train.config import stream_seed
 
@@ -114,6 +115,20 @@ def hold(setting: Setting, contestants: Sequence[Contestant], exam: Exam) -> Tab
         [_in_unit(row, setting.unit, _TIMES) for row in played.results],
         [_in_unit(row, setting.unit, ("response",)) for row in played.responses],
     )
+
+
+def bounds(setting: Setting, exam: Exam) -> list[Row]:
+    """Result rows for what no policy can go below in standard trials; none for adaptive ones."""
+    if setting.experiment != "standard":
+        return []
+    rows = trials.lower_bounds({setting.name: setting.tasks}, jax.random.key(exam.stream), exam.jobs)
+    return [_in_unit(row, setting.unit, _TIMES) for row in rows]
+
+
+def episode_of(setting: Setting, contestants: Sequence[Contestant], exam: Exam, jobs: int) -> list[Watched]:
+    """What the contestants do with the first `jobs` jobs of a task of standard trials, job by job."""
+    task = jax.tree.map(lambda leaf: leaf[0], setting.tasks)
+    return [watch(c, task, setting.name, jax.random.key(exam.stream), jobs) for c in contestants]
 
 
 def _in_unit(row: Row, unit: float, columns: Iterable[str]) -> Row:

@@ -285,18 +285,7 @@ def verdict(
     Errors: ValueError for an unpaired table (see `groups`), or where a group has no rule, or no agent of that name.
     """
     judged = groups(rows, metric)
-    best = {_key(group): _best(group, "rule") for group in judged}
-    rows = []
-    for group in judged:
-        rule = best[_key(group)]
-        shared: Row = {"against": _opponent(group, against, rule), "metric": metric, "confidence": bootstrap.confidence}
-        shared["against_best_rule"] = shared["against"] == rule
-        rows += _judge(group, shared, _best_of_levels(group, judged, best), bootstrap)
-    return rows
-
-
-def _key(group: Group) -> tuple[Cell, Cell, Cell]:
-    return group.experiment, group.task, group.level
+    return [row for group in judged for row in _judge(group, _parts(group, judged), against, metric, bootstrap)]
 
 
 def _geometric(sample: Sample) -> float:
@@ -319,25 +308,35 @@ def _opponent(group: Group, against: str, rule: str | None) -> str:
     raise ValueError(f"task {group.task}: there is no {wanted} in the results; {hint}found {', '.join(group.agents)}")
 
 
-def _best_of_levels(
-    group: Group, judged: Sequence[Group], best: Mapping[tuple[Cell, Cell, Cell], str | None]
-) -> Values | None:
-    """What the best rule of each level reached, put together into whole trials [1, E]; None where there is no rule."""
+def _parts(group: Group, judged: Sequence[Group]) -> list[Group]:
+    """The levels that a whole trial is made of; a level, and a trial without levels, is its own only part."""
     levels = [g for g in judged if (g.experiment, g.task) == (group.experiment, group.task) and g.level is not None]
-    parts = levels if group.level is None and levels else [group]
-    total = np.zeros(len(group.episodes))
-    jobs = np.zeros(len(group.episodes))
-    for part in parts:
-        if (rule := best[_key(part)]) is None:
-            return None
-        at = [group.episodes.index(episode) for episode in part.episodes]
-        total[at] += part.agents[rule].values[0] * part.jobs
-        jobs[at] += part.jobs
-    return (total / jobs)[None]
+    return levels if group.level is None and levels else [group]
 
 
-def _judge(group: Group, shared: Row, best_of_levels: Values | None, bootstrap: Bootstrap) -> list[Row]:
-    opponent = str(shared["against"])
+def _regret(agent: str, group: Group, parts: Sequence[Group], bootstrap: Bootstrap) -> Estimate | None:
+    """The difference to the best rule of each part, both put together into whole trials; None where that cannot be."""
+    rules = [_best(part, "rule") for part in parts]
+    if None in rules or any(agent not in part.agents for part in parts):
+        return None
+
+    def together(names: Sequence[str | None]) -> Values:
+        values = [part.agents[name or ""].values for part, name in zip(parts, names, strict=True)]
+        total, jobs = np.zeros((len(values[0]), len(group.episodes))), np.zeros(len(group.episodes))
+        for part, of_part in zip(parts, values, strict=True):
+            at = [group.episodes.index(episode) for episode in part.episodes]
+            total[:, at] += of_part * part.jobs
+            jobs[at] += part.jobs
+        return total / jobs
+
+    return difference(together([agent] * len(parts)), together(rules), bootstrap)
+
+
+def _judge(group: Group, parts: Sequence[Group], against: str, metric: str, bootstrap: Bootstrap) -> list[Row]:
+    rule = _best(group, "rule")
+    opponent = _opponent(group, against, rule)
+    shared: Row = {"against": opponent, "against_best_rule": opponent == rule}
+    shared |= {"metric": metric, "confidence": bootstrap.confidence}
     oracle = _best(group, "oracle")
     told = None if oracle is None else group.agents[oracle].values
     rows: list[Row] = []
@@ -352,7 +351,7 @@ def _judge(group: Group, shared: Row, best_of_levels: Values | None, bootstrap: 
         row |= {"ratio": compared.value, "low": compared.low, "high": compared.high}
         row |= {"verdict": _word(agent, role, opponent, compared), "claim": enough}
         row |= _columns("mean", mean(values, bootstrap)) | _columns("iqm", iqm(values, bootstrap))
-        row |= _columns("regret", None if best_of_levels is None else difference(values, best_of_levels, bootstrap))
+        row |= _columns("regret", _regret(agent, group, parts, bootstrap))
         row |= {"oracle": oracle}
         row |= _columns("oracle_ratio", None if told is None else ratio(values, told, bootstrap))
         rows.append(row)

@@ -4,6 +4,8 @@
 `fleet_over_time` what happened inside the fleet. Figures are saved by `style.py`; no window is opened.
 """
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,14 +27,13 @@ Table = Sequence[Mapping[str, Any]]
 
 WIDTH = 8.8
 """Inches; 880 pixels on screen."""
-PANELS = 4
-"""Side by side."""
 
 
 def forest(verdict: Table) -> Figure:
     """The verdict as a forest plot: for each agent the ratio of its response times to the opponent's, with interval.
 
-    One column per task and level; agents in the order of their mean ratio. Ratios beyond the axis are written out.
+    `verdict` holds the rows of one experiment: a panel for each of its tasks and levels, agents in the order of their
+    mean ratio. Ratios beyond the axis are written out; a hollow mark was told what is hidden from the agents.
     """
     panels = list(dict.fromkeys((row["task"], row["level"]) for row in verdict))
     cells = {(row["agent"], row["task"], row["level"]): row for row in verdict}
@@ -40,19 +41,20 @@ def forest(verdict: Table) -> Figure:
     ratios = {name: [row["ratio"] for row in verdict if row["agent"] == name] for name in names}
     names.sort(key=lambda name: np.log(ratios[name]).mean())
     look = looks(verdict)
-    lines = -(-len(panels) // PANELS)
+    lines, columns = _grid(len(panels), side_by_side=4)
     with setting():
         figure = Figure(figsize=(WIDTH, 0.5 + lines * (0.6 + 0.2 * len(names))))
-        axes = figure.subplots(lines, min(len(panels), PANELS), sharey=True, squeeze=False).ravel()
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
         for axis, (task, level) in zip(axes, panels, strict=False):
             mine = [(y, cells[name, task, level]) for y, name in enumerate(names) if (name, task, level) in cells]
             _forest_panel(axis, mine, look)
-            axis.set_title(_place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1))
+            title = _place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1)
+            axis.set_title(textwrap.fill(title, 80 // columns))
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.4, -0.6)
-        for axis in axes[:: min(len(panels), PANELS)]:
+        for axis in axes[::columns]:
             for label, name in zip(axis.get_yticklabels(), names, strict=True):
                 _emphasise(label, look[name])
         opponents = {row["against"] for row in verdict}
@@ -62,7 +64,7 @@ def forest(verdict: Table) -> Figure:
 
 
 def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], look: Mapping[str, Look]) -> None:
-    ends = [row[name] for _, row in rows for name in ("low", "high")]
+    ends = [row[name] for _, row in rows for name in ("low", "high") if row["role"] != "bound"]
     left, right = max(0.6, 0.96 * min(ends)), min(2.3, 1.04 * max(ends))
     left, right = min(left, 0.9), max(right, 1.1)
     axis.set_xscale("log")
@@ -73,7 +75,8 @@ def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], loo
         style = look[row["agent"]]
         if left < ratio < right:
             axis.plot([max(low, left), min(high, right)], [y, y], color=style.colour, linewidth=style.weight)
-            axis.plot(ratio, y, "o", color=style.colour, markersize=3 + style.weight)
+            told = row["role"] == "oracle"
+            axis.plot(ratio, y, "o", color=style.colour, mfc="white" if told else style.colour, ms=3 + style.weight)
         else:
             beyond, side, arrow = (right, "right", "{} ▸") if ratio >= right else (left, "left", "◂ {}")
             text = arrow.format(f"{ratio:.3g}")
@@ -85,7 +88,7 @@ def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], loo
     axis.tick_params(axis="y", length=0)
 
 
-_RATIOS = (0.6, 0.8, 1, 1.25, 1.5, 2)
+_RATIOS = (0.64, 0.8, 1, 1.25, 1.6, 2)
 
 
 def survival(responses: Table, highlighted: Sequence[str] = ()) -> Figure:
@@ -97,14 +100,17 @@ def survival(responses: Table, highlighted: Sequence[str] = ()) -> Figure:
     look = looks(responses)
     named = [name for name in look if look[name].weight > 2] + [name for name in highlighted if name in look]
     with setting():
-        figure = Figure(figsize=(WIDTH, 3.2 if len(tasks) < 3 else 2.9))
-        axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-        for axis, task in zip(axes, tasks, strict=True):
+        lines, columns = _grid(len(tasks), side_by_side=3)
+        figure = Figure(figsize=(WIDTH, 0.6 + 2.6 * lines))
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(tasks) :]:
+            axis.set_visible(False)
+        for axis, task in zip(axes, tasks, strict=False):
             for name in sorted(look, key=named.__contains__):
-                lines = _curves(responses, name, task)
-                if not len(lines):
+                seeds = _distributions(responses, name, task)  # [S, 2, P]
+                if not len(seeds):
                     continue
-                share, response = lines[0, 0], np.exp(np.log(lines[:, 1]).mean(0))
+                share, response = seeds[0, 0], np.exp(np.log(seeds[:, 1]).mean(0))
                 style = look[name]
                 if name in named:
                     axis.plot(response, share, style.dashes, color=style.colour, linewidth=style.weight, label=name)
@@ -112,20 +118,21 @@ def survival(responses: Table, highlighted: Sequence[str] = ()) -> Figure:
                     axis.plot(response, share, color=GRID, linewidth=0.8)
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.set_title(str(task))
+            axis.set_title(textwrap.fill(task, 70 // columns))
             axis.set_xlabel("response time")
             axis.xaxis.set_minor_formatter(NullFormatter())
-        axes[0].set_ylabel("share of jobs that take longer")
+        for axis in axes[::columns]:
+            axis.set_ylabel("share of jobs that take longer")
         axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
-        lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-        handles = [lines[name] for name in named if name in lines]
+        drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+        handles = [drawn[name] for name in named if name in drawn]
         if len(named) < len(look):
             handles += axes[0].plot([], [], color=GRID, linewidth=0.8, label="all others")
         figure.legend(handles=handles, loc="outside right center")
     return figure
 
 
-def _curves(responses: Table, name: str, task: str) -> Float[np.ndarray, "S two P"]:
+def _distributions(responses: Table, name: str, task: str) -> Float[np.ndarray, "S two P"]:
     """Survival and response time, for each training seed of an agent."""
     mine = [row for row in responses if row["agent"] == name and row["task"] == task]
     seeds = dict.fromkeys(row["training_seed"] for row in mine)
@@ -211,6 +218,7 @@ def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float 
     with setting():
         heights = [len(grids[0]) * 0.19] * len(episodes) + [1.0]
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.45 * len(heights) + 0.3))
+        figure.set_layout_engine("constrained", h_pad=0.08)
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         for axis, watched, grid in zip(axes, episodes, grids, strict=False):
             image = _fleet_panel(axis, watched, grid, norm, begin, end)
@@ -218,6 +226,7 @@ def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float 
         bar.set_label("wait of a new job (time units)")
         bar.outline.set_visible(False)
         _load_panel(axes[-1], episodes[0], begin, end)
+        axes[-1].set_xlim(begin, end)
         axes[-1].set_xlabel("time")
         axes[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
     return figure
@@ -282,6 +291,12 @@ def _load_panel(axis: Axes, watched: Watched, begin: float, end: float) -> None:
     axis.set_ylim(0, min(axis.get_ylim()[1], 4))
     axis.set_ylabel("load")
     axis.grid(axis="x", visible=False)
+
+
+def _grid(panels: int, side_by_side: int) -> tuple[int, int]:
+    """Lines and columns, as even as may be."""
+    lines = math.ceil(panels / side_by_side)
+    return lines, math.ceil(panels / lines)
 
 
 def _place(task: str, level: float | None, levels: bool) -> str:

@@ -1,7 +1,7 @@
 """A report as one HTML file that needs nothing else: no scripts, no network; readable in light, dark and on paper.
 
 `write_page` puts sections together; `verdict_section`, `learning_section`, `response_section`, `fleet_section`,
-`numbers_section` and `run_section` make those of a run from its tables. Numbers come from the tables and are only formatted.
+`numbers_section` and `run_section` make those of a run from its tables. Numbers are formatted here, never computed.
 """
 
 import html
@@ -87,7 +87,9 @@ def verdict_section(verdict: Table) -> Section:
         Picture(
             figures.forest([row for row in verdict if row["experiment"] == name]),
             f"{str(name).capitalize()} trials: response times as a ratio to those of the best rule, with "
-            f"{100 * verdict[0]['confidence']:g} % intervals; left of 1 is faster. Every contestant met the same jobs.",
+            f"{100 * verdict[0]['confidence']:g} % intervals; left of 1 is faster. Every contestant met the same jobs."
+            + " Hollow marks were told what is hidden from the agents."
+            * any(r["role"] == "oracle" for r in verdict),
         )
         for name in experiments
     ]
@@ -113,8 +115,8 @@ _READING = (
 
 
 def response_section(responses: Table, verdict: Table) -> Section:
-    """How response times are distributed, beside the rules that were best somewhere."""
-    best = list(dict.fromkeys(row["against"] for row in verdict))
+    """How response times are distributed, beside the rules and oracles that were best somewhere."""
+    best = [name for name in dict.fromkeys(row[role] for role in ("against", "oracle") for row in verdict) if name]
     experiments = dict.fromkeys(row["experiment"] for row in responses)
     pictures = [
         Picture(
@@ -200,7 +202,7 @@ _CSS = """
 * { box-sizing: border-box; }
 body {
   margin: 0; color: var(--ink); background: var(--paper);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }
 main { max-width: 62rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
@@ -223,7 +225,7 @@ table { border-collapse: collapse; width: 100%; font-size: .8rem; font-variant-n
 caption { text-align: left; margin-bottom: .4rem; }
 caption b { color: var(--ink); display: block; font-size: 1rem; }
 th, td { padding: .22rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
-th { font-weight: 600; border-bottom-color: var(--grey); }
+th { font-weight: 600; white-space: normal; border-bottom-color: var(--grey); }
 th:first-child, td:first-child { text-align: left; }
 tr.agent { font-weight: 600; background: color-mix(in srgb, var(--blue) 8%, transparent); }
 tr.oracle td:first-child { font-style: italic; }
@@ -233,8 +235,8 @@ dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 pre { margin: 0; overflow-x: auto; font-size: .8rem; line-height: 1.4; }
 summary { cursor: pointer; color: var(--muted); }
 @media print {
+  html { font-size: 10px; }
   main { max-width: none; padding: 0; }
-  body { font-size: 11px; }
   figure, tr, .findings li { break-inside: avoid; }
   h2 { break-after: avoid; }
 }

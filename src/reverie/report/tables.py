@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM
-from reverie.report.words import between, number, place, ratio
+from reverie.report.words import place, ratio, with_interval
 
 
 class TextTable(NamedTuple):
@@ -27,31 +27,39 @@ def verdict_tables(verdict: Sequence[Mapping[str, Any]]) -> list[TextTable]:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in verdict:
         groups.setdefault((row["experiment"], row["task"], row["level"]), []).append(row)
-    return [_verdict_table(rows) for rows in groups.values()]
+    with_levels = {(experiment, task) for experiment, task, level in groups if level is not None}
+    return [_verdict_table(rows, key[2] is None and key[:2] in with_levels) for key, rows in groups.items()]
 
 
-def _verdict_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
+def _verdict_table(rows: Sequence[Mapping[str, Any]], over_levels: bool) -> TextTable:
     first = rows[0]
-    against, interval = first["against"], f"{100 * first['confidence']:g} % interval"
+    against, oracle = first["against"], first["oracle"]
     shown = {
         "agent": [row["agent"] for row in rows],
-        f"{first['metric']} response": [number(row["mean"]) for row in rows],
-        interval: [between(row["mean_low"], row["mean_high"]) for row in rows],
-        f"/ {against}": [ratio(row["ratio"]) for row in rows],
-        f"{interval} ": [between(row["low"], row["high"], ratio) for row in rows],
+        f"{first['metric']} response": [with_interval(row, "mean") for row in rows],
+        f"/ {against}": [with_interval(row, "ratio", ratio) for row in rows],
         "verdict": [_word(row) for row in rows],
         "seeds": [str(row["seeds"]) if row["role"] == "agent" else "-" for row in rows],
     }
-    if first["oracle"] is not None:
-        shown[f"/ {first['oracle']} (oracle)"] = [ratio(row["oracle_ratio"]) for row in rows]
-    caption = (
-        f"{first['episodes']} episodes. / {against}: geometric mean of the per-episode ratios to "
-        f"{'the best rule here' if first['against_best_rule'] else 'it'}, below 1 is faster."
-    )
+    notes = [
+        f"{first['episodes']} episodes; in brackets {100 * first['confidence']:g} % intervals.",
+        f"/ {against}: geometric mean of the per-episode ratios{' to the best rule' * first['against_best_rule']}.",
+    ]
+    if over_levels:
+        shown["regret"] = [with_interval(row, "regret") for row in rows]
+        notes.append("Regret: mean response minus that of the best rule of each level.")
+    if oracle is not None:
+        shown[f"/ {oracle}"] = [with_interval(row, "oracle_ratio", ratio) for row in rows]
+        notes.append(f"/ {oracle}: the same ratio to the best of those that are told what is hidden.")
     if not all(row["claim"] for row in rows):
-        caption += f" (?): fewer than {SEEDS_FOR_A_CLAIM} training seeds or {EPISODES_FOR_A_CLAIM} episodes."
-    cells = [list(row) for row in zip(*shown.values(), strict=True)]
-    return TextTable(place(first), [name.strip() for name in shown], cells, caption, [row["role"] for row in rows])
+        notes.append(f"(?): fewer than {SEEDS_FOR_A_CLAIM} training seeds or {EPISODES_FOR_A_CLAIM} episodes.")
+    return TextTable(
+        title=place(first),
+        columns=list(shown),
+        rows=[list(row) for row in zip(*shown.values(), strict=True)],
+        caption=" ".join(notes),
+        emphasis=[row["role"] for row in rows],
+    )
 
 
 def _word(row: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ Numbers are formatted here for tables, pages and sentences alike.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Verdict = Mapping[str, Any]
@@ -18,7 +18,7 @@ def number(value: float | None) -> str:
     """A number to four digits, thousands apart; a dash where it is missing."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 
 def ratio(value: float | None) -> str:
@@ -28,9 +28,10 @@ def ratio(value: float | None) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.3g}"
 
 
-def between(low: float | None, high: float | None, show: Callable[[float | None], str] = number) -> str:
-    """An interval; a dash where it is missing."""
-    return "-" if low is None else f"{show(low)} to {show(high)}"
+def with_interval(row: Verdict, name: str, show: Callable[[float | None], str] = number) -> str:
+    """A number of a verdict and its interval in brackets; a dash where it is missing."""
+    low, high = ("low", "high") if name == "ratio" else (f"{name}_low", f"{name}_high")
+    return "-" if row[name] is None else f"{show(row[name])} [{show(row[low])}, {show(row[high])}]"
 
 
 def place(row: Verdict) -> str:
@@ -66,8 +67,8 @@ def sentence(row: Verdict) -> str:
             said = f"{who} takes {value:.3g} times as long as {whom}"
             interval = f"{low:.3g} to {high:.3g}"
         case _:
-            said = f"{who} does not differ measurably from {whom}: its response times are {value:.3f} times as long"
-            interval = f"{low:.3f} to {high:.3f}"
+            said = f"{who} does not differ measurably from {whom}"
+            interval = f"{low:.3f} to {high:.3f}, ratio of response times {value:.3f}"
     stands_on = f"{100 * row['confidence']:g} % interval {interval}, {counts(row)}"
     return f"{said} ({stands_on}{'' if row['claim'] else '; too few for a claim'})."
 

@@ -65,9 +65,9 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """When to stop, evaluate and save."""
+    """When to stop (at the first limit that is reached), evaluate and save."""
 
-    steps: int = 1_000_000
+    steps: int | None = 1_000_000
     """Environment steps, over all streams, after which training stops."""
     minutes: float | None = None
     """Minutes on the wall clock after which training stops, compilation and evaluations included."""
@@ -79,13 +79,14 @@ class LoopConfig:
     """Seconds between two checkpoints; one is made at the end and at a signal in any case."""
 
     def __post_init__(self):
-        for name in ("steps", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 environment step, got {getattr(self, name)}")
-        for name in ("minutes", "cpu_minutes"):
-            value = getattr(self, name)
+        limits = {name: getattr(self, name) for name in ("steps", "minutes", "cpu_minutes")}
+        for name, value in limits.items():
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0 (leave it out for no limit), got {value}")
+                raise ValueError(f"{name} must be more than 0 (None is no limit), got {value}")
+        if set(limits.values()) == {None}:
+            raise ValueError(f"training needs an end: give one of {', '.join(limits)}")
+        if self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every must be at least 1 environment step, got {self.evaluate_every}")
         if not self.save_every >= 0:
             raise ValueError(f"save_every must be 0 seconds (after each chunk) or more, got {self.save_every}")
 
@@ -171,8 +172,9 @@ def train(
                 wall, cpu = clock.read()
                 writer.log(step, {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics})
         last_save, stopping = time.monotonic(), bool(caught)
-        done, total, unit = _amount(config, step, clock)
-        with Progress(total, unit, title, done=min(done, total), quiet=quiet) as progress:
+        done = min(step, config.steps or step)
+        share = max(_shares(config, step, clock).values())
+        with Progress(config.steps, title=title, done=done, share=share, quiet=quiet) as progress:
             while not stopping:
                 state, measured = chunk(state)
                 metrics = _means(jax.device_get(measured), updates, run)
@@ -183,7 +185,7 @@ def train(
                 wall, cpu = clock.read()
                 writer.log(step, {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics})
                 known = {name: metrics[name] for name in shown if not math.isnan(metrics.get(name, math.nan))}
-                progress.update(_amount(config, step, clock)[0], {"env steps": step, **known}, updates)
+                progress.update(step, known, updates, share=max(_shares(config, step, clock).values()))
                 stopping = reason is not None or bool(caught)  # a signal from here on is heard after the next chunk
                 if stopping or time.monotonic() - last_save >= config.save_every:
                     writer.save(step, _Saved(state, updates, wall, cpu))
@@ -230,25 +232,19 @@ class _Clock:
         return self._wall + time.monotonic(), self._cpu + time.process_time()
 
 
+def _shares(config: LoopConfig, step: int, clock: _Clock) -> dict[StoppedBy, float]:
+    """Which part of each limit is used up."""
+    wall, cpu = clock.read()
+    used: dict[StoppedBy, tuple[float, float | None]] = {
+        "steps": (step, config.steps),
+        "minutes": (wall / 60, config.minutes),
+        "cpu_minutes": (cpu / 60, config.cpu_minutes),
+    }
+    return {name: amount / limit for name, (amount, limit) in used.items() if limit is not None}
+
+
 def _limit_reached(config: LoopConfig, step: int, clock: _Clock) -> StoppedBy | None:
-    wall, cpu = clock.read()
-    if step >= config.steps:
-        return "steps"
-    if config.minutes is not None and wall >= 60 * config.minutes:
-        return "minutes"
-    if config.cpu_minutes is not None and cpu >= 60 * config.cpu_minutes:
-        return "cpu_minutes"
-    return None
-
-
-def _amount(config: LoopConfig, step: int, clock: _Clock) -> tuple[int, int, str]:
-    """How much is done, of how much, in the unit of what is likely to end the run: time where that is limited."""
-    wall, cpu = clock.read()
-    if config.minutes is not None:
-        return int(wall), math.ceil(60 * config.minutes), "seconds"
-    if config.cpu_minutes is not None:
-        return int(cpu), math.ceil(60 * config.cpu_minutes), "CPU seconds"
-    return step, config.steps, "env steps"
+    return next((name for name, share in _shares(config, step, clock).items() if share >= 1), None)
 
 
 def _means(measured: Mapping[str, Float[np.ndarray, " U"]], updates: int, run: RunFolder) -> dict[str, float]:

@@ -23,7 +23,7 @@ Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "paper"]
 
 _CPU_WORLD = WorldConfig(family="hard", jobs=250)
-_CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=2_500_000)
+_CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
     {

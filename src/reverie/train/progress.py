@@ -37,10 +37,11 @@ class Progress:
     """A context manager around the computation, which calls `update`.
 
     Arguments:
-        total: the amount of work, in `unit`.
+        total: the amount of work, in `unit`; None where something else ends it, and `update` is told the share.
         unit: what is counted, in the plural.
         title: what is going on.
         done: how much of it was done before, by a run that is now resumed; it does not count for the rate.
+        share: the same as a part of the whole, from 0 to 1, where that is not `done` over the total.
         quiet: show nothing.
         console: where to show it; standard error unless given.
         clock: the time in seconds.
@@ -48,21 +49,22 @@ class Progress:
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         unit: str = "env steps",
         title: str = "training",
         *,
         done: int = 0,
+        share: float | None = None,
         quiet: bool = False,
         console: Terminal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        if not (0 <= done <= total and total > 0):
+        if total is not None and not (0 <= done <= total and total > 0):
             raise ValueError(f"progress needs 0 <= done <= total and 0 < total; done is {done}, total is {total}")
         self._total, self._unit, self._title, self._quiet = total, unit, title, quiet
         self._console = console or Terminal(stderr=True)
         self._clock = clock
-        self._recent = deque([_Mark(0.0, done, None)])
+        self._recent = deque([_Mark(0.0, done, self._share(done, share), None)])
         self._curves: dict[str, Curve] = {}
         self._live: Live | None = None
         self._lock = threading.Lock()  # the display is drawn by a thread of its own
@@ -87,19 +89,27 @@ class Progress:
         elif not self._quiet:
             self._print_line()
 
-    def update(self, done: int, metrics: Mapping[str, SupportsFloat] | None = None, updates: int | None = None) -> None:
+    def update(
+        self,
+        done: int,
+        metrics: Mapping[str, SupportsFloat] | None = None,
+        updates: int | None = None,
+        share: float | None = None,
+    ) -> None:
         """Report how far the work is.
 
         Arguments:
             done: how much of the total is done, in all.
             metrics: the numbers to show; each is shown with its course since the beginning.
             updates: how many updates of the parameters were made in all, for their rate.
+            share: which part of the work is done, from 0 to 1, where that is not `done` over the total: where a budget
+                of time ends it, say.
         """
         now = self._clock()
         with self._lock:
             if len(self._recent) > 1 and self._recent[-1].time - self._recent[-2].time < _RATE_SECONDS / 60:
                 self._recent.pop()  # a finer grain would only cost memory
-            self._recent.append(_Mark(now, done, updates))
+            self._recent.append(_Mark(now, done, self._share(done, share), updates))
             while len(self._recent) > 2 and now - self._recent[1].time >= _RATE_SECONDS:
                 self._recent.popleft()
             for name, value in (metrics or {}).items():
@@ -110,19 +120,18 @@ class Progress:
 
     def _print_line(self) -> None:
         values = [f"{name} {curve.last:.4g}" for name, curve in self._curves.items()]
-        amount = f"{self._recent[-1].done:,} of {self._total:,} {self._unit} ({self._percent()} %)"
+        amount = f"{self._amount(' of ')} ({self._percent()} %)"
         with suppress(OSError):
             line = f"{self._title}: " + ", ".join([amount, *self._speed(), *values])
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def _display(self) -> Group:
         with self._lock:
-            done = self._recent[-1].done
             bar = Table.grid(padding=(0, 1))
             bar.add_row(
                 Text(self._title, style="bold"),
-                ProgressBar(total=self._total, completed=done, width=_CURVE_WIDTH),
-                f"{self._percent()} %  {done:,} / {self._total:,} {self._unit}",
+                ProgressBar(total=1.0, completed=self._recent[-1].share, width=_CURVE_WIDTH),
+                f"{self._percent()} %  {self._amount(' / ')}",
             )
             curves = Table.grid(padding=(0, 2))
             for name, curve in self._curves.items():
@@ -132,8 +141,17 @@ class Progress:
                 )
             return Group(bar, Text(" · ".join(self._speed()), "dim"), curves)
 
+    def _share(self, done: int, told: float | None) -> float:
+        if told is None:
+            told = done / self._total if self._total else 0.0
+        return min(told, 1.0)
+
+    def _amount(self, of: str) -> str:
+        total = f"{of}{self._total:,}" if self._total else ""
+        return f"{self._recent[-1].done:,}{total} {self._unit}"
+
     def _percent(self) -> int:
-        return min(100, 100 * self._recent[-1].done // self._total)
+        return int(100 * self._recent[-1].share)
 
     def _speed(self) -> list[str]:
         """Rates, time since the beginning and time left, as far as they are known."""
@@ -147,8 +165,8 @@ class Progress:
         if updates and (elapsed := updates[-1][0] - updates[0][0]) > 0:
             parts.append(f"{_rate((updates[-1][1] - updates[0][1]) / elapsed)} updates/s")
         parts.append(f"{_duration(self._clock() - self._began)} elapsed")
-        if rate and last.done < self._total:
-            parts.append(f"{_duration((self._total - last.done) / rate)} left")
+        if first.share < last.share < 1:
+            parts.append(f"{_duration((1 - last.share) * (last.time - first.time) / (last.share - first.share))} left")
         return parts
 
 
@@ -179,6 +197,7 @@ class Curve:
 class _Mark(NamedTuple):
     time: float
     done: int
+    share: float
     updates: int | None
 
 

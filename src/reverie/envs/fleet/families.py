@@ -67,7 +67,7 @@ def diurnal(rng: np.random.Generator) -> Task:
     """Load 0.667 on average, from 0.33 to 1.0 over a day of about 330 jobs; the hour at the start is drawn."""
     workload = workloads.diurnal(INTERVALS["medium"], swing=0.5, day=25_000.0, sizes=park_sizes())
     shift = rng.integers(workload.rate.value.shape[0])
-    rate = workload.rate._replace(value=jnp.roll(workload.rate.value, -int(shift)))
+    rate = workload.rate._replace(value=jnp.asarray(np.roll(workload.rate.value, -shift)))
     return fleet_task(constant_speeds(PARK_SPEEDS), workload._replace(rate=rate))
 
 

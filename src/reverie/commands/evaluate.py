@@ -1,0 +1,58 @@
+"""`reverie evaluate`: examine the agent of a run, beside all rules, in standard and adaptive trials and on a trace."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reverie.commands.output import Output, print_json, print_table, say
+from reverie.commands.pages import brief
+from reverie.commands.results import Examination, Results
+from reverie.commands.training import load_agents
+from reverie.evaluate.statistics import verdict
+from reverie.report.tables import rich_table
+from reverie.train.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Examine the agent of a run, as its newest checkpoint has it, beside all rules: standard trials at three loads,
+    adaptive trials whose load changes at unknown moments, and windows of a trace. The tables go into the run.
+
+    Example: reverie evaluate runs/first
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The folder of the run."""
+    examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
+    output: Output = "table"
+    """A table, or JSON."""
+
+
+def parse(arguments: Sequence[str]) -> Evaluate:
+    return tyro.cli(Evaluate, prog="reverie evaluate", args=arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    asked = parse(arguments)
+    run = RunFolder.open(asked.run)
+    results = evaluate_run(run, asked.examination)
+    judged = verdict(results.tables().results)
+    if asked.output == "json":
+        print_json({"run": str(asked.run), "rows": judged})
+    else:
+        print_table(rich_table(brief(judged)))
+
+
+def evaluate_run(run: RunFolder, examination: Examination) -> Results:
+    """Examine a run's agent and the rules, and keep the tables in the run."""
+    (agent,) = load_agents([run.path])
+    results = Results(run.tables, examination)
+    say("examining the rules")
+    results.examine_rules(agent.view)
+    say(f"examining {agent.name}")
+    results.examine_agent(agent, again=True)
+    results.watch([agent], agent.view)
+    return results

@@ -1,0 +1,139 @@
+"""The page of a run or of a verdict, put together from what lies in its folder; and the verdict in brief."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reverie.commands.results import Results
+from reverie.commands.training import CURVE_RULES
+from reverie.envs.fleet.traces import Trace, describe
+from reverie.evaluate.statistics import verdict
+from reverie.report import figures, page
+from reverie.report.page import Picture, Section, write_page
+from reverie.report.tables import TextTable
+from reverie.report.traces import draw_trace
+from reverie.report.words import number, place, ratio, with_interval
+from reverie.tables import Row, read_csv
+from reverie.train.config import TrainConfig
+from reverie.train.run import RunFolder
+
+_CURVE_RULES_SHOWN = 4
+
+
+def write_report(run: RunFolder, trained: Sequence[RunFolder], results: Results, title: str) -> list[Row]:
+    """Write the page of `run`, as far as there is something to show, and return the verdict.
+
+    Arguments: `trained`, the training runs that belong to it; `results`, of their agents and of the rules.
+    """
+    tables = results.tables()
+    judged = verdict(tables.results)
+    begun = [each for each in trained if has_learned(each)]
+    sections = [
+        page.verdict_section(judged),
+        page.response_section(tables.responses, judged),
+        *([learning_section(begun)] if begun else []),
+        page.fleet_section(results.watched()),
+        trace_section(results.trace),
+        page.numbers_section(judged),
+        run_section(run, begun),
+    ]
+    write_page(run.report, title, lead(judged), sections)
+    return judged
+
+
+def brief(judged: Sequence[Mapping[str, Any]]) -> TextTable:
+    """The verdict on the agents alone, one line for each of them and each task or level."""
+    agents = [row for row in judged if row["role"] == "agent"]
+    best = {place(row): row for row in judged if row["agent"] == row["against"]}
+    rows = [
+        [
+            place(row),
+            row["agent"],
+            with_interval(row, "mean"),
+            f"{row['against']} {number(best[place(row)]['mean'])}",
+            with_interval(row, "ratio", ratio),
+            row["verdict"] if row["claim"] else f"{row['verdict']} (?)",
+            str(row["seeds"]),
+        ]
+        for row in agents
+    ]
+    return TextTable(
+        title="Verdict: would a learned balancer beat the best rule?",
+        columns=["task", "agent", "mean response", "best rule", "agent / best rule", "verdict", "seeds"],
+        rows=rows,
+        caption="agent / best rule: geometric mean of the per-episode ratios on the same jobs, below 1 is faster; in "
+        "brackets 95 % intervals. (?): too few training seeds or episodes for a claim.",
+        emphasis=["agent"] * len(rows),
+    )
+
+
+def training_table(trained: Sequence[RunFolder]) -> TextTable:
+    """What the training of each agent took."""
+    rows = []
+    for run in trained:
+        config, last = run.config(TrainConfig), run.metrics()[-1]
+        cost = f"{last['cpu_seconds'] / 60:.1f}", f"{last['wall_seconds'] / 60:.1f}"
+        rows.append([config.agent.name, str(config.seed), f"{last['step']:,.0f}", f"{last['updates']:,.0f}", *cost])
+    return TextTable(
+        title="Training",
+        columns=["agent", "seed", "environment steps", "updates", "CPU minutes", "minutes"],
+        rows=rows,
+        caption="Time includes compilation and the points of the learning curve.",
+        emphasis=["agent"] * len(rows),
+    )
+
+
+def has_learned(run: RunFolder) -> bool:
+    """Whether anything of a training run is on record."""
+    return any("evaluation/response" in line for line in run.metrics())
+
+
+def learning_section(trained: Sequence[RunFolder]) -> Section:
+    """Learning curves over CPU time, beside the rules that are best on the same episodes."""
+    curves = [
+        {
+            "agent": (config := run.config(TrainConfig)).agent.name,
+            "training_seed": config.seed,
+            "response": line["evaluation/response"],
+            "cpu_seconds": line["cpu_seconds"],
+        }
+        for run in trained
+        for line in run.metrics()
+        if "evaluation/response" in line
+    ]
+    rules = sorted(read_csv(trained[0].tables / CURVE_RULES), key=lambda row: float(str(row["response"])))
+    shown = {str(row["agent"]): float(str(row["response"])) for row in rules[:_CURVE_RULES_SHOWN]}
+    caption = (
+        "Mean response time on the same few episodes while training went on, one line per run; dashed are the best of "
+        "the classical rules there. Training takes place in the family that the configuration names."
+    )
+    figure = figures.learning_curves(curves, shown, x="cpu_seconds")
+    return Section("Learning", pictures=[Picture(figure, caption)], tables=[training_table(trained)])
+
+
+def trace_section(trace: Trace) -> Section:
+    """The trace that the agents are examined on."""
+    caption = "When its jobs arrive, how bursty they are and how large, beside Poisson arrivals and exponential sizes."
+    return Section(f"The trace {trace.name}", pictures=[Picture(draw_trace(trace, describe(trace)), caption)])
+
+
+def run_section(run: RunFolder, trained: Sequence[RunFolder]) -> Section:
+    """Command, versions and configurations: what is needed to do it again."""
+    facts: dict[str, Any] = {}
+    if written := run.versions():
+        facts |= {"command": " ".join(written[-1]["command"]), "versions": written[-1]["versions"]}
+    facts |= {"configuration": run.config_json()}
+    facts |= {f"configuration of {each.path.name}": each.config_json() for each in trained if each.path != run.path}
+    return page.run_section(facts)
+
+
+def lead(judged: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence above all: how many tasks and levels an agent wins."""
+    agents = [row for row in judged if row["role"] == "agent"]
+    if not agents:
+        return "Training has not ended yet; these are the classical rules among themselves."
+    words = [row["verdict"] for row in agents]
+    return (
+        "Against the best classical rule of each task and load, on the same jobs, the agents are "
+        f"{words.count('better')} times faster, {words.count('worse')} times slower, and "
+        f"{words.count('no difference')} times not measurably different."
+    )

@@ -1,0 +1,43 @@
+"""`reverie report`: write the page of a run, from the tables in its folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from reverie.commands.evaluate import evaluate_run
+from reverie.commands.output import say
+from reverie.commands.pages import write_report
+from reverie.commands.results import Examination, Results
+from reverie.train.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html in the folder of a run: verdict, response times, learning curves, the fleet over time. A run
+    that was not evaluated yet is evaluated first.
+
+    Example: reverie report runs/first
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run, or of a verdict."""
+
+
+def parse(arguments: Sequence[str]) -> Report:
+    return tyro.cli(Report, prog="reverie report", args=arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    run = RunFolder.open(parse(arguments).run)
+    trained = training_runs(run)
+    results = Results.of(run.tables) if Results.are_in(run.tables) else evaluate_run(run, Examination())
+    write_report(run, trained, results, f"Report on {run.path.name}")
+    say(f"written: {run.report}")
+
+
+def training_runs(run: RunFolder) -> list[RunFolder]:
+    """The training runs that belong to a folder: itself, or those within it."""
+    within = [RunFolder(path.parent) for path in sorted(run.path.glob("*/config.json"))]
+    return within or [run]

@@ -1,0 +1,134 @@
+"""The results of a run on disk: tables that `evaluate` and `verdict` write, and what is read back from them.
+
+    tables/examination.json       what was examined, and on how many episodes
+    tables/results-PART.csv       one row per contestant, trial, episode and level, as `evaluate/trials.py` has them
+    tables/responses-PART.csv     the distributions of response times
+    tables/jobs.csv, servers.csv  one episode job by job, for the picture of the fleet
+
+A part is what was examined together: the rules, or one trained agent. All parts are of one examination.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reverie.commands.sources import BUILT_IN, read_source
+from reverie.commands.worlds import TRACE_LOAD
+from reverie.envs.fleet.env import View
+from reverie.envs.fleet.traces import Trace
+from reverie.evaluate.examination import Exam, Setting, all_settings, bounds, episode_of, hold, rules_of
+from reverie.evaluate.statistics import verdict
+from reverie.evaluate.trials import Contestant, Tables
+from reverie.evaluate.watch import Watched
+from reverie.files import write_text
+from reverie.tables import Row, read_csv, write_csv
+from reverie.train.config_json import config_from_json, config_to_json
+
+_WATCHED_SETTING, _WATCHED_JOBS = "hard", 300
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What agents are examined on."""
+
+    trace: str = BUILT_IN
+    """A trace: a file, or `conversation-like`, the built-in workload."""
+    load: float = TRACE_LOAD
+    """The offered load that the trace is brought to, by scaling its clock."""
+    exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
+    """Episodes, jobs and seed."""
+
+
+class Results:
+    """The tables of one examination in a folder."""
+
+    def __init__(self, folder: Path, examination: Examination):
+        """Go on with the tables in `folder`; those of another examination are removed."""
+        self.folder = folder
+        self.examination = examination
+        text = json.dumps(config_to_json(examination), indent=2) + "\n"
+        described = folder / "examination.json"
+        if not described.exists() or described.read_text(encoding="utf-8") != text:
+            for old in (*folder.glob("re*-*.csv"), folder / "jobs.csv", folder / "servers.csv"):
+                old.unlink(missing_ok=True)
+            write_text(described, text)
+
+    @classmethod
+    def of(cls, folder: Path) -> "Results":
+        """The tables that are there.
+
+        Raises:
+            FileNotFoundError: nothing was examined yet.
+        """
+        described = folder / "examination.json"
+        return cls(folder, config_from_json(Examination, json.loads(described.read_text(encoding="utf-8"))))
+
+    @staticmethod
+    def are_in(folder: Path) -> bool:
+        """Whether a whole examination was kept in `folder`."""
+        return (folder / "servers.csv").exists()  # it is written last
+
+    @cached_property
+    def trace(self) -> Trace:
+        return read_source(self.examination.trace)
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        return all_settings(self.examination.exam, self.trace, self.examination.load)
+
+    def examine_rules(self, view: View) -> None:
+        """Let the rules play, unless they have: opponents of agents that see `view`."""
+        exam = self.examination.exam
+        if not self._is_there(part := f"rules-{view}"):
+            played = [hold(setting, rules_of(setting, view), exam) for setting in self.settings]
+            least = [row for setting in self.settings for row in bounds(setting, exam)]
+            self._keep(part, played, least)
+
+    def examine_agent(self, agent: Contestant, again: bool = False) -> None:
+        """Let an agent play, unless it has, or `again`."""
+        part = f"{agent.name}-{agent.training_seed}"
+        if again or not self._is_there(part):
+            self._keep(part, [hold(setting, [agent], self.examination.exam) for setting in self.settings])
+
+    def tables(self) -> Tables:
+        """All parts together."""
+        results, responses = (
+            [row for path in sorted(self.folder.glob(f"{name}-*.csv")) for row in read_csv(path)]
+            for name in ("results", "responses")
+        )
+        return Tables(results, responses)
+
+    def watch(self, agents: Sequence[Contestant], view: View) -> None:
+        """Keep one episode of the best rule and of agents, job by job, unless that was done."""
+        if self.are_in(self.folder) and {agent.name for agent in agents} < {w.jobs[0]["agent"] for w in self.watched()}:
+            return
+        (setting,) = (setting for setting in self.settings if setting.name == _WATCHED_SETTING)
+        rows = [row for row in self.tables().results if row["task"] == _WATCHED_SETTING and row["role"] != "agent"]
+        best = str(verdict(rows)[0]["against"])
+        exam = self.examination.exam
+        watched = episode_of(setting, [*rules_of(setting, view, [best]), *agents], exam, min(exam.jobs, _WATCHED_JOBS))
+        write_csv(self.folder / "jobs.csv", [row for episode in watched for row in episode.jobs])
+        write_csv(self.folder / "servers.csv", [row for episode in watched for row in episode.servers])
+
+    def watched(self) -> list[Watched]:
+        """The episodes that `watch` kept."""
+
+        def by_agent(name: str) -> dict[str, list[Row]]:
+            rows = read_csv(self.folder / name)
+            return {str(agent): list(of_agent) for agent, of_agent in groupby(rows, key=lambda row: row["agent"])}
+
+        jobs, servers = by_agent("jobs.csv"), by_agent("servers.csv")
+        return [Watched(jobs[agent], servers[agent]) for agent in jobs]
+
+    def _is_there(self, part: str) -> bool:
+        return (self.folder / f"responses-{part}.csv").exists()  # it is written last
+
+    def _keep(self, part: str, played: Sequence[Tables], more: Sequence[Row] = ()) -> None:
+        write_csv(self.folder / f"results-{part}.csv", [row for tables in played for row in tables.results] + [*more])
+        write_csv(self.folder / f"responses-{part}.csv", [row for tables in played for row in tables.responses])

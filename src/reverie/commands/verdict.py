@@ -1,0 +1,110 @@
+"""`reverie verdict`, the main job: train, evaluate and report, from nothing to an honest verdict on real traffic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reverie.commands.output import Output, print_json, print_table, say
+from reverie.commands.pages import brief, training_table, write_report
+from reverie.commands.results import Examination, Results
+from reverie.commands.training import load_agents, train_run
+from reverie.report.tables import rich_table
+from reverie.train.config import TrainConfig
+from reverie.train.presets import Algorithm, preset
+from reverie.train.run import RunFolder
+
+_SHARES: dict[Algorithm, float] = {"a2c": 1.5 / 12, "dreamer": 7 / 12}
+"""Of the minutes, what goes into training; the rest is for evaluation. In the order of training."""
+_TITLE = "Would a learned balancer beat the best rule?"
+
+
+@dataclass(frozen=True)
+class VerdictConfig:
+    """What decides the numbers of a verdict."""
+
+    examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
+    seeds: int = 1
+    """Training seeds of each agent; a claim takes five."""
+    minutes: float = 12.0
+    """Minutes on the wall clock for each seed: 7 of 12 train Dreamer, 1.5 of 12 A2C, the rest is for evaluation."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if not self.minutes > 0:
+            raise ValueError(f"minutes must be more than 0, got {self.minutes}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Train Dreamer with its RL2 policy and A2C with the CPU preset; examine both beside all classical rules at three
+    loads, under loads that change without warning, and on a trace; print the verdict and write a page. A verdict that
+    was stopped goes on where it was when started again.
+
+    Example: reverie verdict
+
+    Example: reverie verdict --trace conversation-like --load 0.9 --out runs/busy
+    """
+
+    config: Annotated[VerdictConfig, tyro.conf.arg(name="")] = field(default_factory=VerdictConfig)
+    out: Path = Path("runs/verdict")
+    """The folder for everything; report.html is the page, and shows first pictures early."""
+    quiet: bool = False
+    """Show no progress."""
+    output: Output = "table"
+    """A table, or JSON."""
+
+
+def parse(arguments: Sequence[str]) -> Verdict:
+    return tyro.cli(Verdict, prog="reverie verdict", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def main(arguments: Sequence[str]) -> None:
+    asked = parse(arguments)
+    command = ["reverie", "verdict", *arguments]
+    run = open_or_create(asked.out, asked.config)
+    with run.writer(command):
+        results = Results(run.tables, asked.config.examination)
+        plans = [
+            training_config(algorithm, seed, asked.config)
+            for seed in range(asked.config.seeds)
+            for algorithm in _SHARES
+        ]
+        view = plans[0].world.view
+        say("examining the classical rules")
+        results.examine_rules(view)
+        results.watch([], view)
+        trained: list[RunFolder] = []
+        judged = write_report(run, trained, results, _TITLE)
+        say(f"first pictures: {run.report}")
+        for plan in plans:
+            training = open_or_create(run.path / f"{plan.agent.name}-{plan.seed}", plan)
+            train_run(plan, training, command, asked.quiet)
+            trained.append(training)
+            say(f"examining {plan.agent.name}, seed {plan.seed}")
+            (agent,) = load_agents([training.path])
+            results.examine_agent(agent)
+            judged = write_report(run, trained, results, _TITLE)
+        results.watch(load_agents([training.path for training in trained[: len(_SHARES)]]), view)
+        judged = write_report(run, trained, results, _TITLE)
+    if asked.output == "json":
+        print_json({"rows": judged, "report": str(run.report)})
+    else:
+        print_table(rich_table(brief(judged)))
+        print_table(rich_table(training_table(trained)))
+        say(f"the page: {run.report}")
+
+
+def training_config(algorithm: Algorithm, seed: int, config: VerdictConfig) -> TrainConfig:
+    """The CPU preset of an algorithm, with a seed, ended by its share of the time and not by its steps."""
+    chosen = preset(algorithm, "cpu")
+    loop = replace(chosen.loop, steps=None, minutes=config.minutes * _SHARES[algorithm])
+    return replace(chosen, seed=seed, loop=loop)
+
+
+def open_or_create(path: Path, config: object) -> RunFolder:
+    """The run in a folder, which must be of the same configuration, or a new one."""
+    return RunFolder.open(path, config) if (path / "config.json").exists() else RunFolder.create(path, config)

@@ -1,0 +1,300 @@
+"""The built-in worlds as Gymnasium environments, one at a time and as vector environments.
+
+Any `reverie.envs.core.Environment` with a family of tasks becomes one; importing this module registers
+`reverie/Fleet-v0`, the fleet simulator, and `reverie/ParkLoadBalance-v0`, Park's original. Training of our own agents
+does not come this way: it stays on the device.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Array, Key
+
+from reverie.envs.core import (
+    ActionSpec,
+    ArraySpec,
+    Discrete,
+    Environment,
+    State,
+    Task,
+    TaskFamily,
+    TimeStep,
+    batch_reset,
+    batch_step,
+    stack_tasks,
+)
+from reverie.envs.fleet.env import FleetEnv, FleetState, Reward, View
+from reverie.envs.fleet.families import family as find_family
+from reverie.envs.fleet.families import with_load
+
+Observation = dict[str, np.ndarray]
+Info = Callable[[State], dict[str, Array]]
+"""What is told of a state beside the observation, by name."""
+
+
+def no_info(state: State) -> dict[str, Array]:
+    """Nothing."""
+    return {}
+
+
+def job_info(state: FleetState) -> dict[str, Array]:
+    """What became of the job dispatched last: `server`, `size`, `arrival`, `response`, and `clock`, the time of now."""
+    return {**state.record._asdict(), "clock": state.clock}
+
+
+class ReverieEnv(gymnasium.Env[Any, Any]):
+    """A built-in world. Each episode draws its task from `family`, and everything random from the seed of `reset`.
+
+    Arguments: `world`, which is stepped in compiled code; `family`, the distribution over its tasks; `info`, what each
+    step tells beside the observation (a reset tells nothing).
+    Errors: ValueError for an action that the space does not hold or the observation's mask forbids, ResetNeeded for a
+    step after the end of an episode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it so
+
+    def __init__(self, world: Environment, family: TaskFamily, info: Info = no_info):
+        self.observation_space = observation_space(world.observation_spec)
+        self.action_space = action_space(world.action_spec)
+        self._world, self._family, self._info = world, family, info
+        self._mask, self._dtypes = _mask_name(world), _dtypes(world)
+        self._timestep: TimeStep | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Draw a task and open an episode; without a seed the stream of tasks and episodes goes on."""
+        super().reset(seed=seed)
+        self._task = self._family(self.np_random)
+        self._state, self._timestep, self._key = _reset(self._world, self._task, _key(self.np_random))
+        return _as_numpy(self._timestep, self._dtypes), {}
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Act once: observation, reward, terminated, truncated, info."""
+        if self._timestep is None or self._timestep.is_last:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before the next step()")
+        if not self.action_space.contains(action):
+            raise ValueError(f"action {action!r} is not in the action space {self.action_space}")
+        if self._mask and not np.asarray(self._timestep.observation[self._mask])[action]:
+            raise ValueError(f"action {action!r} is forbidden by the observation's entry {self._mask!r}")
+        self._state, self._timestep, info, self._key = _step(
+            self._world, self._info, self._task, self._state, _as_jax(action, self._world), self._key
+        )
+        terminal, last = bool(self._timestep.is_terminal), bool(self._timestep.is_last)
+        info = {name: value.item() for name, value in info.items()}
+        observation = _as_numpy(self._timestep, self._dtypes)
+        return observation, float(self._timestep.reward), terminal, last and not terminal, info
+
+
+class ReverieVectorEnv(VectorEnv):
+    """B built-in worlds of different tasks, stepped together in one compiled call.
+
+    Autoreset is NEXT_STEP: a step after the end of an episode ignores that row's action, draws a new task for it from
+    `family` and returns the opening observation with reward 0.
+
+    Arguments: as for `ReverieEnv`, and `num_envs`, B.
+    Errors: ValueError for actions of another shape, that the space does not hold or that a mask forbids, and for fewer
+    than one environment; ResetNeeded before the first reset.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, world: Environment, family: TaskFamily, num_envs: int, info: Info = no_info):
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.num_envs = num_envs
+        self.single_observation_space = observation_space(world.observation_spec)
+        self.single_action_space = action_space(world.action_spec)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._world, self._family, self._info = world, family, info
+        self._mask, self._dtypes = _mask_name(world), _dtypes(world)
+        self._timesteps: TimeStep | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Draw B tasks and open an episode of each; without a seed the stream of tasks and episodes goes on."""
+        super().reset(seed=seed)
+        self._rows = [self._family(self.np_random) for _ in range(self.num_envs)]
+        self._tasks = stack_tasks(self._rows)
+        self._states, self._timesteps, self._key = _batch_reset(self._world, self._tasks, _key(self.np_random))
+        return _as_numpy(self._timesteps, self._dtypes), {}
+
+    def step(self, actions: Any) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Act once in each world: observations, rewards [B], terminated [B], truncated [B], infos."""
+        if self._timesteps is None:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before the first step()")
+        begins = np.asarray(self._timesteps.is_last)
+        self._check(np.asarray(actions), self._timesteps)
+        if begins.any():
+            for row in np.flatnonzero(begins):
+                self._rows[row] = self._family(self.np_random)
+            self._tasks = stack_tasks(self._rows)
+        self._states, self._timesteps, info, self._key = _batch_step(
+            self._world,
+            self._info,
+            self._tasks,
+            self._states,
+            self._timesteps,
+            _as_jax(actions, self._world),
+            self._key,
+        )
+        reward = np.array(self._timesteps.reward, np.float64)
+        terminal, last = np.array(self._timesteps.is_terminal), np.array(self._timesteps.is_last)
+        infos: dict[str, Any] = {}
+        for name, values in info.items():
+            infos |= {name: np.array(values), f"_{name}": ~begins}
+        observation = _as_numpy(self._timesteps, self._dtypes)
+        return observation, reward, terminal, last & ~terminal, infos
+
+    def _check(self, actions: np.ndarray, timesteps: TimeStep) -> None:
+        if not self.action_space.contains(actions):
+            raise ValueError(f"actions {actions!r} are not in the action space {self.action_space}")
+        if self._mask:
+            allowed = np.asarray(timesteps.observation[self._mask])[np.arange(self.num_envs), actions]
+            wrong = np.flatnonzero(~(allowed | np.asarray(timesteps.is_last))).tolist()
+            if wrong:
+                raise ValueError(
+                    f"the actions {actions[wrong].tolist()} of the environments {wrong} are forbidden by the "
+                    f"observation's entry {self._mask!r}"
+                )
+
+
+def observation_space(spec: Mapping[str, ArraySpec]) -> spaces.Space:
+    """The Gymnasium space of observations: numbers are float32 without bounds, masks bits, images bytes."""
+    return spaces.Dict({name: _entry_space(array) for name, array in spec.items()})
+
+
+def _entry_space(array: ArraySpec) -> spaces.Space:
+    if array.kind == "image":
+        return spaces.Box(0, 255, array.shape, np.uint8)
+    if array.kind == "mask":
+        return spaces.MultiBinary(array.shape)
+    if array.categories is not None:
+        return spaces.MultiDiscrete(np.full(array.shape, array.categories))
+    return spaces.Box(-np.inf, np.inf, array.shape, np.float32)
+
+
+def action_space(spec: ActionSpec) -> spaces.Space:
+    """The Gymnasium space of actions."""
+    if isinstance(spec, Discrete):
+        return spaces.Discrete(spec.n)
+    return spaces.Box(-1.0, 1.0, (spec.size,), np.float32)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def make_fleet(
+    family: str | TaskFamily = "hard",
+    servers: int = 10,
+    jobs: int = 1000,
+    view: View = "full",
+    reward: Reward = "admission",
+    load: float | None = None,
+) -> ReverieEnv:
+    """The fleet simulator, `reverie/Fleet-v0`: each step dispatches one job.
+
+    Arguments: `family`, a name (see `reverie.envs.fleet.families`) or a function that draws tasks of `servers` rows;
+    `jobs`, `view` and `reward`, see `FleetEnv`; `load`, at which the tasks are offered in place of their own.
+    """
+    return ReverieEnv(FleetEnv(servers, jobs, view, reward), _fleets(family, load), job_info)
+
+
+def make_fleet_vector(
+    num_envs: int,
+    family: str | TaskFamily = "hard",
+    servers: int = 10,
+    jobs: int = 1000,
+    view: View = "full",
+    reward: Reward = "admission",
+    load: float | None = None,
+) -> ReverieVectorEnv:
+    """`num_envs` fleets in one compiled step; the other arguments are those of `make_fleet`."""
+    return ReverieVectorEnv(FleetEnv(servers, jobs, view, reward), _fleets(family, load), num_envs, job_info)
+
+
+def _fleets(family: str | TaskFamily, load: float | None) -> TaskFamily:
+    draw = find_family(family) if isinstance(family, str) else family
+    return draw if load is None else lambda rng: with_load(draw(rng), load)
+
+
+def _register() -> None:
+    here = __name__
+    gymnasium.register("reverie/Fleet-v0", f"{here}:make_fleet", vector_entry_point=f"{here}:make_fleet_vector")
+    gymnasium.register("reverie/ParkLoadBalance-v0", "reverie.envs.fleet.park:ParkLoadBalance")
+
+
+_register()
+
+
+# --- compiled steps, shared by all instances of equal worlds ---------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=0)
+def _reset(world: Environment, task: Task, key: Key[Array, ""]) -> tuple[State, TimeStep, Key[Array, ""]]:
+    key, now = jax.random.split(key)
+    return *world.reset(task, now), key
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    world: Environment, info: Info, task: Task, state: State, action: Array, key: Key[Array, ""]
+) -> tuple[State, TimeStep, dict[str, Array], Key[Array, ""]]:
+    key, now = jax.random.split(key)
+    state, timestep = world.step(task, state, action, now)
+    return state, timestep, info(state), key
+
+
+@partial(jax.jit, static_argnums=0)
+def _batch_reset(world: Environment, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep, Key[Array, ""]]:
+    key, now = jax.random.split(key)
+    return *batch_reset(world, tasks, now), key
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _batch_step(
+    world: Environment,
+    info: Info,
+    tasks: Task,
+    states: State,
+    timesteps: TimeStep,
+    actions: Array,
+    key: Key[Array, ""],
+) -> tuple[State, TimeStep, dict[str, Array], Key[Array, ""]]:
+    key, now = jax.random.split(key)
+    states, timesteps = batch_step(world, tasks, states, timesteps, actions, now)
+    return states, timesteps, info(states), key
+
+
+# --- between NumPy and JAX -------------------------------------------------------------------------------------------
+
+
+def _key(rng: np.random.Generator) -> Key[Array, ""]:
+    return jax.random.key(int(rng.integers(2**31)))
+
+
+def _dtypes(world: Environment) -> dict[str, np.dtype]:
+    return {name: np.dtype(_entry_space(array).dtype) for name, array in world.observation_spec.items()}
+
+
+def _as_numpy(timestep: TimeStep, dtypes: dict[str, np.dtype]) -> Observation:
+    # Copies, because callers keep and change what they are given.
+    return {name: np.array(value, dtype=dtypes[name]) for name, value in timestep.observation.items()}
+
+
+def _as_jax(action: Any, world: Environment) -> Array:
+    return jnp.asarray(action, jnp.int32 if isinstance(world.action_spec, Discrete) else jnp.float32)
+
+
+def _mask_name(world: Environment) -> str | None:
+    return next((name for name, array in world.observation_spec.items() if array.kind == "mask"), None)

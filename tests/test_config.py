@@ -1,0 +1,80 @@
+"""Configurations: presets survive a round trip, names say what is trained, impossible values are refused by name."""
+
+from dataclasses import replace
+
+import pytest
+
+from reverie.agents.a2c import A2CConfig
+from reverie.agents.actor_critic import NetworkConfig
+from reverie.agents.dreamer import DreamerConfig
+from reverie.models.rssm import RSSMConfig
+from reverie.train.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
+from reverie.train.config_json import config_from_json, config_to_json
+from reverie.train.presets import PRESETS, preset
+from reverie.train.trainers import DreamerTrainer, build
+
+EVERY_PRESET = [(algorithm, name) for algorithm, named in PRESETS.items() for name in named]
+
+
+@pytest.mark.parametrize(("algorithm", "name"), EVERY_PRESET)
+def test_a_preset_comes_back_from_json_as_it_was(algorithm, name):
+    config = preset(algorithm, name)
+    assert config_from_json(TrainConfig, config_to_json(config)) == config
+
+
+@pytest.mark.parametrize(("algorithm", "name"), EVERY_PRESET)
+def test_a_preset_is_named_after_its_algorithm(algorithm, name):
+    assert preset(algorithm, name).agent.name.startswith(algorithm)
+
+
+def test_the_paper_preset_is_dreamerv3_at_its_smallest_size_with_a_memory_of_256_units():
+    run = preset("dreamer", "paper").agent
+    assert run.algorithm == DreamerConfig(model=RSSMConfig(units=64), memory=256)
+    assert run.experience == DreamerRun().experience
+
+
+def test_the_name_tells_whether_there_is_a_memory():
+    assert DreamerRun(DreamerConfig(memory=0)).name == "dreamer"
+    assert DreamerRun(DreamerConfig(memory=8)).name == "dreamer-rl2"
+    assert OnPolicyRun(A2CConfig()).name == "a2c"
+    assert OnPolicyRun(A2CConfig(network=NetworkConfig(memory=8))).name == "a2c-rl2"
+
+
+def test_a_preset_that_an_algorithm_lacks_is_refused_with_those_it_has():
+    with pytest.raises(ValueError, match=r"a2c has no preset 'paper'; it has cpu"):
+        preset("a2c", "paper")
+
+
+def test_an_unknown_family_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"did you mean 'hard'"):
+        WorldConfig(family="hrad")
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: WorldConfig(jobs=0), "jobs"),
+        (lambda: WorldConfig(tasks=0), "tasks"),
+        (lambda: CurveConfig(episodes=0), "episodes"),
+        (lambda: DreamerRun(chunk=0), "chunk"),
+        (lambda: OnPolicyRun(chunk=0), "chunk"),
+        (lambda: TrainConfig(DreamerRun(), seed=-1), "seed"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(make, field):
+    with pytest.raises(ValueError, match=field):
+        make()
+
+
+def test_the_pool_of_tasks_depends_on_the_seed_and_has_the_size_asked_for():
+    config = replace(preset("dreamer", "cpu"), world=WorldConfig(family="continuous", tasks=3, jobs=5))
+    one, same, other = (build(c) for c in (config, config, replace(config, seed=1)))
+    assert isinstance(one, DreamerTrainer)
+    assert one.pool.mask.shape[0] == 3
+    assert (one.pool.speed.value == same.pool.speed.value).all()
+    assert (one.pool.speed.value != other.pool.speed.value).any()
+
+
+def test_streams_of_one_seed_differ_and_stay_the_same():
+    assert stream_seed(3, "a") == stream_seed(3, "a")
+    assert len({stream_seed(3, "a"), stream_seed(3, "b"), stream_seed(4, "a")}) == 3

@@ -1,0 +1,349 @@
+"""A report needs nothing but itself, shows every figure, and says what its tables say."""
+
+import io
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+from rich.console import Console
+
+from reverie.evaluate.statistics import verdict
+from reverie.evaluate.watch import Watched
+from reverie.report import figures, page, style
+from reverie.report.tables import rich_table, verdict_tables
+from reverie.report.words import number, per_cent, ratio, sentence
+
+LEVELS = (None, 0.455, 0.909)
+SPEEDS = (1.0, 0.5, 2.0)
+
+
+def results(view="full", episodes=30):
+    rng = np.random.default_rng(0)
+    contestants = [("dreamer", "agent", s) for s in range(3)] + [("a2c", "agent", 0), ("sed", "rule", None)]
+    contestants += [("jsq", "rule", None), ("round-robin", "rule", None)]
+    contestants += [("told", "oracle", None)] if view == "counts" else []
+    pace = {"dreamer": 0.95, "a2c": 1.2, "sed": 1.0, "jsq": 1.1, "round-robin": 9.0, "told": 0.7}
+    for experiment, levels in (("standard", LEVELS[:1]), ("adaptive", LEVELS)):
+        for level in levels:
+            base = 100 * rng.lognormal(size=episodes)
+            for name, role, seed in contestants:
+                for e, value in enumerate(pace[name] * base * rng.lognormal(sigma=0.02, size=episodes)):
+                    yield {
+                        "experiment": experiment,
+                        "agent": name,
+                        "role": role,
+                        "training_seed": seed,
+                        "task": "hard",
+                        "evaluation_seed": e,
+                        "episode": 0,
+                        "level": level,
+                        "jobs": 100,
+                        "mean_size": 3.0,
+                        "mean": float(value),
+                    }
+
+
+def distribution(judged):
+    for row in judged:
+        for survival in (1.0, 0.1, 0.01):
+            who = {name: row[name] for name in ("experiment", "agent", "role", "task")}
+            yield who | {"training_seed": 0, "survival": survival, "response": row["mean"] / survival}
+
+
+def episode(agent="sed", jobs=40):
+    """Jobs that come every time unit and are sent to the servers in turn; the second server fails for a while."""
+    free = np.zeros(3)
+    rows = []
+    for j in range(jobs):
+        free[j % 3] = max(free[j % 3], j) + 2.0
+        size, level = 1.0 + j % 5, 0.9 if j > 20 else 0.5
+        times = {"arrival": float(j), "response": float(free[j % 3] - j)}
+        rows.append({"agent": agent, "task": "hard", "job": j, **times, "size": size, "server": j % 3, "level": level})
+    servers = [{"agent": agent, "task": "hard", "server": n, "time": 0.0, "speed": v} for n, v in enumerate(SPEEDS)]
+    servers += [servers[1] | {"time": t, "speed": v} for t, v in ((10.0, 0.0), (15.0, 0.5))]
+    return Watched(rows, servers)
+
+
+def curves():
+    for agent, seed, k in itertools.product(("a2c", "dreamer"), (0, 1), range(4)):
+        yield {"agent": agent, "training_seed": seed, "step": 1000 * k, "cpu_seconds": 2.0 * k, "response": 9.0 - k}
+
+
+JUDGED = verdict(list(results("counts")))
+
+
+def sections():
+    return [
+        page.verdict_section(JUDGED),
+        page.learning_section(list(curves()), {"sed": 7.0, "jsq": 7.1}),
+        page.response_section(list(distribution(JUDGED)), JUDGED),
+        page.fleet_section([episode("sed"), episode("jsq")]),
+        page.numbers_section(JUDGED),
+        page.run_section({"Command": "reverie verdict", "Configuration": {"seed": 0, "layers": list(range(20))}}),
+    ]
+
+
+class Reader(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.cells, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.cells.append([])
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.elements and self.elements[-1][0] in ("td", "th"):
+            self.cells[-1].append(data)
+            self.elements.append(("", {}))
+
+    def attributes(self, name):
+        return [attrs[name] for _, attrs in self.elements if attrs.get(name)]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return page.page("A <title>", "In short.", sections())
+
+
+@pytest.fixture(scope="module")
+def read(text):
+    return Reader(text)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_page_needs_nothing_from_outside(text, read):
+    assert {tag for tag, _ in read.elements}.isdisjoint({"script", "link", "iframe", "object", "embed"})
+    for name in ("src", "href", "xlink:href", "srcset", "action"):
+        for address in read.attributes(name):
+            assert address.startswith(("#", "data:image/png;base64,"))
+    assert set(re.findall(r"url\(.", text)) <= {"url(#"}
+    assert "@import" not in text
+
+
+def test_references_within_the_page_have_one_target_each(text, read):
+    ids = read.attributes("id")
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r"url\(#([^)]*)\)", text)) | {a[1:] for a in read.attributes("xlink:href") if a[0] == "#"}
+    assert used
+    assert used <= set(ids)
+
+
+def test_page_shows_every_figure_with_its_caption(read):
+    pictures = [picture for section in sections() for picture in section.pictures]
+    assert len(pictures) == 2 + 1 + 2 + 1  # the verdict and the distribution have one for each experiment
+    assert [attrs["aria-label"] for tag, attrs in read.elements if tag == "svg"] == [p.caption for p in pictures]
+    assert set(read.text) >= {p.caption for p in pictures}
+
+
+def test_numbers_in_the_page_are_those_of_the_table(read):
+    def first_number(cell):
+        return float(cell.split(" ")[0].replace(",", ""))
+
+    rows = [cells for cells in read.cells if cells[0] != "agent"]
+    assert len(rows) == len(JUDGED)
+    for cells, row in zip(rows, JUDGED, strict=True):
+        value, low, high = re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", cells[2]).groups()
+        assert cells[0] == row["agent"]
+        assert first_number(cells[1]) == pytest.approx(row["mean"], rel=1e-3)
+        assert [float(x) for x in (value, low, high)] == pytest.approx(
+            [row[n] for n in ("ratio", "low", "high")], abs=0.06
+        )
+        assert cells[3].removesuffix(" (?)") == row["verdict"].replace("baseline", "the opponent")
+        assert cells[4] == ("-" if row["role"] != "agent" else str(row["seeds"]))
+        assert first_number(cells[-1]) == pytest.approx(row["oracle_ratio"], rel=1e-2)
+
+
+def test_verdict_comes_first_and_in_words(text, read):
+    said = [sentence(row) for row in JUDGED if row["role"] == "agent" and row["level"] is None]
+    assert len(said) == 4  # two agents, two experiments
+    assert set(read.text) >= {f" {words}" for words in said}
+    assert all(text.index(words) < text.index("<svg") for words in said)
+
+
+def test_page_escapes_what_it_is_told(text):
+    assert "A <title>" not in text
+    assert "A &lt;title&gt;" in text
+
+
+def test_every_colour_is_one_of_both_themes(text):
+    svgs = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert set(re.findall(r"var\(--(\w+)\)", svgs)) <= set(style.LIGHT)
+    assert style.LIGHT.keys() == style.DARK.keys()
+    for name, colour in style.LIGHT.items():
+        assert name == "paper" or colour not in svgs
+
+
+def test_the_same_tables_give_the_same_page_written_whole(tmp_path, text):
+    page.write_page(tmp_path / "report.html", "A <title>", "In short.", sections())
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
+
+
+def test_a_page_without_agents_says_so(read):
+    rules = [row for row in results() if row["role"] == "rule"]
+    section = page.verdict_section(verdict(rules))
+    assert not section.findings
+    assert "No trained agent" in section.text[0]
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+ROW = {
+    "experiment": "standard",
+    "task": "Azure conversation",
+    "level": None,
+    "agent": "dreamer",
+    "role": "agent",
+    "against": "fpi",
+    "against_best_rule": True,
+    "confidence": 0.95,
+    "seeds": 5,
+    "episodes": 200,
+    "claim": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"verdict": "better", "ratio": 0.96, "low": 0.94, "high": 0.98},
+            "On Azure conversation dreamer is 4.0 % faster than the best rule, fpi (95 % interval 2.0 to 6.0 %, "
+            "5 training seeds, 200 episodes).",
+        ),
+        (
+            {"verdict": "worse", "ratio": 1.2, "low": 1.05, "high": 1.4, "level": 0.909, "experiment": "adaptive"},
+            "On Azure conversation at load 0.909 (adaptive trials) dreamer is 20 % slower than the best rule, fpi "
+            "(95 % interval 5.0 to 40 %, 5 training seeds, 200 episodes).",
+        ),
+        (
+            {"verdict": "worse", "ratio": 2.5, "low": 2.25, "high": 2.75, "against_best_rule": False, "against": "a2c"},
+            "On Azure conversation dreamer takes 2.5 times as long as a2c (95 % interval 2.25 to 2.75, "
+            "5 training seeds, 200 episodes).",
+        ),
+        (
+            {"verdict": "no difference", "ratio": 0.99, "low": 0.97, "high": 1.01, "seeds": 1, "claim": False},
+            "On Azure conversation dreamer does not differ measurably from the best rule, fpi (95 % interval 0.970 to "
+            "1.010, ratio of response times 0.990, 1 training seed, 200 episodes; too few for a claim).",
+        ),
+        (
+            {"verdict": "worse", "ratio": 1.3, "low": 1.2, "high": 1.4, "role": "rule", "agent": "jsq", "seeds": 1},
+            "On Azure conversation jsq is 30 % slower than the best rule, fpi (95 % interval 20 to 40 %, "
+            "200 episodes).",
+        ),
+    ],
+)
+def test_sentences_say_who_is_faster_and_how_sure_that_is(change, expected):
+    assert sentence(ROW | change) == expected
+
+
+def test_numbers_are_readable():
+    assert [number(x) for x in (0.123456, 5.0, 543.0, 14635.7, None, float("nan"))] == [
+        "0.1235",
+        "5.000",
+        "543.0",
+        "14,636",
+        "-",
+        "-",
+    ]
+    assert [ratio(x) for x in (0.9731, 22.71, None)] == ["0.973", "22.7", "-"]
+    assert [per_cent(x) for x in (0.0041, 0.0994, 0.0996, 0.5)] == ["0.4", "9.9", "10", "50"]
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_regret_stands_where_levels_change_and_the_oracle_where_something_is_hidden():
+    full = verdict(list(results("full")))
+    titles = {table.title: table.columns for table in verdict_tables(full)}
+    first = ["agent", "mean response", "/ sed", "verdict", "seeds"]
+    assert titles == {
+        "hard": first,
+        "hard (adaptive trials)": [*first, "regret"],
+        "hard at load 0.455 (adaptive trials)": first,
+        "hard at load 0.909 (adaptive trials)": first,
+    }
+    assert verdict_tables(JUDGED)[0].columns == [*first, "/ told"]
+
+
+def test_terminal_shows_the_verdict_without_cutting_it():
+    table = verdict_tables(JUDGED)[0]
+    out = io.StringIO()
+    Console(file=out, width=130).print(rich_table(table))
+    for row in table.rows:
+        assert all(cell in out.getvalue() for cell in row)
+    assert "fewer than 5 training seeds or 200 episodes" in " ".join(out.getvalue().split())
+
+
+def test_verdict_is_ready_for_json():
+    assert json.loads(json.dumps(JUDGED, allow_nan=False)) == JUDGED
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_looks_the_same_in_every_figure():
+    looks = style.looks(JUDGED)
+    assert style.looks(list(distribution(JUDGED[::-1]))) == looks
+    assert looks["a2c"].colour != looks["dreamer"].colour
+    assert {looks[rule].colour for rule in ("sed", "jsq", "round-robin")} == {style.GREY}
+
+
+def test_forest_has_a_panel_per_task_and_level_and_writes_out_what_is_beyond_it():
+    axes = figures.forest([row for row in JUDGED if row["experiment"] == "adaptive"]).axes
+    assert [axis.get_title("left") for axis in axes] == ["hard, all of it", "hard, load 0.455", "hard, load 0.909"]
+    assert [text.get_text()[-1] for text in axes[0].texts] == ["▸"]
+    many = [row | {"task": f"task {k}"} for k in range(6) for row in JUDGED if row["experiment"] == "standard"]
+    assert len([axis for axis in figures.forest(many).axes if axis.get_visible()]) == 6
+
+
+def test_fleet_shows_every_job_and_every_failure():
+    figure = figures.fleet_over_time([episode("sed"), episode("jsq")])
+    for axis in figure.axes[:2]:
+        ticks = [c for c in axis.collections if isinstance(c, LineCollection) and len(c.get_segments()) == 40]
+        assert len(ticks) == 1
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["2", "1", "0.5"]  # the fastest on top
+        (failed,) = [patch for patch in axis.patches if patch.get_hatch()]
+        assert (failed.get_x(), failed.get_width()) == (10.0, 5.0)
+        assert failed.get_y() + failed.get_height() / 2 == pytest.approx(2)
+
+
+def test_a_stretch_of_time_can_be_shown():
+    figure = figures.fleet_over_time([episode()], begin=10.0, end=19.5)
+    assert figure.axes[0].get_xlim() == (10.0, 19.5)
+    counts = [len(c.get_segments()) for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    assert 10 in counts
+
+
+def test_survival_draws_agents_and_named_rules_over_the_others():
+    rows = [row for row in distribution(JUDGED) if row["experiment"] == "standard"]
+    figure = figures.survival(rows, ["sed"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dreamer", "a2c", "sed", "all others"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    dreamer = next(row for row in rows if row["agent"] == "dreamer")
+    assert lines["dreamer"].get_xdata()[0] == pytest.approx(dreamer["response"])
+
+
+def test_learning_curves_have_a_line_per_run_and_rules_that_can_be_read():
+    figure = figures.learning_curves(list(curves()), {"sed": 7.0, "jsq": 7.01, "fpi": 7.02})
+    (axis,) = figure.axes
+    assert len([line for line in axis.lines if len(line.get_xdata()) == 4]) == 4
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a2c", "dreamer"]
+    heights = np.log([text.xyann[1] for text in axis.texts])
+    low, high = np.log(axis.get_ylim())
+    assert np.diff(heights).min() > 0.05 * (high - low)
+    assert [text.get_text() for text in axis.texts] == ["sed", "jsq", "fpi"]
+
+
+def test_figures_can_be_saved_for_a_readme(tmp_path):
+    style.save_png(figures.learning_curves(list(curves()), {}), tmp_path / "curves.png", dpi=40)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
