@@ -1,13 +1,11 @@
 """The command line: quick help, plain errors, machine-readable output, and every command on something tiny."""
 
 import json
-import os
 import re
 import resource
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -15,8 +13,8 @@ import pytest
 
 import reverie
 from reverie import cli
-from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.a2c import A2CConfig
+from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.train import presets
@@ -81,3 +79,215 @@ def answer(capsys, *words: str):
     """The JSON that a call prints, and nothing else, on standard output."""
     assert cli.main([*words, "--output", "json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+# --- starting up and going wrong -------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_needs_neither_jax_nor_the_argument_parser():
+    code = "import sys; from reverie import cli; cli.main(['--help'])"
+    code += "; sys.exit(not {'jax', 'tyro', 'numpy'}.isdisjoint(sys.modules))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, "a heavy module was imported"
+    assert "usage: reverie" in done.stdout
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 0.3  # CPU time: what the clock shows depends on what else the machine does
+
+
+def test_the_module_and_the_version_answer():
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"reverie {reverie.__version__}\n", "")
+
+
+def test_no_command_is_a_wrong_call():
+    done = run()
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "usage: reverie" in done.stderr
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert "did you mean 'train'?" in fails(capsys, "trian")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("simulate --family hrad", "did you mean 'hard'?"),
+        ("simulate --policy jqs", "did you mean 'jsq'?"),
+        ("simulate --load -1", "load"),
+        ("simulate --load 0 --trace conversation-like", "load is 0.0"),
+        ("simulate --episodes 1", "episodes must be at least 2"),
+        ("simulate --trace missing.csv", "missing.csv"),
+        ("simulate --trace conversation-like --family hard", "not both"),
+        ("simulate --trace conversation-like --jobs 30000", "20000"),
+        ("compare --run nowhere", "nowhere is not a run"),
+        ("train --resume", "--resume needs --out"),
+        ("train --resume --out nowhere", "nowhere is not a run"),
+        ("train --agent a2c --preset paper", "a2c has no preset 'paper'; it has cpu"),
+        ("evaluate nowhere", "nowhere is not a run"),
+        ("report nowhere", "nowhere is not a run"),
+        ("verdict --seeds 0", "seeds must be at least 1"),
+        ("verdict --trace missing.csv", "missing.csv"),
+        ("trace inspect missing.csv", "missing.csv"),
+        ("trace inspect conversation-like --plot picture.doc", "must end in .png"),
+        ("trace inspcet conversation-like", "can only `inspect`"),
+        ("doctor --folder nowhere", "nowhere is not a folder"),
+    ],
+)
+def test_a_mistake_is_answered_in_plain_words(capsys, words, said):
+    assert said in fails(capsys, *words.split())
+    assert list(Path().iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --setps 10", "--steps"),
+        ("train --steps many", "many"),
+        ("train --world.view everything", "full"),
+        ("simulate --output xml", "json"),
+    ],
+)
+def test_a_misspelt_option_or_value_names_what_is_right(capsys, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words.split())
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
+
+
+def test_a_broken_line_of_a_trace_is_named(capsys):
+    Path("broken.csv").write_text("arrival,size\n0,1\n1,x\n")
+    assert "line 3" in fails(capsys, "trace", "inspect", "broken.csv")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(capsys, monkeypatch):
+    def broken(arguments):
+        raise KeyError("boom")
+
+    monkeypatch.setattr(import_module("reverie.commands.trace"), "main", broken)
+    assert cli.main(["trace"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_traceback_of_a_plain_error_can_be_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("REVERIE_TRACEBACK", "1")
+    assert cli.main(["simulate", "--family", "hrad"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def examples(module) -> list[str]:
+    """What follows `Example: reverie` in the help of a command."""
+    return [
+        line for member in vars(module).values() for line in re.findall(r"Example: reverie (.+)", member.__doc__ or "")
+    ]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_examples_that_can_be_typed_as_they_stand(name):
+    module = import_module(f"reverie.commands.{name}")
+    found = examples(module)
+    assert found
+    for example in found:
+        first, *words = shlex.split(example)
+        assert first == name
+        if "--resume" not in words:  # that needs the run of the example before
+            module.parse(words)
+
+
+def test_the_examples_of_the_first_page_can_be_typed_as_they_stand():
+    for example in cli.EXAMPLES:
+        program, name, *words = shlex.split(example)
+        assert program == "reverie"
+        import_module(f"reverie.commands.{name}").parse(words)
+
+
+# --- what does the work ----------------------------------------------------------------------------------------------
+
+
+def test_a_trace_is_described_and_drawn(capsys):
+    found = answer(capsys, "trace", "inspect", "conversation-like", "--plot", "trace.png")
+    assert found["count"] == 20_000
+    assert found["rate"] == pytest.approx(5.5, rel=0.05)
+    assert Path("trace.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rules_are_ranked_by_mean_response(capsys):
+    found = answer(capsys, "simulate", "--family", "easy", "--policy", "random", "--policy", "sed", *EXAM)
+    assert [row["rule"] for row in found["rows"]] == ["sed", "random"]
+    assert found["unit"] == "time units"
+    for row in found["rows"]:
+        assert row["mean_low"] < row["mean"] < row["mean_high"]
+
+
+def test_a_trace_is_answered_in_its_own_seconds(capsys):
+    """Jobs of 2 seconds, so far apart that the fastest server, of speed 1.05, is always free."""
+    Path("calm.csv").write_text("arrival,size\n" + "".join(f"{100 * i},2\n" for i in range(40)))
+    words = ["--trace", "calm.csv", "--load", "0.001", "--episodes", "2", "--jobs", "30"]
+    found = answer(capsys, "simulate", "--policy", "sed", *words)
+    assert found["unit"] == "seconds"
+    assert found["rows"][0]["mean"] == pytest.approx(2 / 1.05, rel=1e-4)
+    assert found["rows"][0]["mean_slowdown"] == pytest.approx(1 / 1.05, rel=1e-4)
+
+
+def test_a_higher_load_takes_longer(capsys):
+    low, high = (
+        answer(capsys, "simulate", "--policy", "sed", "--load", load, *EXAM)["rows"][0]["mean"]
+        for load in ("0.1", "1.2")
+    )
+    assert low < high
+
+
+def test_train_resume_compare_evaluate_and_report(capsys):
+    """One agent through all commands; a resumed run has the metrics of an unbroken one."""
+    train = ["train", "--agent", "a2c", "--quiet"]
+    assert cli.main([*train, "--out", "whole"]) == 0
+    assert cli.main([*train, "--out", "whole"]) == 1  # it is there already
+    assert "not empty" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--out", "whole", "--seed", "1"]) == 1
+    assert "seed: 0, now 1" in capsys.readouterr().err
+
+    assert cli.main([*train, "--out", "runs/other", "--seed", "1", "--agent.learning-rate", "0.001"]) == 0
+    capsys.readouterr()
+    judged = answer(capsys, "compare", "--run", "whole", "--run", "runs/other", "--policy", "sed", *EXAM)["rows"]
+    assert {row["agent"] for row in judged} == {"whole", "other", "sed"}  # different settings: told apart by folder
+    assert next(row for row in judged if row["agent"] == "sed")["verdict"] == "baseline"
+
+    rows = answer(capsys, "evaluate", "whole", *EXAM)["rows"]
+    assert {row["experiment"] for row in rows} == {"standard", "adaptive"}
+    assert {"easy", "medium", "hard", "levels", "conversation-like at load 0.8"} == {row["task"] for row in rows}
+    assert all("a2c" in {row["agent"] for row in rows if row["task"] == task} for task in ("easy", "levels"))
+    assert cli.main(["report", "whole"]) == 0
+    page = Path("whole/report.html").read_text()
+    assert page.count("<svg") >= 4
+    assert "a2c" in page
+
+
+def test_a_verdict_is_printed_reported_and_goes_on_where_it_was(capsys):
+    words = ["verdict", "--minutes", "0.001", "--quiet", "--trace", "conversation-like", *EXAM]
+    first = answer(capsys, *words)
+    judged = [row for row in first["rows"] if row["role"] == "agent" and row["level"] is None]
+    tasks = ("easy", "medium", "hard", "conversation-like at load 0.8", "levels")
+    assert {(row["agent"], row["task"]) for row in judged} == {(a, t) for a in ("a2c", "dreamer-rl2") for t in tasks}
+    page = Path(first["report"]).read_text()
+    assert "dreamer-rl2" in page
+    assert page.count("<svg") >= 5
+
+    steps = [path.name for path in sorted(Path("runs/verdict").glob("*/checkpoints/*"))]
+    assert len(steps) == 2
+    Path("runs/verdict/tables/responses-dreamer-rl2-0.csv").unlink()  # as if it had been killed before this
+    again = answer(capsys, *words)
+    assert again["rows"] == first["rows"]
+    assert [path.name for path in sorted(Path("runs/verdict").glob("*/checkpoints/*"))] == steps
+
+    assert "minutes: 0.001, now 0.002" in fails(capsys, *[w.replace("0.001", "0.002") for w in words])
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "agent / best rule" in printed
+    assert "CPU minutes" in printed

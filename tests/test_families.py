@@ -137,7 +137,7 @@ def test_the_continuous_family_covers_its_ranges(seen):
         assert task.speed.value.sum() == pytest.approx(6, rel=1e-5)
         assert 1 <= task.speed.value.max() / task.speed.value.min() <= 10
         assert workloads.moments(task.workload.sizes)[0] == pytest.approx(300, rel=1e-4)
-        assert 1.4 <= task.workload.sizes.parameters[0] <= 2.5
+        assert 1.4 <= 1 / task.workload.sizes.spread <= 2.5
         calm, peak = loads(task).min(), loads(task).max()
         mean = (2 * calm + peak) / 3  # a third of the time at the peak
         assert 0.3 - 1e-3 <= mean <= 1 + 1e-3

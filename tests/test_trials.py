@@ -81,6 +81,8 @@ def test_contestants_meet_the_same_jobs_whatever_they_see_and_do():
         np.testing.assert_allclose(other.arrival, played[0].arrival, rtol=1e-5)
     servers = {jobs.server.tobytes() for jobs in played}
     assert len(servers) == len(contestants)  # and each did something else with them
+    (alone,) = play(contestants[1:2], trials, KEY, JOBS)
+    np.testing.assert_array_equal(alone.server, played[1].server)  # the others were not in its way
 
 
 def test_trials_differ_and_depend_on_key_and_task_name_alone():
@@ -118,11 +120,10 @@ def test_memory_lives_through_a_trial_and_not_beyond():
 
 
 def test_runs_of_one_algorithm_share_the_compilation():
-    jax.clear_caches()
     traced.clear()
-    play([agent(0)], two_episodes(HARD["hard"]), KEY, JOBS)
+    play([agent(0)], two_episodes(HARD["hard"]), KEY, JOBS + 1)  # a length that no other test has compiled
     once = len(traced)
-    play([agent(1), agent(2)], two_episodes(HARD["hard"]), KEY, JOBS)
+    play([agent(1), agent(2)], two_episodes(HARD["hard"]), KEY, JOBS + 1)
     assert len(traced) == once > 0
 
 

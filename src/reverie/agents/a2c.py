@@ -58,7 +58,7 @@ class A2C:
     ) -> tuple[Learner, dict[str, Float[Array, ""]]]:
         """One gradient step on a rollout of the present policy."""
         gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, rollout)
-        return descend(self.config, learner, gradient), metrics | {"gradient/norm": optax.global_norm(gradient)}
+        return descend(self.config, learner, gradient), metrics | {"gradient/norm": optax.tree.norm(gradient)}
 
     def loss(self, networks: ActorCritic, rollout: Rollout) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The weighted sum of the losses, and metrics."""

@@ -8,6 +8,7 @@ Axes: B streams, T steps, G = T + 1 moments (the last one only tells what the st
 A actions, M memory units.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -257,7 +258,7 @@ class ActorCritic(eqx.Module):
 
     def told(
         self, seen: Features, action: Int[Array, "*B"], reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
-    ) -> Float[Array, "*B I"]:
+    ) -> Float[Array, "*BN I"]:
         """What the memory reads: what is seen, the action and reward that led here, whether an episode begins (RL2).
 
         With servers as a set each memory reads its own row, and of the action whether it was its server's.
@@ -320,10 +321,14 @@ class ActorCriticPolicy(eqx.Module):
 
 
 def draw(policy: Categorical, key: Key[Array, ""]) -> Int[Array, "*B"]:
-    """A sample by inversion: one random number, where the usual Gumbel trick takes A and two logarithms of each."""
-    ends = jnp.cumsum(jnp.moveaxis(policy.probs, -1, 0), 0)  # [A, *B]
-    noise = jax.random.uniform(key, ends.shape[1:]) * ends[-1]
-    return (noise >= ends[:-1]).sum(0).astype(jnp.int32)
+    """A sample by inversion: one random number, where the usual Gumbel trick takes A and two logarithms of each.
+
+    An action of probability 0 is never drawn. The sums are written out, one term after the other, since a cumulative
+    sum on the CPU takes longer than the whole network.
+    """
+    ends = list(itertools.accumulate(jnp.moveaxis(policy.probs, -1, 0)))  # A of [*B]
+    noise = jax.random.uniform(key, ends[-1].shape) * ends[-1]
+    return sum((noise >= end for end in ends[:-1]), start=jnp.zeros(noise.shape, jnp.int32))
 
 
 # --- learning ------------------------------------------------------------------------------------------------------

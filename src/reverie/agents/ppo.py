@@ -93,7 +93,7 @@ class PPO:
             rows = jax.tree.map(lambda x: x[:, chosen], (rollout._replace(memory=None), judged, before))
             part, *judgement = rows[0]._replace(memory=memory), *rows[1:]
             gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, part, *judgement)
-            return descend(c, learner, gradient), metrics | {"gradient/norm": optax.global_norm(gradient)}
+            return descend(c, learner, gradient), metrics | {"gradient/norm": optax.tree.norm(gradient)}
 
         shuffled = jax.vmap(lambda k: jax.random.permutation(k, streams))(jax.random.split(key, c.epochs))
         learner, metrics = jax.lax.scan(step, learner, shuffled.reshape(c.epochs * c.minibatches, -1))

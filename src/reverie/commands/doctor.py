@@ -11,12 +11,15 @@ import tyro
 
 from reverie import runtime
 from reverie.commands.output import Output, print_facts, print_json
+from reverie.commands.verdict import VerdictConfig
 
 _ROOM = 2e9
 """Bytes of memory and of disk that the main job may need."""
 
-_REFERENCE_GFLOPS, _REFERENCE_UPDATES = 520.0, 5.0
-"""GEMM rate and Dreamer's updates per second (preset `cpu`) of the machine that the main job was timed on."""
+_UPDATES_PER_GFLOP = 0.016
+"""Dreamer's updates (preset `cpu`) per 1e9 operations of matrix products in the same time; measured on 2 cores."""
+_OVERHEAD = 600.0
+"""Minutes x GFLOP/s that the main job takes beside training: compilation, examinations, pages; measured likewise."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ def examine(folder: Path) -> list[Finding]:
     from reverie.train.versions import versions
 
     gflops = gemm_gflops()
-    updates = _REFERENCE_UPDATES * gflops / _REFERENCE_GFLOPS
+    training = VerdictConfig().training_minutes
+    updates = 60 * training["dreamer"] * gflops * _UPDATES_PER_GFLOP
+    minutes = sum(training.values()) + _OVERHEAD / gflops
     return [
         *(
             Finding(name.replace("_", " "), "unknown" if value is None else str(value))
@@ -74,9 +79,7 @@ def examine(folder: Path) -> list[Finding]:
         Finding("compiled programs", f"kept in {prepared.compile_cache}" if prepared.compile_cache else "not kept"),
         Finding("freed memory", "kept by the C library (faster)" if prepared.fast_malloc else "given back at once"),
         Finding("matrix products, float32", f"{gflops:,.0f} GFLOP/s"),
-        Finding(
-            "main job", f"about 15 minutes (the clock ends its training); some {420 * updates:,.0f} updates of Dreamer"
-        ),
+        Finding("main job", f"about {minutes:.0f} minutes, with {updates:,.0f} updates of Dreamer"),
     ]
 
 

@@ -48,11 +48,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def evaluate_run(run: RunFolder, examination: Examination) -> Results:
     """Examine a run's agent and the rules, and keep the tables in the run."""
+    examination.read()  # a mistake in it should leave the tables as they are
     (agent,) = load_agents([run.path])
     results = Results(run.tables, examination)
     say("examining the rules")
     results.examine_rules(agent.view)
     say(f"examining {agent.name}")
     results.examine_agent(agent, again=True)
-    results.watch([agent], agent.view)
+    results.watch([agent], agent.view, again=True)
     return results

@@ -22,12 +22,11 @@ def print_json(data: Data) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table; in a file or a pipe it takes the width that it needs."""
+    """Print a table in the width that it needs: a number that was cut would mislead."""
     console = Console(highlight=False)
-    if not console.is_terminal:
-        wide = console.options.update(max_width=1000)
-        console.width = max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table)
+    wide = console.options.update(max_width=1000)
+    console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table, crop=False)
 
 
 def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:

@@ -42,7 +42,11 @@ def write_report(run: RunFolder, trained: Sequence[RunFolder], results: Results,
 
 def brief(judged: Sequence[Mapping[str, Any]]) -> TextTable:
     """The verdict on the agents alone, one line for each of them and each task or level."""
-    agents = [row for row in judged if row["role"] == "agent"]
+    tasks = list(dict.fromkeys((row["experiment"], row["task"]) for row in judged))
+    agents = sorted(
+        (row for row in judged if row["role"] == "agent"),
+        key=lambda row: (tasks.index((row["experiment"], row["task"])), row["level"] or 0.0),
+    )
     best = {place(row): row for row in judged if row["agent"] == row["against"]}
     rows = [
         [
@@ -77,7 +81,7 @@ def training_table(trained: Sequence[RunFolder]) -> TextTable:
         title="Training",
         columns=["agent", "seed", "environment steps", "updates", "CPU minutes", "minutes"],
         rows=rows,
-        caption="Time includes compilation and the points of the learning curve.",
+        caption="Time without compilation.",
         emphasis=["agent"] * len(rows),
     )
 

@@ -21,6 +21,7 @@ import tyro
 from reverie.commands.sources import BUILT_IN, read_source
 from reverie.commands.worlds import TRACE_LOAD
 from reverie.envs.fleet.env import View
+from reverie.envs.fleet.families import traced
 from reverie.envs.fleet.traces import Trace
 from reverie.evaluate.examination import Exam, Setting, all_settings, bounds, episode_of, hold, rules_of
 from reverie.evaluate.statistics import verdict
@@ -43,6 +44,16 @@ class Examination:
     """The offered load that the trace is brought to, by scaling its clock."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
     """Episodes, jobs and seed."""
+
+    def read(self) -> Trace:
+        """The trace, sound and long enough.
+
+        Raises:
+            ValueError: it is not there or broken, shorter than an episode, or the load is impossible.
+        """
+        trace = read_source(self.trace)
+        traced(trace, self.load, self.exam.jobs)
+        return trace
 
 
 class Results:
@@ -76,7 +87,7 @@ class Results:
 
     @cached_property
     def trace(self) -> Trace:
-        return read_source(self.examination.trace)
+        return self.examination.read()
 
     @cached_property
     def settings(self) -> list[Setting]:
@@ -104,9 +115,10 @@ class Results:
         )
         return Tables(results, responses)
 
-    def watch(self, agents: Sequence[Contestant], view: View) -> None:
-        """Keep one episode of the best rule and of agents, job by job, unless that was done."""
-        if self.are_in(self.folder) and {agent.name for agent in agents} < {w.jobs[0]["agent"] for w in self.watched()}:
+    def watch(self, agents: Sequence[Contestant], view: View, again: bool = False) -> None:
+        """Keep one episode of the best rule and of agents, job by job, unless that was done, or `again`."""
+        known = {episode.jobs[0]["agent"] for episode in self.watched()} if self.are_in(self.folder) else set()
+        if not again and known and known.issuperset(agent.name for agent in agents):
             return
         (setting,) = (setting for setting in self.settings if setting.name == _WATCHED_SETTING)
         rows = [row for row in self.tables().results if row["task"] == _WATCHED_SETTING and row["role"] != "agent"]

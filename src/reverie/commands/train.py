@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> Train:
         Train,
         prog="reverie train",
         args=arguments,
-        default=Train(choice, default),
+        default=Train(Choice(), default),
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
 

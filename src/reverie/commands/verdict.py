@@ -17,7 +17,7 @@ from reverie.train.presets import Algorithm, preset
 from reverie.train.run import RunFolder
 
 _SHARES: dict[Algorithm, float] = {"a2c": 1.5 / 12, "dreamer": 7 / 12}
-"""Of the minutes, what goes into training; the rest is for evaluation. In the order of training."""
+"""Of the minutes, what goes into training; the rest is for evaluation."""
 _TITLE = "Would a learned balancer beat the best rule?"
 
 
@@ -36,6 +36,11 @@ class VerdictConfig:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         if not self.minutes > 0:
             raise ValueError(f"minutes must be more than 0, got {self.minutes}")
+
+    @property
+    def training_minutes(self) -> dict[Algorithm, float]:
+        """What each algorithm gets of the minutes of a seed, in the order of training."""
+        return {algorithm: self.minutes * share for algorithm, share in _SHARES.items()}
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def parse(arguments: Sequence[str]) -> Verdict:
 
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
+    asked.config.examination.read()  # a mistake in it should not be found after training
     command = ["reverie", "verdict", *arguments]
     run = open_or_create(asked.out, asked.config)
     with run.writer(command):
@@ -71,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         plans = [
             training_config(algorithm, seed, asked.config)
             for seed in range(asked.config.seeds)
-            for algorithm in _SHARES
+            for algorithm in asked.config.training_minutes
         ]
         view = plans[0].world.view
         say("examining the classical rules")
@@ -101,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
 def training_config(algorithm: Algorithm, seed: int, config: VerdictConfig) -> TrainConfig:
     """The CPU preset of an algorithm, with a seed, ended by its share of the time and not by its steps."""
     chosen = preset(algorithm, "cpu")
-    loop = replace(chosen.loop, steps=None, minutes=config.minutes * _SHARES[algorithm])
+    loop = replace(chosen.loop, steps=None, minutes=config.training_minutes[algorithm])
     return replace(chosen, seed=seed, loop=loop)
 
 

@@ -137,7 +137,7 @@ class Encoder(eqx.Module):
             flat.append(symlog(x) if entry.categories is None else _flat(jax.nn.one_hot(x, entry.categories), 2))
         for name, _ in self.entries.servers:
             present = self.entries.present(observation, name)
-            rows = jnp.where(present[..., None], symlog(observation[name]), 0)
+            rows = symlog(jnp.where(present[..., None], observation[name], 0))
             if name in self.sets:
                 tokens.append(self.sets[name](rows.astype(dtype), present))
             else:
@@ -266,8 +266,10 @@ class Decoder(eqx.Module):
         for name, _ in self.entries.vectors:
             total += predictions[name].loss(observation[name]).sum(-1)
         for name, _ in self.entries.servers:
-            error = predictions[name].loss(_flat(observation[name], 2)).reshape(observation[name].shape)
-            total += jnp.where(self.entries.present(observation, name)[..., None], error, 0).sum((-2, -1))
+            present = self.entries.present(observation, name)[..., None]
+            rows = jnp.where(present, observation[name], 0)
+            error = predictions[name].loss(_flat(rows, 2)).reshape(rows.shape)
+            total += jnp.where(present, error, 0).sum((-2, -1))
         for name, _ in self.entries.images:
             total += predictions[name].loss(observation[name].astype(jnp.float32) / 255).sum((-3, -2, -1))
         return total

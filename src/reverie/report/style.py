@@ -110,7 +110,7 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
 def to_svg(figure: Figure, salt: str, description: str) -> str:
     """A figure as an SVG element whose colours are the CSS variables of `css_colours`, for a page of its own style.
 
-    The same figure and `salt` give the same text; figures of one page need different salts, which go into their ids.
+    The same figure and `salt` give the same text; figures of one page need different salts, of which ids are made.
     """
     out = io.StringIO()
     with setting(), mpl.rc_context({"svg.hashsalt": salt}):
@@ -119,7 +119,6 @@ def to_svg(figure: Figure, salt: str, description: str) -> str:
     svg = f'<svg role="img" aria-label="{html.escape(description)}"{svg[svg.index("<svg") + 4 :]}'
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the names of groups repeat from figure to figure
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{salt}-", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, svg)
     for name, colour in LIGHT.items():
         if name != "paper":  # white within a figure stays white

@@ -70,9 +70,9 @@ class LoopConfig:
     steps: int | None = 1_000_000
     """Environment steps, over all streams, after which training stops."""
     minutes: float | None = None
-    """Minutes on the wall clock after which training stops, compilation and evaluations included."""
+    """Minutes on the wall clock after which training stops; compilation does not count."""
     cpu_minutes: float | None = None
-    """Minutes of CPU time, over all cores, after which training stops."""
+    """Minutes of CPU time, over all cores, after which training stops; compilation does not count."""
     evaluate_every: int = 100_000
     """Environment steps between two points of the learning curve; there is one at the beginning and one at the end."""
     save_every: float = 60.0
@@ -95,7 +95,7 @@ StoppedBy = Literal["steps", "minutes", "cpu_minutes"]
 
 
 class Outcome(NamedTuple):
-    """Where training stopped, and what it took, all processes of the run together."""
+    """Where training stopped, and what it took, all processes of the run together, without compilation."""
 
     state: PyTree
     env_steps: int
@@ -152,40 +152,35 @@ def train(
         BlockingIOError: another process trains in this folder.
         ValueError: the checkpoint does not fit the trainer.
     """
-    clock = _Clock()
     key = jax.random.key(seed)
     shapes = jax.eval_shape(trainer.init, key)
     _check_room(run, shapes)
     with run.writer(command) as writer, _signals() as caught:
         step, saved = writer.restore(_Saved(shapes, 0, 0.0, 0.0))
-        clock.add(saved.wall_seconds, saved.cpu_seconds)
-        reason = _limit_reached(config, step, clock) if step else None
-        if reason is not None:  # it is finished
-            return Outcome(saved.state, step, saved.updates, saved.wall_seconds, saved.cpu_seconds, reason)
+        state, updates, wall, cpu = saved
+        reason = _limit_reached(config, step, wall, cpu)
+        if reason is not None:  # it was finished before
+            return Outcome(state, step, updates, wall, cpu, reason)
         _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
         chunk = jax.jit(trainer.train, donate_argnums=0).lower(shapes).compile()
-        state, updates = saved.state, saved.updates
         if step == 0:  # there is no checkpoint
             state, step = trainer.init(key), trainer.first_steps
             if evaluate is not None:
-                metrics = evaluate(trainer.policy(state))
-                wall, cpu = clock.read()
-                writer.log(step, {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics})
-        last_save, stopping = time.monotonic(), bool(caught)
-        done = min(step, config.steps or step)
-        share = max(_shares(config, step, clock).values())
+                writer.log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
+        clock, last_save, stopping = _Clock(wall, cpu), time.monotonic(), bool(caught)
+        done, share = min(step, config.steps or step), max(_shares(config, step, wall, cpu).values())
         with Progress(config.steps, title=title, done=done, share=share, quiet=quiet) as progress:
             while not stopping:
                 state, measured = chunk(state)
                 metrics = _means(jax.device_get(measured), updates, run)
                 before, step, updates = step, step + trainer.env_steps, updates + trainer.updates
-                reason = _limit_reached(config, step, clock)
+                reason = _limit_reached(config, step, *clock.read())
                 if evaluate is not None and (reason or before // config.evaluate_every < step // config.evaluate_every):
                     metrics |= evaluate(trainer.policy(state))
                 wall, cpu = clock.read()
-                writer.log(step, {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics})
+                writer.log(step, _line(updates, wall, cpu, metrics))
                 known = {name: metrics[name] for name in shown if not math.isnan(metrics.get(name, math.nan))}
-                progress.update(step, known, updates, share=max(_shares(config, step, clock).values()))
+                progress.update(step, known, updates, max(_shares(config, step, wall, cpu).values()))
                 stopping = reason is not None or bool(caught)  # a signal from here on is heard after the next chunk
                 if stopping or time.monotonic() - last_save >= config.save_every:
                     writer.save(step, _Saved(state, updates, wall, cpu))
@@ -194,7 +189,7 @@ def train(
         name = signal.Signals(caught[0]).name
         raise Interrupted(f"{title}: stopped by {name} at {step:,} environment steps; resume to go on", caught[0])
     _say(quiet, f"{title}: {_ENDINGS[reason]}, at {step:,} environment steps and {updates:,} updates")
-    return Outcome(state, step, updates, *clock.read(), reason)
+    return Outcome(state, step, updates, wall, cpu, reason)
 
 
 def newest_state(trainer: Trainer, run: RunFolder) -> tuple[int, PyTree]:
@@ -219,22 +214,17 @@ _ENDINGS: Mapping[StoppedBy, str] = {
 
 
 class _Clock:
-    """Wall and CPU seconds of this process since now, and of the processes before it."""
+    """Wall and CPU seconds from now on, added to those of the processes before this one."""
 
-    def __init__(self) -> None:
-        self._wall, self._cpu = -time.monotonic(), -time.process_time()
-
-    def add(self, wall: float, cpu: float) -> None:
-        self._wall += wall
-        self._cpu += cpu
+    def __init__(self, wall: float, cpu: float):
+        self._wall, self._cpu = wall - time.monotonic(), cpu - time.process_time()
 
     def read(self) -> tuple[float, float]:
         return self._wall + time.monotonic(), self._cpu + time.process_time()
 
 
-def _shares(config: LoopConfig, step: int, clock: _Clock) -> dict[StoppedBy, float]:
+def _shares(config: LoopConfig, step: int, wall: float, cpu: float) -> dict[StoppedBy, float]:
     """Which part of each limit is used up."""
-    wall, cpu = clock.read()
     used: dict[StoppedBy, tuple[float, float | None]] = {
         "steps": (step, config.steps),
         "minutes": (wall / 60, config.minutes),
@@ -243,8 +233,12 @@ def _shares(config: LoopConfig, step: int, clock: _Clock) -> dict[StoppedBy, flo
     return {name: amount / limit for name, (amount, limit) in used.items() if limit is not None}
 
 
-def _limit_reached(config: LoopConfig, step: int, clock: _Clock) -> StoppedBy | None:
-    return next((name for name, share in _shares(config, step, clock).items() if share >= 1), None)
+def _limit_reached(config: LoopConfig, step: int, wall: float, cpu: float) -> StoppedBy | None:
+    return next((name for name, share in _shares(config, step, wall, cpu).items() if share >= 1), None)
+
+
+def _line(updates: int, wall: float, cpu: float, metrics: Mapping[str, float]) -> dict[str, int | float]:
+    return {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics}
 
 
 def _means(measured: Mapping[str, Float[np.ndarray, " U"]], updates: int, run: RunFolder) -> dict[str, float]:

@@ -22,7 +22,7 @@ from reverie.train.loop import LoopConfig
 Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "paper"]
 
-_CPU_WORLD = WorldConfig(family="hard", jobs=250)
+_CPU_WORLD = WorldConfig(family="levels", jobs=250)
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
@@ -35,10 +35,10 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                             model=SetRSSMConfig(),
                             optimiser=OptimiserConfig(learning_rate=5e-4, warmup=200),
                             layers=2,
-                            starts=128,
+                            starts=64,
                             reward_scale=1 / PARK_MEAN_SIZE,
                         ),
-                        experience=DreamingConfig(length=32, ratio=8.0, capacity=50_000),
+                        experience=DreamingConfig(length=32, ratio=4.0, capacity=50_000),
                     ),
                     world=_CPU_WORLD,
                     loop=LoopConfig(steps=200_000, evaluate_every=10_000),

@@ -5,7 +5,7 @@ generator, and the stream depends on the key and the index of the job alone: pol
 Servers and dispatch live elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,10 +19,24 @@ from reverie.envs.fleet.schedule import Schedule
 
 
 class Sizes(NamedTuple):
-    """A distribution of job sizes in work units: `law` chooses the family, `parameters` its three numbers."""
+    """A distribution of job sizes: one of two units times a standard variate.
+
+    The variate is 1, exponential, Pareto (from 1 on, perhaps cut off) or lognormal (of median 1), as `law` says.
+    """
 
     law: Int[Array, "*B"]
-    parameters: Float[Array, "*B 3"]
+    """One of FIXED, EXPONENTIAL, PARETO, LOGNORMAL."""
+    share: Float[Array, "*B"]
+    """How often the first unit is drawn."""
+    units: Float[Array, "*B 2"]
+    """In work units."""
+    spread: Float[Array, "*B"]
+    """Pareto: 1 / shape. Lognormal: the standard deviation of the logarithm."""
+    cut: Float[Array, "*B"]
+    """Pareto: the probability beyond its upper end, which is taken away; 0 where it has no end."""
+
+
+FIXED, EXPONENTIAL, PARETO, LOGNORMAL = range(4)
 
 
 class Recording(NamedTuple):
@@ -60,7 +74,8 @@ def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clo
     if recording.gap.shape[-1]:
         position = (recording.start + index) % recording.gap.shape[-1]
         return Job(recording.size[position], recording.gap[position])
-    bits = jax.random.bits(jax.random.fold_in(key, index), (2,), jnp.uint32)
+    # A key that is folded with a number is itself 64 fresh random bits: nothing else is drawn from it.
+    bits = jax.random.key_data(jax.random.fold_in(key, index))[:2]
     # Survival probabilities in (0, 1], as fine at 0 as 32 bits allow: the tail of the laws below is there.
     survival = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
     amount = jnp.where(workload.regular > 0, 1.0, -jnp.log(survival[0]))
@@ -70,80 +85,67 @@ def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clo
 
 
 def sample_size(sizes: Sizes, survival: Float[Array, ""]) -> Float[Array, ""]:
-    """The size that a fraction `survival` of all jobs, in (0, 1], exceeds (for mixtures: within their branch)."""
-    return jax.lax.switch(sizes.law, [law.sample for law in LAWS], sizes.parameters, survival)
+    """The size that a fraction `survival` of all jobs, in (0, 1], exceeds (of two units: within each of them).
+
+    All laws are computed and one is chosen, as a batch would do anyway; they share one logarithm and one power.
+    """
+    # The number that chooses the unit is uniform again within it, so one number does for both.
+    is_first = survival <= sizes.share
+    inside = jnp.where(is_first, survival / sizes.share, (survival - sizes.share) / (1 - sizes.share))
+    exponential = -jnp.log(inside + (1 - inside) * sizes.cut)
+    power = jnp.exp(sizes.spread * jnp.where(sizes.law == LOGNORMAL, _normal(inside), exponential))
+    variate = jnp.where(sizes.law == FIXED, 1.0, jnp.where(sizes.law == EXPONENTIAL, exponential, power))
+    return variate * jnp.where(is_first, sizes.units[0], sizes.units[1])
 
 
 def moments(sizes: Sizes) -> tuple[float, float]:
     """Mean and second moment of the job size, in work units (inf where they do not exist)."""
-    p = np.asarray(sizes.parameters, float)
-    law = LAWS[int(sizes.law)]
-    return float(law.moment(p, 1)), float(law.moment(p, 2))
+    share, units, spread, cut = (np.asarray(leaf, float) for leaf in sizes[1:])
+
+    def of_variate(n: int) -> float:
+        if sizes.law == PARETO:
+            return _pareto_moment(1 / spread, float(cut), n)
+        return {FIXED: 1.0, EXPONENTIAL: float(n), LOGNORMAL: np.exp((n * spread) ** 2 / 2)}[int(sizes.law)]  # n! = n
+
+    first, second = (float((share * units[0] ** n + (1 - share) * units[1] ** n) * of_variate(n)) for n in (1, 2))
+    return first, second
+
+
+def _pareto_moment(shape: float, cut: float, n: int) -> float:
+    if cut == 0:
+        return shape / (shape - n) if shape > n else np.inf
+    if shape == n:
+        return -np.log(cut) / (1 - cut)
+    return shape / (shape - n) * (1 - cut ** (1 - n / shape)) / (1 - cut)
+
+
+def _normal(survival: Float[Array, ""]) -> Float[Array, ""]:
+    """The standard normal quantile, to one part in 10^6 down to e^-25; Wichura 1988, algorithm AS 241 (PPND7)."""
+    centre = 0.5 - survival
+    r = 0.180625 - centre**2
+    middle = centre * _polynomial(r, 59.109374720, 159.29113202, 50.434271938, 3.3871327179)
+    middle = middle / _polynomial(r, 67.187563600, 78.757757664, 17.895169469, 1.0)
+    r = jnp.sqrt(-jnp.log(jnp.maximum(jnp.minimum(survival, 1 - survival), 2.0**-33))) - 1.6
+    tail = _polynomial(r, 0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777)
+    tail = tail / _polynomial(r, 0.12021132975, 0.73700164250, 1.0)
+    return jnp.where(jnp.abs(centre) <= 0.425, middle, jnp.sign(centre) * tail)
+
+
+def _polynomial(x: Array, *coefficients: float) -> Array:
+    value = jnp.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
 
 
 # --- laws of job sizes -----------------------------------------------------------------------------------------------
 
 
-class Law(NamedTuple):
-    """A family of distributions: its inverse survival function, and its n-th moment, of three parameters p."""
-
-    sample: Callable[[Array, Array], Array]
-    moment: Callable[[np.ndarray, int], float]
-
-
-def _pareto_moment(p: np.ndarray, n: int) -> float:
-    shape, scale, _ = p
-    return shape * scale**n / (shape - n) if shape > n else np.inf
-
-
-def _bounded_pareto_sample(p: Array, survival: Array) -> Array:
-    shape, low, high = p
-    top = jnp.exp(jnp.log(low / high) * shape)  # what survives to the upper end
-    return low * jnp.exp(-jnp.log(survival + (1 - survival) * top) / shape)
-
-
-def _bounded_pareto_moment(p: np.ndarray, n: int) -> float:
-    shape, low, high = p
-    mass = shape * low**shape / (1 - (low / high) ** shape)
-    if shape == n:
-        return mass * np.log(high / low)
-    return mass * (high ** (n - shape) - low ** (n - shape)) / (n - shape)
-
-
-def _lognormal_sample(p: Array, survival: Array) -> Array:
-    # ndtri is infinite at 1, to which the largest of the 2^32 values rounds.
-    return jnp.exp(p[0] - p[1] * jax.scipy.special.ndtri(jnp.minimum(survival, 1 - 2.0**-24)))
-
-
-def _hyperexponential_sample(p: Array, survival: Array) -> Array:
-    # The number that chooses the branch is uniform again within it, so one number does for both.
-    share, first, second = p
-    inside = jnp.where(survival <= share, survival / share, (survival - share) / (1 - share))
-    return -jnp.where(survival <= share, first, second) * jnp.log(inside)
-
-
-def _mixture_moment(p: np.ndarray, n: int) -> float:
-    share, first, second = p
-    return share * first**n + (1 - share) * second**n
-
-
-DETERMINISTIC = Law(lambda p, survival: p[0], lambda p, n: p[0] ** n)
-EXPONENTIAL = Law(lambda p, survival: -p[0] * jnp.log(survival), lambda p, n: n * p[0] ** n)
-PARETO = Law(lambda p, survival: p[1] * jnp.exp(-jnp.log(survival) / p[0]), _pareto_moment)
-BOUNDED_PARETO = Law(_bounded_pareto_sample, _bounded_pareto_moment)
-LOGNORMAL = Law(_lognormal_sample, lambda p, n: float(np.exp(n * p[0] + (n * p[1]) ** 2 / 2)))
-HYPEREXPONENTIAL = Law(
-    _hyperexponential_sample,
-    lambda p, n: n * _mixture_moment(p, n),
-)
-BIMODAL = Law(lambda p, survival: jnp.where(survival <= p[0], p[1], p[2]), _mixture_moment)
-LAWS = (DETERMINISTIC, EXPONENTIAL, PARETO, BOUNDED_PARETO, LOGNORMAL, HYPEREXPONENTIAL, BIMODAL)
-"""In the order of `Sizes.law`. Moments are wanted for n = 1 and 2 only, where n! = n."""
-
-
-def _sizes(law: Law, *parameters: float) -> Sizes:
-    values = [*parameters, *[0.0] * (3 - len(parameters))]
-    return Sizes(jnp.int32(LAWS.index(law)), jnp.asarray(values, jnp.float32))
+def _sizes(
+    law: int, first: float, second: float = 1.0, share: float = 1.0, spread: float = 1.0, cut: float = 0.0
+) -> Sizes:
+    numbers = (jnp.asarray(x, jnp.float32) for x in (share, (first, second), spread, cut))
+    return Sizes(jnp.int32(law), *numbers)
 
 
 def _positive(law: str, **parameters: float | int) -> None:
@@ -160,7 +162,7 @@ def _share(law: str, share: float) -> None:
 def deterministic(size: float) -> Sizes:
     """Every job has the same size."""
     _positive("deterministic sizes", size=size)
-    return _sizes(DETERMINISTIC, size)
+    return _sizes(FIXED, size)
 
 
 def exponential(mean: float) -> Sizes:
@@ -172,7 +174,7 @@ def exponential(mean: float) -> Sizes:
 def pareto(shape: float, scale: float) -> Sizes:
     """Classical Pareto: P(size > x) = (scale / x)^shape for x >= scale."""
     _positive("Pareto sizes", shape=shape, scale=scale)
-    return _sizes(PARETO, shape, scale)
+    return _sizes(PARETO, scale, spread=1 / shape)
 
 
 def bounded_pareto(shape: float, low: float, high: float) -> Sizes:
@@ -180,30 +182,30 @@ def bounded_pareto(shape: float, low: float, high: float) -> Sizes:
     _positive("bounded Pareto sizes", shape=shape, low=low, high=high)
     if not low < high:
         raise ValueError(f"bounded Pareto sizes: low {low} must lie below high {high}")
-    return _sizes(BOUNDED_PARETO, shape, low, high)
+    return _sizes(PARETO, low, spread=1 / shape, cut=(low / high) ** shape)
 
 
 def lognormal(mean: float, scv: float) -> Sizes:
     """Lognormal by mean and squared coefficient of variation."""
     _positive("lognormal sizes", mean=mean, scv=scv)
     variance = np.log1p(scv)
-    return _sizes(LOGNORMAL, np.log(mean) - variance / 2, np.sqrt(variance))
+    return _sizes(LOGNORMAL, mean * np.exp(-variance / 2), spread=np.sqrt(variance))
 
 
 def hyperexponential(share: float, first: float, second: float) -> Sizes:
     """Exponential of mean `first` with probability `share`, of mean `second` otherwise."""
     _share("hyperexponential sizes", share)
     _positive("hyperexponential sizes", first=first, second=second)
-    if second > first:  # the branch of the larger jobs goes to the small survival probabilities, which are the finest
+    if second > first:  # the larger jobs go to the small survival probabilities, which are the finest
         share, first, second = 1 - share, second, first
-    return _sizes(HYPEREXPONENTIAL, share, first, second)
+    return _sizes(EXPONENTIAL, first, second, share)
 
 
 def bimodal(share: float, first: float, second: float) -> Sizes:
     """Size `first` with probability `share`, `second` otherwise."""
     _share("bimodal sizes", share)
     _positive("bimodal sizes", first=first, second=second)
-    return _sizes(BIMODAL, share, first, second)
+    return _sizes(FIXED, first, second, share)
 
 
 # --- arrivals --------------------------------------------------------------------------------------------------------
