@@ -362,16 +362,16 @@ def values(networks, *seen):
     return np.asarray(networks.value(networks.see({"vector": jnp.asarray(seen, jnp.float32)})))
 
 
-def mean_return(env, agent, networks, episodes=256, trial=1):
-    """Mean return of the last episode of trials, played greedily; tasks are 0 and 1 in turn."""
-    tasks = jnp.arange(episodes) % 2
-    memory, policy = None, agent.policy(networks, greedy=True)
-    for number in range(trial):
-        memory, (reward, is_last) = rollout(
-            env, policy, tasks, jax.random.key(number), 16, lambda s, t, a: (t.reward, t.is_last), memory
-        )
-    first_episode = np.cumsum(is_last, 0) - is_last == 0
-    return float((np.asarray(reward) * first_episode).sum(0).mean())
+def mean_return(env, policy, tasks, steps, episode=0):
+    """Mean return of the first, or a later, episode in each of the tasks; memory lives through all of them."""
+    keep = lambda s, t, a: (t.reward, t.is_last)  # noqa: E731
+    _, (reward, is_last) = rollout(env, policy, tasks, jax.random.key(1), steps, keep)
+    within = np.cumsum(is_last, 0) - is_last == episode
+    return float((np.asarray(reward) * within).sum(0).mean())
+
+
+BOTH = jnp.arange(256) % 2
+"""Tasks 0 and 1, equally often."""
 
 
 @pytest.mark.parametrize("kind", [A2C, PPO])
@@ -386,7 +386,7 @@ def test_rung_dependence_on_the_observation():
 
 
 def test_rung_discounting():
-    _, networks = trained(Discounting(length=3), jnp.arange(2))
+    _, networks = trained(Discounting(length=3), jnp.arange(2), updates=400)
     np.testing.assert_allclose(values(networks, [0.0], [1.0], [2.0]), [DISCOUNT**2, DISCOUNT, 1.0], atol=0.03)
 
 
@@ -394,7 +394,7 @@ def test_rung_discounting():
 def test_rung_credit(kind):
     env = Credit()
     agent, networks = trained(env, jnp.arange(2), kind=kind)
-    assert mean_return(env, agent, networks) == env.optimal_return
+    assert mean_return(env, agent.policy(networks, greedy=True), BOTH, 4) == env.optimal_return
 
 
 def test_rung_a_cut_is_no_end():
@@ -407,7 +407,7 @@ def test_rung_a_cut_is_no_end():
 def test_rung_memory_across_time(memory, kind):
     env = Recall(gap=3)
     agent, networks = trained(env, jnp.arange(2), memory, kind=kind)
-    found = mean_return(env, agent, networks)
+    found = mean_return(env, agent.policy(networks, greedy=True), BOTH, 6)
     if memory:
         assert found == env.optimal_return
     else:
@@ -418,7 +418,7 @@ def test_rung_memory_across_time(memory, kind):
 def test_rung_memory_across_episodes(memory):
     env = HiddenArm()
     agent, networks = trained(env, jnp.arange(2), memory, episodes=2)
-    found = mean_return(env, agent, networks, trial=2)
+    found = mean_return(env, agent.policy(networks, greedy=True), BOTH, 4, episode=1)
     assert found == (env.optimal_return if memory else env.memoryless_return)
 
 
@@ -432,10 +432,7 @@ def test_cartpole_is_balanced(kind):
     gather = OnPolicyConfig(streams=64, steps=32)
     state, _ = compiled(agent, gather, env, pool, 600)(begun(agent, gather, env, pool))
     policy = agent.policy(state.learner.networks, greedy=True)
-    keep = lambda s, t, a: (t.reward, t.is_last)  # noqa: E731
-    _, (reward, is_last) = rollout(env, policy, jnp.zeros((256,)), jax.random.key(1), 500, keep)
-    first_episode = np.cumsum(is_last, 0) - is_last == 0
-    assert (np.asarray(reward) * first_episode).sum(0).mean() >= 450
+    assert mean_return(env, policy, jnp.zeros((256,)), 500) >= 450
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import json
 import re
 import resource
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -17,10 +19,10 @@ from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.set_rssm import SetRSSMConfig
-from reverie.train import presets
+from reverie.train import loop, presets
 from reverie.train.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
+from reverie.train.loop import Interrupted, LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 EXAM = ["--episodes", "6", "--jobs", "30"]
@@ -291,3 +293,25 @@ def test_a_verdict_is_printed_reported_and_goes_on_where_it_was(capsys):
     printed = capsys.readouterr().out
     assert "agent / best rule" in printed
     assert "CPU minutes" in printed
+
+
+def test_a_signal_that_ended_training_is_the_exit_code(capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise Interrupted("stopped by SIGTERM at 10 environment steps", signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    assert cli.main(["train", "--agent", "a2c", "--quiet", "--out", "run"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "reverie train: stopped by SIGTERM at 10 environment steps\n"
+
+
+def test_the_doctor_finds_versions_and_a_speed(capsys):
+    found = {line["name"]: line["value"] for line in answer(capsys, "doctor")}
+    assert found["reverie"] == reverie.__version__
+    assert float(found["matrix products, float32"].split()[0].replace(",", "")) > 0
+
+
+def test_the_doctor_fails_where_there_is_no_room(capsys, monkeypatch):
+    nearly_full = shutil.disk_usage(".")._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: nearly_full)
+    assert cli.main(["doctor"]) == 1
+    assert "make room" in capsys.readouterr().err
