@@ -127,6 +127,12 @@ def test_rare_events_beyond_the_24_bits_of_a_float_happen():
     assert 23.01 * np.log(2) < sizes.max() < 23
 
 
+@pytest.mark.parametrize("branches", [(0.01, 100.0, 1.0), (0.99, 1.0, 100.0)])
+def test_the_larger_jobs_of_a_hyperexponential_reach_as_far_as_32_bits_do(branches):
+    size = float(sample_sizes(workloads.hyperexponential(*branches), jnp.array([1e-9]))[0])
+    assert size == pytest.approx(100 * np.log(0.01 / 1e-9), rel=1e-4)
+
+
 # --- the stream ------------------------------------------------------------------------------------------------------
 
 

@@ -193,8 +193,7 @@ class Dreamer:
         # Dream on from some of these states.
         chosen = jax.random.permutation(start_key, b * t)[: c.starts] if c.starts else jnp.arange(b * t)
         start, start_memory = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:])[chosen], (states, memories))
-        first_continue = (1 - flat(sequence.is_terminal)[chosen]) * model.discount
-        dreams = stop_gradient(dream(networks, start, start_memory, first_continue, c.horizon, dream_key))
+        dreams = stop_gradient(dream(networks, start, start_memory, c.horizon, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
         dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]
 
@@ -333,7 +332,6 @@ def dream(
     networks: Networks,
     start: ModelState,
     recurrent: Float[Array, "n M"],
-    first_continue: Float[Array, " n"],
     horizon: int,
     key: Key[Array, ""],
 ) -> Dreams:
@@ -356,9 +354,8 @@ def dream(
     carry = start, recurrent, features
     _, (later, encoded, action, reward) = jax.lax.scan(step, carry, jax.random.split(key, horizon))
     everything = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), features, later)
-    continues = jnp.concatenate([first_continue[None], model.continues(later)])
     reward = jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
-    return Dreams(everything, action, encoded, reward, continues)
+    return Dreams(everything, action, encoded, reward, model.continues(everything))
 
 
 def lambda_returns(
