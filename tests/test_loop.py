@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +97,7 @@ def begin(folder: Path) -> RunFolder:
 
 
 def train(run: RunFolder, trainer: Walk, evaluate=position, **limits) -> loop.Outcome:
-    config = LoopConfig(**{"steps": 7 + 4 * STEPS, "evaluate_every": 2 * STEPS, "save_every": 0.0} | limits)
+    config = LoopConfig(**{"steps": 7 + 4 * STEPS, "evaluate_every": 2 * STEPS, "save_every": 1e9} | limits)
     return loop.train(trainer, config, run, ["test"], seed=5, evaluate=evaluate, quiet=True)
 
 
@@ -139,7 +140,7 @@ def test_a_resumed_run_ends_with_the_same_state_and_the_same_metrics(tmp_path):
 def test_work_after_the_last_checkpoint_is_done_again_after_a_kill(tmp_path):
     whole, killed = begin(tmp_path / "whole"), begin(tmp_path / "killed")
     train(whole, Walk())
-    train(killed, Walk(), steps=7 + 3 * STEPS)
+    train(killed, Walk(), steps=7 + 3 * STEPS, save_every=0.0)
     checkpoint.latest(killed.checkpoints).unlink()  # as if the kill had come between log and save
     train(killed, Walk())
     assert lines(killed)[:3] == lines(whole)[:3]
@@ -149,10 +150,20 @@ def test_work_after_the_last_checkpoint_is_done_again_after_a_kill(tmp_path):
 
 def test_the_learning_curve_has_a_point_at_both_ends_and_each_interval(tmp_path):
     run = begin(tmp_path / "run")
-    train(run, Walk())
+    train(run, Walk(), steps=7 + 5 * STEPS)
     evaluated = [line["step"] for line in logged(run) if "evaluation/position" in line]
-    assert evaluated == [7, 67, 127]
-    assert [line["step"] for line in logged(run)] == [7, 37, 67, 97, 127]
+    assert evaluated == [7, 67, 127, 157]
+    assert [line["step"] for line in logged(run)] == [7, 37, 67, 97, 127, 157]
+
+
+def test_the_clock_goes_on_where_it_was(tmp_path):
+    def slow(policy):
+        time.sleep(0.2)
+        return position(policy)
+
+    run = begin(tmp_path / "run")
+    train(run, Walk(), evaluate=slow, steps=7 + STEPS)
+    assert train(run, Walk(), steps=7 + 2 * STEPS).wall_seconds > 0.2
 
 
 def test_a_finished_run_returns_at_once_and_changes_nothing(tmp_path):
@@ -192,7 +203,7 @@ def test_training_without_an_end_is_refused():
 def test_a_metric_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint_before(tmp_path):
     run = begin(tmp_path / "run")
     with pytest.raises(DivergedError, match=r"walk/loss became infinite or NaN at update 8"):
-        train(run, Walk(breaks_at=8))
+        train(run, Walk(breaks_at=8), save_every=0.0)
     assert [line["step"] for line in logged(run)] == [7, 37, 67]
     assert checkpoint.latest(run.checkpoints).name == "step-000000000067.safetensors"
     step, state = loop.newest_state(Walk(), run)
