@@ -253,6 +253,15 @@ def test_rows_that_mean_nothing_teach_nothing():
         assert differ(gradient, gradient_of(agent, learner, changed(experience, ~last, vector=jnp.float32(3.0))))
 
 
+def test_memory_does_not_hear_of_the_action_after_the_end_of_an_episode():
+    env = Recall(gap=1)
+    agent = agent_for(env, memory=4)
+    learner, experience, _ = gathered(agent, env, jnp.arange(2))
+    last = experience.timestep.is_last
+    gradient = gradient_of(agent, learner, experience)
+    assert_equal(gradient, gradient_of(agent, learner, changed(experience, last, action=1 - experience.action)))
+
+
 def test_ppo_begins_where_a2c_does():
     env = Recall(gap=1)
     a2c = agent_for(env, memory=4)

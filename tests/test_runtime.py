@@ -106,7 +106,7 @@ def test_large_blocks_are_kept_after_they_are_freed():
     """Unless switched off, glibc maps a block of 128 MiB and hands it back at once."""
     (on, mapped_on, kept_on), (off, mapped_off, kept_off) = run(MALLOC), run(MALLOC, REVERIE_FAST_MALLOC="0")
     assert (on, off) == (True, False)
-    assert (mapped_on, mapped_off) == (0, 128)
+    assert mapped_on < 128 <= mapped_off
     assert kept_on >= 128 > kept_off
 
 

@@ -30,10 +30,10 @@ COMMANDS = {
 }
 
 EXAMPLES = (
-    "reverie verdict --trace conv.csv",
+    "reverie verdict",
     "reverie simulate --family hard --policy sed --policy jsq",
     "reverie train --preset cpu --minutes 10 --out runs/first",
-    "reverie compare --family hard --run runs/first",
+    "reverie compare --trace conversation-like --run runs/first",
 )
 
 _WITHOUT_JAX = {"trace"}

@@ -101,11 +101,12 @@ class Results:
             least = [row for setting in self.settings for row in bounds(setting, exam)]
             self._keep(part, played, least)
 
-    def examine_agent(self, agent: Contestant, again: bool = False) -> None:
-        """Let an agent play, unless it has, or `again`."""
+    def examine_agent(self, agent: Contestant, again: bool = False) -> bool:
+        """Let an agent play, unless it has, or `again`; returns whether it played."""
         part = f"{agent.name}-{agent.training_seed}"
-        if again or not self._is_there(part):
+        if plays := again or not self._is_there(part):
             self._keep(part, [hold(setting, [agent], self.examination.exam) for setting in self.settings])
+        return plays
 
     def tables(self) -> Tables:
         """All parts together."""

@@ -84,16 +84,17 @@ def main(arguments: Sequence[str]) -> None:
         results.examine_rules(view)
         results.watch([], view)
         trained: list[RunFolder] = []
-        judged = write_report(run, trained, results, _TITLE)
-        say(f"first pictures: {run.report}")
+        if not run.report.exists():
+            write_report(run, trained, results, _TITLE)
+            say(f"first pictures: {run.report}")
         for plan in plans:
             training = open_or_create(run.path / f"{plan.agent.name}-{plan.seed}", plan)
             train_run(plan, training, command, asked.quiet)
             trained.append(training)
             say(f"examining {plan.agent.name}, seed {plan.seed}")
             (agent,) = load_agents([training.path])
-            results.examine_agent(agent)
-            judged = write_report(run, trained, results, _TITLE)
+            if results.examine_agent(agent) and plan != plans[-1]:
+                write_report(run, trained, results, _TITLE)
         results.watch(load_agents([training.path for training in trained[: len(_SHARES)]]), view)
         judged = write_report(run, trained, results, _TITLE)
     if asked.output == "json":
