@@ -271,6 +271,7 @@ def test_train_resume_compare_evaluate_and_report(capsys):
     assert "a2c" in page
 
 
+@pytest.mark.slow
 def test_a_verdict_is_printed_reported_and_goes_on_where_it_was(capsys):
     words = ["verdict", "--minutes", "0.001", "--quiet", "--trace", "conversation-like", *EXAM]
     first = answer(capsys, *words)
