@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reverie.envs.fleet.measured import OUTAGE_HOURS, MeasuredSpeeds, draw_fleet, read_speeds, speed_paths
-from reverie.envs.fleet.traces import TraceError
+from reverie.envs.fleet.records import TraceError
 
 # Machine 7 is measured out of order; machine 3 is away for two days between its third and fourth measurement.
 RECORDING = """value,runtime,starttime,VM_id

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from reverie.envs.fleet.traces import (
-    DEFAULT_COST,
-    TokenCost,
-    Trace,
-    TraceError,
-    conversation_like,
-    describe,
-    read_trace,
-    scale_to_load,
-)
+from reverie.envs.fleet.conversation import conversation_like
+from reverie.envs.fleet.records import TraceError
+from reverie.envs.fleet.traces import DEFAULT_COST, TokenCost, Trace, describe, read_trace, scale_to_load
 from reverie.report.traces import draw_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens

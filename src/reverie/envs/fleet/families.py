@@ -7,6 +7,7 @@ The numbers are our choice: those of Redovian (2025) are not public. Park's ten 
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -37,8 +38,12 @@ def park_sizes() -> Sizes:
 
 def level(interval: float) -> TaskFamily:
     """Park's fleet and sizes under Poisson arrivals; every draw is the same task."""
-    task = fleet_task(constant_speeds(PARK_SPEEDS), workloads.poisson(interval, park_sizes()))
-    return lambda rng: task
+
+    @cache
+    def task() -> Task:  # not before it is wanted: to import this module computes nothing
+        return fleet_task(constant_speeds(PARK_SPEEDS), workloads.poisson(interval, park_sizes()))
+
+    return lambda rng: task()
 
 
 def drift(rng: np.random.Generator) -> Task:

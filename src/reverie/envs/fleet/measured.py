@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from reverie.envs.fleet.traces import Records, TraceError, read_lines, split_csv, stem
+from reverie.envs.fleet.records import Records, TraceError, read_lines, split_csv, stem
 
 OUTAGE_HOURS = 24.0
 """A machine that was not measured for longer than this was away; no path is drawn across the gap."""
