@@ -11,7 +11,7 @@ from reverie.models.rssm import RSSMConfig
 from reverie.train.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
 from reverie.train.config_json import config_from_json, config_to_json
 from reverie.train.presets import PRESETS, preset
-from reverie.train.trainers import DreamerTrainer, build
+from reverie.train.trainers import WorldTrainer, build
 
 EVERY_PRESET = [(algorithm, name) for algorithm, named in PRESETS.items() for name in named]
 
@@ -69,7 +69,7 @@ def test_an_impossible_value_is_refused_by_name(make, field):
 def test_the_pool_of_tasks_depends_on_the_seed_and_has_the_size_asked_for():
     config = replace(preset("dreamer", "cpu"), world=WorldConfig(family="continuous", tasks=3, jobs=5))
     one, same, other = (build(c) for c in (config, config, replace(config, seed=1)))
-    assert isinstance(one, DreamerTrainer)
+    assert isinstance(one, WorldTrainer)
     assert one.pool.mask.shape[0] == 3
     assert (one.pool.speed.value == same.pool.speed.value).all()
     assert (one.pool.speed.value != other.pool.speed.value).any()

@@ -14,6 +14,7 @@ from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import workload
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.models.core import Sequence
+from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.train import dreaming
@@ -24,6 +25,7 @@ TASK = fleet_task(constant_speeds([1.0, 0.5, 0.2]), workload.poisson(1.0, worklo
 POOL = stack_tasks([TASK] * 2)
 FLAT = DreamerConfig(model=PRESETS["tiny"], memory=8, units=16, layers=1, horizon=4, starts=8)
 SET = replace(FLAT, model=SetRSSMConfig(units=16, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4))
+QUEUE = replace(FLAT, model=QueueConfig(units=16, deter=8), siblings=2)
 GATHERING = DreamingConfig(streams=2, episodes=2, capacity=400, batch=2, length=8, ratio=4.0)
 
 
@@ -31,7 +33,7 @@ def agent(config: DreamerConfig = FLAT) -> Dreamer:
     return Dreamer(config, ENV.observation_spec, ENV.action_spec)
 
 
-@pytest.fixture(scope="module", params=[FLAT, SET], ids=["flat", "set"])
+@pytest.fixture(scope="module", params=[FLAT, SET, QUEUE], ids=["flat", "set", "queue"])
 def trained(request):
     """An agent, its state after 3 updates, and the jitted training function of one update."""
     a = agent(request.param)
@@ -173,7 +175,14 @@ def test_stopping_and_resuming_gives_the_same_numbers_as_not_stopping(trained, t
 def test_metrics_are_finite_and_named(trained):
     _, _, _, metrics = trained
     finite = {name for name, value in metrics.items() if np.isfinite(value).all()}
-    assert {"actor/loss", "critic/loss", "critic/replay_loss", "model/dyn", "model/reward", "dream/return"} <= finite
+    assert {
+        "actor/loss",
+        "critic/loss",
+        "critic/replay_loss",
+        "model/continue",
+        "model/reward",
+        "dream/return",
+    } <= finite
 
 
 def test_every_new_step_is_trained_on_once_while_it_is_fresh():
@@ -206,3 +215,34 @@ def test_plain_dreamer_has_no_memory_and_as_many_parameters_as_the_official_code
 def test_impossible_gathering_is_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         replace(GATHERING, **{field: value})
+
+
+def test_siblings_are_judged_by_what_they_did_and_not_by_their_luck():
+    rng = np.random.default_rng(0)
+    luck, merit = rng.normal(size=(5, 1, 3)), rng.normal(size=(5, 4, 3))
+    judged = dreamer.beyond_siblings(jnp.asarray(100 * luck + merit, jnp.float32).reshape(5, 12), 4).reshape(5, 4, 3)
+    others = (merit.sum(1, keepdims=True) - merit) / 3
+    expected = (merit - others) / np.sqrt(np.square(merit - others).mean((0, 1)))
+    np.testing.assert_allclose(judged, expected, atol=2e-4)
+    np.testing.assert_allclose(np.square(judged).mean((0, 1)), 1.0, rtol=1e-4)
+
+
+def test_siblings_share_the_luck_of_the_model_and_not_their_actions():
+    a = agent(replace(SET, siblings=2))
+    networks = a.init(jax.random.key(1)).networks
+    start = networks.model.initial(16)
+    dreams = dreamer.dream(networks, start, jnp.zeros((16, 8)), 4, 2, jax.random.key(2))
+    first, second = (jax.tree.map(lambda x, s=s: x[1, s], dreams.features.servers) for s in (slice(0, 8), slice(8, 16)))
+    same = (dreams.action[0, :8] == dreams.action[0, 8:]).tolist()
+    assert any(same)
+    assert not all(same)
+    equal = (first == second).all((-2, -1)).tolist()
+    assert equal == same, "after one step siblings differ where they acted differently, and only there"
+
+
+def test_half_precision_is_for_gpus_and_trains():
+    assert PRESETS["tiny"].dtype == ("bfloat16" if jax.default_backend() == "gpu" else "float32")
+    a = agent(replace(FLAT, model=replace(PRESETS["tiny"], precision="bfloat16")))
+    state = jax.jit(lambda key: dreaming.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
+    _, metrics = jax.jit(lambda state: dreaming.train(a, GATHERING, ENV, POOL, state, 1))(state)
+    assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))

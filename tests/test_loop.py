@@ -24,7 +24,7 @@ from reverie.train import checkpoint, loop
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import DivergedError, Interrupted, LoopConfig
 from reverie.train.run import RunFolder
-from reverie.train.trainers import DreamerTrainer
+from reverie.train.trainers import WorldTrainer
 
 STEPS = 30  # of the walk below, in one chunk
 
@@ -251,7 +251,7 @@ def test_a_resumed_dreamer_ends_with_the_same_bits(tmp_path):
         horizon=3,
         starts=4,
     )
-    trainer = DreamerTrainer(
+    trainer = WorldTrainer(
         Dreamer(config, env.observation_spec, env.action_spec),
         DreamingConfig(streams=2, episodes=2, capacity=80, batch=2, length=8, ratio=4.0),
         env,

@@ -70,7 +70,13 @@ def episode(agent="sed", jobs=40):
 
 def curves():
     for agent, seed, k in itertools.product(("a2c", "dreamer"), (0, 1), range(4)):
-        yield {"agent": agent, "training_seed": seed, "step": 1000 * k, "cpu_seconds": 2.0 * k, "response": 9.0 - k}
+        yield {
+            "agent": agent,
+            "training_seed": seed,
+            "step": 1 + 1000 * k,
+            "cpu_seconds": 2.0 * k,
+            "response": 9.0 - k,
+        }
 
 
 JUDGED = verdict(list(results("counts")))
@@ -342,6 +348,14 @@ def test_learning_curves_have_a_line_per_run_and_rules_that_can_be_read():
     low, high = np.log(axis.get_ylim())
     assert np.diff(heights).min() > 0.05 * (high - low)
     assert [text.get_text() for text in axis.texts] == ["sed", "jsq", "fpi"]
+
+
+def test_learning_curves_leave_out_what_lies_far_above_the_rules():
+    untrained = {"agent": "a2c", "training_seed": 0, "step": 5, "cpu_seconds": 1.0, "response": 1e6}
+    (axis,) = figures.learning_curves([untrained, *curves()], {"sed": 7.0}).axes
+    low, high = axis.get_ylim()
+    assert low < 6
+    assert high == pytest.approx(21)
 
 
 def test_figures_can_be_saved_for_a_readme(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import warnings
@@ -156,6 +157,36 @@ def test_a_run_is_found_again_with_its_configuration_and_no_other(tmp_path):
         RunFolder.create(path, RICH)
     with pytest.raises(FileNotFoundError, match="is not a run"):
         RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("making", ["checkpoints", "tables", "config.json"])
+def test_a_run_is_made_anew_where_a_process_was_killed_while_making_it(tmp_path, making):
+    killed_process = (
+        "import os, signal, sys; from pathlib import Path; from reverie.train.loop import LoopConfig\n"
+        "from reverie.train.run import RunFolder\n"
+        "def kill(event, arguments):\n"
+        "    if event in ('os.mkdir', 'os.rename') and Path(arguments[0]).name == sys.argv[2]:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
+        "RunFolder.create(Path(sys.argv[1]), LoopConfig())"
+    )
+    path = tmp_path / "run"
+    ended = subprocess.run([sys.executable, "-c", killed_process, str(path), making], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert path.is_dir()
+    assert not (path / "config.json").exists()
+    train(RunFolder.create(path, Config()), 10)
+    unbroken = RunFolder.create(tmp_path / "unbroken", Config())
+    train(unbroken, 10)
+    assert {file.name for file in path.iterdir()} == {file.name for file in unbroken.path.iterdir()}
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "notes").touch()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        RunFolder.create(tmp_path, Config())
+    assert {path.name for path in tmp_path.iterdir()} == {"tables", "notes"}
 
 
 def test_each_writing_process_is_on_record(tmp_path):

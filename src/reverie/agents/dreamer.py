@@ -8,7 +8,7 @@ episodes of a trial, so that the policy adapts without a gradient step. Any `Wor
 Axes: B streams or sequences, T replayed steps, H imagined steps, n dreams, A actions, M memory units.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,6 +47,9 @@ class DreamerConfig:
     """Steps of a dream (H)."""
     starts: int = 0
     """How many replayed states dreams begin from, drawn anew each update; 0 is all of them, as published."""
+    siblings: int = 1
+    """Dreams from each start. Several share the luck of the model, and each action is judged by how much better its
+    dream went than its siblings, in units of how much they differ; 1 judges by the critic alone, as published."""
     discount_lambda: float = 0.95
     """Weight of longer returns against the critic's word (lambda)."""
     entropy: float = 3e-4
@@ -68,7 +71,7 @@ class DreamerConfig:
         for name in ("memory", "starts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"DreamerConfig: {name} must not be negative, got {getattr(self, name)}")
-        for name in ("units", "layers", "horizon", "reward_scale"):
+        for name in ("units", "layers", "horizon", "siblings", "reward_scale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"DreamerConfig: {name} must be positive, got {getattr(self, name)}")
         for name in ("discount_lambda", "unimix", "slow_rate", "scale_rate"):
@@ -192,8 +195,9 @@ class Dreamer:
 
         # Dream on from some of these states.
         chosen = jax.random.permutation(start_key, b * t)[: c.starts] if c.starts else jnp.arange(b * t)
-        start, start_memory = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:])[chosen], (states, memories))
-        dreams = stop_gradient(dream(networks, start, start_memory, c.horizon, dream_key))
+        family = jnp.tile(chosen, c.siblings)
+        start, start_memory = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:])[family], (states, memories))
+        dreams = stop_gradient(dream(networks, start, start_memory, c.horizon, c.siblings, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
         dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]
 
@@ -211,8 +215,11 @@ class Dreamer:
         # Act better (REINFORCE), and judge better.
         acted = but_last(dreams.features), dreamt[:-1]
         policy = networks.actor(*acted)
-        scale = jnp.maximum(1.0, learner.high - learner.low)
-        advantage = (returns - worth[:-1]) / scale
+        surprise = returns - worth[:-1]
+        if c.siblings > 1:
+            advantage = beyond_siblings(surprise, c.siblings)
+        else:
+            advantage = surprise / jnp.maximum(1.0, learner.high - learner.low)
         entropy = policy.entropy()
         actor_loss = -(weight * (policy.log_prob(dreams.action) * advantage + c.entropy * entropy)).mean()
         slow_worth = learner.slow_critic(*stop_gradient(acted)).mean()
@@ -221,7 +228,8 @@ class Dreamer:
 
         # Judge reality by the same critic. Where no dream began, the critic's own word stands for the dream's return.
         real = networks.critic(features, memories)  # [B, T]
-        bootstrap = flat(stop_gradient(real.mean())).at[chosen].set(returns[0]).reshape(b, t)
+        dreamt_of = returns[0].reshape(c.siblings, -1).mean(0)
+        bootstrap = flat(stop_gradient(real.mean())).at[chosen].set(dreamt_of).reshape(b, t)
         real_returns = replay_returns(sequence, bootstrap, model.discount, c.discount_lambda)  # [B, T - 1]
         slow_real = stop_gradient(learner.slow_critic(features, memories).mean())[:, :-1]
         before = TwoHot(real.logits[:, :-1])
@@ -333,17 +341,23 @@ def dream(
     start: ModelState,
     recurrent: Float[Array, "n M"],
     horizon: int,
+    siblings: int,
     key: Key[Array, ""],
 ) -> Dreams:
-    """Follow the policy inside the model for `horizon` steps from each of n states."""
+    """Follow the policy inside the model for `horizon` steps from each of n states.
+
+    Those are `siblings` times the same states, one set after the other. Siblings draw their own actions, but what the
+    model draws at a step is decided by the same random numbers in all of them.
+    """
     model, spec = networks.model, networks.actor.spec
+    imagine = in_families(model.imagine, siblings) if siblings > 1 else model.imagine
 
     def step(carry, key):
         state, recurrent, features = carry
         action_key, model_key = jax.random.split(key)
         action = networks.actor(features, recurrent).sample(action_key)
         encoded = encode_action(spec, action)
-        state = model.imagine(state, encoded, model_key)
+        state = imagine(state, encoded, model_key)
         features = model.features(state)
         reward = model.reward(features)
         told = memory_inputs(features, encoded, reward, jnp.zeros(reward.shape, bool))
@@ -356,6 +370,30 @@ def dream(
     everything = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), features, later)
     reward = jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
     return Dreams(everything, action, encoded, reward, model.continues(everything))
+
+
+def in_families(imagine: Callable[..., ModelState], siblings: int) -> Callable[..., ModelState]:
+    """`imagine` for n states that are `siblings` sets one after the other, with the same luck in each."""
+
+    def together(state: ModelState, action: Float[Array, "n A"], key: Key[Array, ""]) -> ModelState:
+        sets = jax.tree.map(lambda x: x.reshape(siblings, -1, *x.shape[1:]), (state, action))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(imagine, (0, 0, None))(*sets, key))
+
+    return together
+
+
+def beyond_siblings(surprise: Float[Array, "H n"], siblings: int) -> Float[Array, "H n"]:
+    """How much more each dream went beyond its critic's word than its siblings did, over the spread within the family.
+
+    What happens to all siblings alike, such as a burst of jobs, is no merit of an action. An input-dependent baseline
+    (Mao et al. 2019, arXiv 1807.02264) takes it off: siblings act independently, so the average of the others is a
+    baseline that the action cannot influence. The spread makes light and heavy loads count alike; being divided by
+    that of the own family is GRPO's (Shao et al. 2024, arXiv 2402.03300).
+    """
+    families = surprise.reshape(surprise.shape[0], siblings, -1)  # [H, siblings, starts]
+    beyond = (families - families.mean(1, keepdims=True)) * (siblings / (siblings - 1))
+    spread = jnp.sqrt(jnp.square(beyond).mean((0, 1), keepdims=True))
+    return (beyond / (spread + 1e-8)).reshape(surprise.shape)
 
 
 def lambda_returns(

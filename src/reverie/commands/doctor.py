@@ -16,10 +16,8 @@ from reverie.commands.verdict import VerdictConfig
 _ROOM = 2e9
 """Bytes of memory and of disk that the main job may need."""
 
-_UPDATES_PER_GFLOP = 0.016
-"""Dreamer's updates (preset `cpu`) per 1e9 operations of matrix products in the same time; measured on 2 cores."""
 _OVERHEAD = 600.0
-"""Minutes x GFLOP/s that the main job takes beside training: compilation, examinations, pages; measured likewise."""
+"""Minutes x GFLOP/s that the main job takes beside training: compilation, examinations, pages; measured on 2 cores."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,7 @@ def examine(folder: Path) -> list[Finding]:
     from reverie.train.versions import versions
 
     gflops = gemm_gflops()
-    training = VerdictConfig().training_minutes
-    updates = 60 * training["dreamer"] * gflops * _UPDATES_PER_GFLOP
-    minutes = sum(training.values()) + _OVERHEAD / gflops
+    training = sum(plan.loop.minutes or 0.0 for plan in VerdictConfig().plans(0))
     return [
         *(
             Finding(name.replace("_", " "), "unknown" if value is None else str(value))
@@ -79,7 +75,7 @@ def examine(folder: Path) -> list[Finding]:
         Finding("compiled programs", f"kept in {prepared.compile_cache}" if prepared.compile_cache else "not kept"),
         Finding("freed memory", "kept by the C library (faster)" if prepared.fast_malloc else "given back at once"),
         Finding("matrix products, float32", f"{gflops:,.0f} GFLOP/s"),
-        Finding("main job", f"about {minutes:.0f} minutes, with {updates:,.0f} updates of Dreamer"),
+        Finding("main job", f"at most about {training + _OVERHEAD / gflops:.0f} minutes"),
     ]
 
 

@@ -76,7 +76,7 @@ def training_table(trained: Sequence[RunFolder]) -> TextTable:
     for run in trained:
         config, last = run.config(TrainConfig), run.metrics()[-1]
         cost = f"{last['cpu_seconds'] / 60:.1f}", f"{last['wall_seconds'] / 60:.1f}"
-        rows.append([config.agent.name, str(config.seed), f"{last['step']:,.0f}", f"{last['updates']:,.0f}", *cost])
+        rows.append([config.name, str(config.seed), f"{last['step']:,.0f}", f"{last['updates']:,.0f}", *cost])
     return TextTable(
         title="Training",
         columns=["agent", "seed", "environment steps", "updates", "CPU minutes", "minutes"],
@@ -92,13 +92,14 @@ def has_learned(run: RunFolder) -> bool:
 
 
 def learning_section(trained: Sequence[RunFolder]) -> Section:
-    """Learning curves over CPU time, beside the rules that are best on the same episodes."""
+    """Learning curves over CPU time and over environment steps, beside the rules that are best on the same episodes."""
     curves = [
         {
-            "agent": (config := run.config(TrainConfig)).agent.name,
+            "agent": (config := run.config(TrainConfig)).name,
             "training_seed": config.seed,
             "response": line["evaluation/response"],
             "cpu_seconds": line["cpu_seconds"],
+            "step": line["step"],
         }
         for run in trained
         for line in run.metrics()
@@ -110,8 +111,11 @@ def learning_section(trained: Sequence[RunFolder]) -> Section:
         "Mean response time on the same few episodes while training went on, one line per run; dashed are the best of "
         "the classical rules there. Training takes place in the family that the configuration names."
     )
-    figure = figures.learning_curves(curves, shown, x="cpu_seconds")
-    return Section("Learning", pictures=[Picture(figure, caption)], tables=[training_table(trained)])
+    pictures = [
+        Picture(figures.learning_curves(curves, shown, "cpu_seconds"), caption),
+        Picture(figures.learning_curves(curves, shown, "step"), "The same over the jobs dispatched in training."),
+    ]
+    return Section("Learning", pictures=pictures, tables=[training_table(trained)])
 
 
 def trace_section(trace: Trace) -> Section:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from reverie.envs.fleet.traces import Trace, conversation_like, read_trace
+from reverie.envs.fleet.conversation import conversation_like
+from reverie.envs.fleet.traces import Trace, read_trace
 
 BUILT_IN = "conversation-like"
 """Stands for a trace with the published statistics of Azure's conversation trace."""

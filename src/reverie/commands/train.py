@@ -12,6 +12,7 @@ from reverie.commands.training import train_run
 from reverie.train.config import TrainConfig
 from reverie.train.presets import Algorithm, Preset, preset
 from reverie.train.run import RunFolder
+from reverie.train.trainers import build
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def parse(arguments: Sequence[str]) -> Train:
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     choice, config = asked.choice, asked.config
-    out = choice.out or Path("runs") / f"{config.agent.name}-{config.seed}"
+    out = choice.out or Path("runs") / f"{config.name}-{config.seed}"
+    trainer = build(config)  # a mistake in the configuration should leave no folder behind
     run = RunFolder.open(out, config) if choice.resume else RunFolder.create(out, config)
-    train_run(config, run, ["reverie", "train", *arguments], choice.quiet)
+    train_run(config, trainer, run, ["reverie", "train", *arguments], choice.quiet)
     say(f"the run: {run.path}")

@@ -13,7 +13,7 @@ from reverie.train import loop
 from reverie.train.config import TrainConfig
 from reverie.train.loop import Outcome
 from reverie.train.run import RunFolder
-from reverie.train.trainers import build
+from reverie.train.trainers import WorldTrainer, build
 
 CURVE_RULES = "curve_rules.csv"
 """In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""
@@ -21,8 +21,10 @@ CURVE_RULES = "curve_rules.csv"
 _SHOWN = ("episode/return", "evaluation/ratio", "model/reward", "actor/loss", "actor/entropy", "critic/loss")
 
 
-def train_run(config: TrainConfig, run: RunFolder, command: Sequence[str], quiet: bool = False) -> Outcome:
-    """Train, or go on training, until the configuration says stop."""
+def train_run(
+    config: TrainConfig, trainer: WorldTrainer, run: RunFolder, command: Sequence[str], quiet: bool = False
+) -> Outcome:
+    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`."""
 
     @cache
     def curve() -> LearningCurve:  # only where there is something to train: the rules take some seconds
@@ -34,10 +36,8 @@ def train_run(config: TrainConfig, run: RunFolder, command: Sequence[str], quiet
     def evaluate(policy: Policy) -> dict[str, float]:
         return curve()(policy)
 
-    title = f"training {config.agent.name}, seed {config.seed}"
-    return loop.train(
-        build(config), config.loop, run, command, config.seed, evaluate, title=title, shown=_SHOWN, quiet=quiet
-    )
+    title = f"training {config.name}, seed {config.seed}"
+    return loop.train(trainer, config.loop, run, command, config.seed, evaluate, title=title, shown=_SHOWN, quiet=quiet)
 
 
 def load_agents(folders: Sequence[Path]) -> list[Contestant]:
@@ -55,8 +55,8 @@ def load_agents(folders: Sequence[Path]) -> list[Contestant]:
     settings = [replace(config, seed=0) for config in configs]
     contestants = []
     for run, config, setting in zip(runs, configs, settings, strict=True):
-        rivals = {other for other in settings if other.agent.name == config.agent.name}
-        name = config.agent.name if len(rivals) == 1 else folders[settings.index(setting)].name
+        rivals = {other for other in settings if other.name == config.name}
+        name = config.name if len(rivals) == 1 else folders[settings.index(setting)].name
         trainer = build(config)
         _, state = loop.newest_state(trainer, run)
         policy, world = trainer.policy(state), config.world

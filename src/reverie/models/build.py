@@ -6,10 +6,11 @@ from jaxtyping import Array, Key
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import WorldModel
+from reverie.models.queue import QueueConfig, QueueModel
 from reverie.models.rssm import RSSM, RSSMConfig
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 
-ModelConfig = RSSMConfig | SetRSSMConfig
+ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig
 
 
 def build_model(
@@ -21,3 +22,5 @@ def build_model(
             return RSSM(config, observation_spec, actions, key=key)
         case SetRSSMConfig():
             return SetRSSM(config, observation_spec, actions, key=key)
+        case QueueConfig():
+            return QueueModel(config, observation_spec, actions, key=key)

@@ -59,8 +59,9 @@ class RSSMConfig:
     """Weight of the loss that moves the posterior towards the prior."""
     horizon: float = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead; the continue head learns it with the ends of episodes."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computations: bfloat16 on a GPU; parameters, norms and losses stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the computations; `auto` is bfloat16 on a GPU and float32 elsewhere. Parameters, norms and losses stay
+    float32."""
 
     def __post_init__(self):
         least = {"units": 1, "stoch": 1, "blocks": 1, "encoder_layers": 1, "decoder_layers": 1}
@@ -79,6 +80,13 @@ class RSSMConfig:
             raise ValueError(f"RSSM unimix must lie in [0, 1), got {self.unimix}")
         if not self.horizon > 1:
             raise ValueError(f"RSSM horizon must be more than 1 step, got {self.horizon}")
+
+    @property
+    def dtype(self) -> str:
+        """Type of the computations on this machine."""
+        if self.precision == "auto":
+            return "bfloat16" if jax.default_backend() == "gpu" else "float32"
+        return self.precision
 
     @property
     def deter_size(self) -> int:

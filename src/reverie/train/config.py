@@ -3,6 +3,7 @@
 The settings of an algorithm are defined beside it; here they are put together. Named settings are in `presets.py`.
 """
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -30,9 +31,11 @@ class DreamerRun:
     """How experience is gathered and replayed."""
     chunk: int = 20
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
+    averaging: float = 1.0
+    """Rate at which the weights that are judged follow those in training, after each chunk; 1 judges the latter."""
 
     def __post_init__(self):
-        _check_chunk(self.chunk)
+        _check_chunks(self.chunk, self.averaging)
 
     @property
     def name(self) -> str:
@@ -49,9 +52,11 @@ class OnPolicyRun:
     """How experience is gathered."""
     chunk: int = 500
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
+    averaging: float = 1.0
+    """Rate at which the weights that are judged follow those in training, after each chunk; 1 judges the latter."""
 
     def __post_init__(self):
-        _check_chunk(self.chunk)
+        _check_chunks(self.chunk, self.averaging)
 
     @property
     def name(self) -> str:
@@ -110,10 +115,19 @@ class TrainConfig:
     """How it is evaluated on the way."""
     seed: int = 0
     """Of everything random in training."""
+    label: str | None = None
+    """What tables call the agent; None is the name of its algorithm."""
 
     def __post_init__(self):
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.label is not None and not re.fullmatch(r"[\w.+-]+", self.label):
+            raise ValueError(f"label names files: give it letters, digits and . + - _ only, got {self.label!r}")
+
+    @property
+    def name(self) -> str:
+        """What tables call the agent."""
+        return self.label or self.agent.name
 
 
 def stream_seed(seed: int, purpose: str) -> int:
@@ -121,6 +135,8 @@ def stream_seed(seed: int, purpose: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
 
 
-def _check_chunk(chunk: int) -> None:
+def _check_chunks(chunk: int, averaging: float) -> None:
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 update, got {chunk}")
+    if not 0 < averaging <= 1:
+        raise ValueError(f"averaging must lie in (0, 1], got {averaging}")

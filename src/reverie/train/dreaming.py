@@ -61,6 +61,11 @@ class DreamingConfig:
         """Environment steps, over all streams, for one update."""
         return self.steps * self.streams
 
+    @property
+    def first_steps(self) -> int:
+        """Environment steps, over all streams, before the first update."""
+        return (self.length + 1) * self.streams
+
 
 class Row(NamedTuple):
     """What replay keeps of one step."""

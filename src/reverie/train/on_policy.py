@@ -45,6 +45,11 @@ class OnPolicyConfig:
         """Environment steps, over all streams, for one update."""
         return self.streams * self.steps
 
+    @property
+    def first_steps(self) -> int:
+        """Environment steps before the first update: none."""
+        return 0
+
 
 class OnPolicy(NamedTuple):
     """Everything that training changes."""

@@ -1,10 +1,13 @@
 """Named settings, one for each algorithm and purpose; every value that is not a default of its dataclass stands here.
 
-`cpu` is small and fast on two cores. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it is public: DreamerV3's
-published values at its smallest size, and a recurrent policy of 256 units.
+`cpu` is small and fast on two cores; its Dreamer knows what a queue is (`models/queue.py`) and sees the fleet in full.
+`learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
+by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
+is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -13,6 +16,7 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.models import rssm
+from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
@@ -20,9 +24,22 @@ from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo"]
-Preset = Literal["cpu", "paper"]
+Preset = Literal["cpu", "learned", "paper"]
 
 _CPU_WORLD = WorldConfig(family="levels", jobs=250)
+_CPU_LOOP = LoopConfig(steps=200_000, evaluate_every=10_000)
+_CPU_EXPERIENCE = DreamingConfig(length=32, ratio=4.0, capacity=50_000)
+_CPU_DREAMER = DreamerConfig(
+    model=QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200),
+    layers=2,
+    horizon=64,
+    starts=8,
+    siblings=8,
+    discount_lambda=1.0,
+    entropy=3e-3,
+    reward_scale=1 / PARK_MEAN_SIZE,
+)
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
@@ -30,18 +47,18 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
         "dreamer": MappingProxyType(
             {
                 "cpu": TrainConfig(
+                    agent=DreamerRun(algorithm=_CPU_DREAMER, experience=_CPU_EXPERIENCE, averaging=0.2),
+                    world=_CPU_WORLD,
+                    loop=_CPU_LOOP,
+                ),
+                "learned": TrainConfig(
                     agent=DreamerRun(
-                        algorithm=DreamerConfig(
-                            model=SetRSSMConfig(),
-                            optimiser=OptimiserConfig(learning_rate=5e-4, warmup=200),
-                            layers=2,
-                            starts=64,
-                            reward_scale=1 / PARK_MEAN_SIZE,
-                        ),
-                        experience=DreamingConfig(length=32, ratio=4.0, capacity=50_000),
+                        algorithm=replace(_CPU_DREAMER, model=SetRSSMConfig(), horizon=15, discount_lambda=0.95),
+                        experience=_CPU_EXPERIENCE,
+                        averaging=0.2,
                     ),
                     world=_CPU_WORLD,
-                    loop=LoopConfig(steps=200_000, evaluate_every=10_000),
+                    loop=_CPU_LOOP,
                 ),
                 "paper": TrainConfig(
                     agent=DreamerRun(algorithm=DreamerConfig(model=rssm.PRESETS["size1m"], memory=256)),
@@ -52,14 +69,14 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
         "a2c": MappingProxyType(
             {
                 "cpu": TrainConfig(
-                    agent=OnPolicyRun(algorithm=A2CConfig()), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
+                    agent=OnPolicyRun(algorithm=A2CConfig(), averaging=0.2), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
                 ),
             }
         ),
         "ppo": MappingProxyType(
             {
                 "cpu": TrainConfig(
-                    agent=OnPolicyRun(algorithm=PPOConfig()), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
+                    agent=OnPolicyRun(algorithm=PPOConfig(), averaging=0.2), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
                 ),
             }
         ),

@@ -41,7 +41,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Any) -> "RunFolder":
-        """Make the folder of a new run; `path` must not exist or be empty.
+        """Make the folder of a new run; `path` must not exist, or be empty, or hold what a killed `create` left there.
 
         Raises:
             FileExistsError: something is there already.
@@ -50,13 +50,15 @@ class RunFolder:
         data = config_to_json(config)
         if config_to_json(config_from_json(type(config), data)) != data:
             raise ValueError(f"the configuration {type(config).__name__} does not survive being written and read back")
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise FileExistsError(f"{path} is not empty; resume the run that is there, or choose another folder")
         run = cls(path)
-        run.checkpoints.mkdir()
-        run.tables.mkdir()
-        write_text(path / "config.json", _dump(data))
+        path.mkdir(parents=True, exist_ok=True)
+        # What a kill leaves behind here is no run yet.
+        unfinished = {run.checkpoints, run.tables, *path.glob(".config.json.*.partial")}
+        if not unfinished.issuperset(path.iterdir()):
+            raise FileExistsError(f"{path} is not empty; resume the run that is there, or choose another folder")
+        for folder in (run.checkpoints, run.tables):
+            folder.mkdir(exist_ok=True)
+        write_text(path / "config.json", _dump(data))  # last, as it makes the folder a run
         return run
 
     @classmethod

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from reverie.agents.a2c import A2C, A2CConfig
-from reverie.agents.actor_critic import ActorCriticPolicy
-from reverie.agents.dreamer import Dreamer, DreamerPolicy
+from reverie.agents.dreamer import Dreamer
 from reverie.agents.ppo import PPO
 from reverie.envs.core import Environment, Task
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
+from reverie.models.queue import QueueConfig
+from reverie.policies.core import Policy
 from reverie.train import dreaming, on_policy
 from reverie.train.config import DreamerRun, TrainConfig, stream_seed
 from reverie.train.dreaming import DreamingConfig
@@ -24,25 +25,29 @@ from reverie.train.on_policy import OnPolicyConfig
 
 
 class InWorld(NamedTuple):
-    """What an algorithm changes, and the tasks that its trials are drawn from: data, so that seeds share a program."""
+    """What training changes, and the tasks that trials are drawn from: data, so that seeds share a program."""
 
     learning: PyTree
+    averaged: PyTree
+    """The networks' weights, averaged over the last chunks: they act when the agent is judged."""
     pool: Task
 
 
 @dataclass(frozen=True)
-class DreamerTrainer:
-    """Dreamer in a world; a `Trainer`."""
+class WorldTrainer:
+    """An algorithm in a world; a `Trainer`."""
 
-    agent: Dreamer
-    config: DreamingConfig
+    agent: Dreamer | A2C | PPO
+    config: DreamingConfig | OnPolicyConfig
     env: Environment
     pool: Task
     updates: int
+    averaging: float = 1.0
+    """Rate at which the averaged weights follow those in training, each chunk; 1 is the weights of now."""
 
     @property
     def first_steps(self) -> int:
-        return (self.config.length + 1) * self.config.streams
+        return self.config.first_steps
 
     @property
     def env_steps(self) -> int:
@@ -51,61 +56,49 @@ class DreamerTrainer:
     def init(self, key: Key[Array, ""]) -> InWorld:
         return jax.jit(self._init)(key, self.pool)
 
-    def _init(self, key: Key[Array, ""], pool: Task) -> InWorld:
-        return InWorld(dreaming.init(self.agent, self.config, self.env, pool, key), jax.tree.map(jnp.copy, pool))
-
     def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, " U"]]]:
-        learning, metrics = dreaming.train(self.agent, self.config, self.env, state.pool, state.learning, self.updates)
-        return InWorld(learning, state.pool), metrics
+        learning, metrics = self._way.train(self.agent, self.config, self.env, state.pool, state.learning, self.updates)
+        rate = self.averaging
+        averaged = jax.tree.map(
+            lambda old, new: (1 - rate) * old + rate * new, state.averaged, learning.learner.networks
+        )
+        return InWorld(learning, averaged, state.pool), metrics
 
-    def policy(self, state: InWorld, greedy: bool = True) -> DreamerPolicy:
-        return self.agent.policy(state.learning.learner.networks, greedy)
-
-
-@dataclass(frozen=True)
-class OnPolicyTrainer:
-    """A2C or PPO in a world; a `Trainer`."""
-
-    agent: A2C | PPO
-    config: OnPolicyConfig
-    env: Environment
-    pool: Task
-    updates: int
-
-    @property
-    def first_steps(self) -> int:
-        return 0
-
-    @property
-    def env_steps(self) -> int:
-        return self.updates * self.config.env_steps
-
-    def init(self, key: Key[Array, ""]) -> InWorld:
-        return jax.jit(self._init)(key, self.pool)
+    def policy(self, state: InWorld, greedy: bool = True) -> Policy:
+        return self.agent.policy(state.averaged, greedy)
 
     def _init(self, key: Key[Array, ""], pool: Task) -> InWorld:
-        return InWorld(on_policy.init(self.agent, self.config, self.env, pool, key), jax.tree.map(jnp.copy, pool))
+        learning = self._way.init(self.agent, self.config, self.env, pool, key)
+        # Buffers of their own, so that training may be given them.
+        averaged, pool = jax.tree.map(jnp.copy, (learning.learner.networks, pool))
+        return InWorld(learning, averaged, pool)
 
-    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, " U"]]]:
-        learning, metrics = on_policy.train(self.agent, self.config, self.env, state.pool, state.learning, self.updates)
-        return InWorld(learning, state.pool), metrics
-
-    def policy(self, state: InWorld, greedy: bool = True) -> ActorCriticPolicy:
-        return self.agent.policy(state.learning.learner.networks, greedy)
+    @property
+    def _way(self):
+        """The module that says how this algorithm gathers experience and learns from it."""
+        return dreaming if isinstance(self.config, DreamingConfig) else on_policy
 
 
-def build(config: TrainConfig) -> DreamerTrainer | OnPolicyTrainer:
+def build(config: TrainConfig) -> WorldTrainer:
     """The trainer that a configuration describes, with its tasks drawn.
 
     Raises:
-        ValueError: the agent cannot read what the view shows.
+        ValueError: the agent cannot read what the view shows, or make nothing of the rewards.
     """
-    world = config.world
+    world, run = config.world, config.agent
     pool = draw_tasks(family(world.family), world.tasks, stream_seed(config.seed, "training tasks"))
     env = FleetEnv(pool.mask.shape[-1], world.jobs, world.view, world.reward)
     specs = env.observation_spec, env.action_spec
-    run = config.agent
     if isinstance(run, DreamerRun):
-        return DreamerTrainer(Dreamer(run.algorithm, *specs), run.experience, env, pool, run.chunk)
-    agent = A2C(run.algorithm, *specs) if isinstance(run.algorithm, A2CConfig) else PPO(run.algorithm, *specs)
-    return OnPolicyTrainer(agent, run.experience, env, pool, run.chunk)
+        model = run.algorithm.model
+        if isinstance(model, QueueConfig) and model.rewards == "response" and world.reward != "admission":
+            raise ValueError(
+                f"the queue model takes rewards for response times, and reward is {world.reward!r}: "
+                "give the model rewards `any`, or the world reward `admission`"
+            )
+        agent = Dreamer(run.algorithm, *specs)
+    else:
+        agent = A2C(run.algorithm, *specs) if isinstance(run.algorithm, A2CConfig) else PPO(run.algorithm, *specs)
+    trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
+    jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
+    return trainer

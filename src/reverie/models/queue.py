@@ -1,0 +1,252 @@
+"""A world model that knows what a queue is, and learns what nobody can know: which jobs will come, and when.
+
+A backlog grows by the job placed on its server and falls with the server's speed (Lindley 1952), and a job's response
+time follows from both; so much need not be learned, and dreams of it are exact. A recurrent state over the jobs so far
+predicts size and gap of the next, as two discrete tokens. Dreams may therefore be long, and are full of jobs like those
+seen. MetaDreamer (arXiv 2311.06673) likewise puts known physics into its decoder; this form of it is our choice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from reverie.envs.core import ArraySpec
+from reverie.models.core import Features, Sequence
+from reverie.models.encoders import Entries
+from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
+from reverie.nn.layers import GRU, Dense, Head
+
+_BINS = 64
+"""Classes of a token: 0 is exactly 0, the others divide [unit / e^8, unit e^8] evenly on a logarithmic scale."""
+_HIGHEST = 8.0
+_WIDTH = 2 * _HIGHEST / (_BINS - 1)
+_SLOWEST = 1e-3
+"""The speed that a server which stands still is taken to have: a job given to it waits long, but not for ever."""
+
+
+@dataclass(frozen=True)
+class QueueConfig:
+    """Sizes of the model, and what it is told."""
+
+    units: int = 64
+    """Width of all hidden layers."""
+    deter: int = 64
+    """Width of the recurrent state."""
+    unit: float = 300.0
+    """Work of a usual job, and a usual time: what networks read is measured in it."""
+    rewards: Literal["response", "any"] = "response"
+    """`response`: rewards are minus a price times the response time of the job just placed, which is the fleet's
+    `admission`; only the price is learned. `any`: rewards are learned from what is seen."""
+    horizon: float = 333.0
+    """Steps that the discount 1 - 1 / horizon looks ahead."""
+
+    def __post_init__(self):
+        for name in ("units", "deter"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"QueueModel {name} must be at least 1, got {getattr(self, name)}")
+        if not self.unit > 0:
+            raise ValueError(f"QueueModel unit must be greater than 0, got {self.unit}")
+        if not self.horizon > 1:
+            raise ValueError(f"QueueModel horizon must be more than 1 step, got {self.horizon}")
+
+    @property
+    def discount(self) -> float:
+        return 1 - 1 / self.horizon
+
+
+class QueueState(NamedTuple):
+    """What is known of the servers and the job that waits, and a memory of the jobs before it."""
+
+    deter: Float[Array, "*B D"]
+    """Made from all jobs but the one that waits."""
+    backlog: Float[Array, "*B N"]
+    speed: Float[Array, "*B N"]
+    mask: Bool[Array, "*B N"]
+    size: Float[Array, "*B"]
+    """Of the job that waits."""
+    gap: Float[Array, "*B"]
+    """Time between its arrival and the one before."""
+    response: Float[Array, "*B"]
+    """Response time of the job placed last, 0 where there was none."""
+
+
+class QueueModel(eqx.Module):
+    """A `WorldModel` for observations that show true work and speeds: the fleet's view `full`."""
+
+    job_layer: Dense
+    gru: GRU
+    size_head: Head
+    gap_head: Head
+    price: Float[Array, ""]
+    """Logarithm of what a `unit` of response time costs."""
+    reward_head: Head | None
+    continue_head: Head
+    config: QueueConfig = eqx.field(static=True)
+    entries: Entries = eqx.field(static=True)
+
+    def __init__(
+        self, config: QueueConfig, observation_spec: Mapping[str, ArraySpec], actions: int, *, key: Key[Array, ""]
+    ):
+        """Errors: ValueError where an observation is not (backlog, speed) of each server and (size, gap) of a job, or
+        where there is not one action for each server."""
+        self.config, self.entries = config, Entries.of(observation_spec)
+        shapes = [[entry.shape for _, entry in kind] for kind in (self.entries.servers, self.entries.vectors)]
+        if shapes != [[(actions, 2)], [(2,)]] or self.entries.images:
+            raise ValueError(
+                "QueueModel reads (backlog, speed) of each server, (size, gap) of one job, and takes one action for "
+                f"each server, which is a fleet's view `full`; got {dict(observation_spec)} and {actions} actions. "
+                "SetRSSM reads any view that shows servers one by one (`reverie train --preset learned`), RSSM anything"
+            )
+        c, (layer_key, gru_key, size_key, gap_key, reward_key, continue_key) = config, jax.random.split(key, 6)
+        context = c.deter + 3
+        self.job_layer = Dense(2, c.units, key=layer_key)
+        self.gru = GRU(c.units, c.deter, key=gru_key)
+        self.size_head, self.gap_head = (_token_head(c, k) for k in (size_key, gap_key))
+        self.price = jnp.zeros(())
+        self.reward_head = None
+        if c.rewards == "any":
+            self.reward_head = Head(context, TwoHot.BINS, c.units, 2, scale=0.0, key=reward_key)
+        self.continue_head = Head(context, 1, c.units, 1, key=continue_key)
+
+    @property
+    def discount(self) -> float:
+        return self.config.discount
+
+    def initial(self, batch: int) -> QueueState:
+        n = self.entries.servers[0][1].shape[0]
+        each, nothing = jnp.zeros((batch, n)), jnp.zeros((batch,))
+        deter = jnp.zeros((batch, self.config.deter))
+        return QueueState(deter, each, each, jnp.ones((batch, n), bool), nothing, nothing, nothing)
+
+    def observe(
+        self,
+        state: QueueState,
+        observation: dict[str, Array],
+        action: Float[Array, "B T A"],
+        is_first: Bool[Array, "B T"],
+        key: Key[Array, ""],
+    ) -> QueueState:
+        """What is seen is known; nothing is drawn, and `key` is not used."""
+        (servers, _), (job, _) = self.entries.servers[0], self.entries.vectors[0]
+        mask = jnp.broadcast_to(self.entries.present(observation, servers), action.shape)
+        backlog, speed = (jnp.where(mask, observation[servers][..., i], 0.0) for i in range(2))
+        size, gap = (observation[job][..., i] for i in range(2))
+
+        def previous(first: Array, rest: Array) -> Array:  # [B, ...], [B, T, ...] -> [B, T, ...]
+            earlier = jnp.concatenate([first[:, None], rest[:, :-1]], 1)
+            return jnp.where(is_first.reshape(*is_first.shape, *[1] * (rest.ndim - 2)), 0.0, earlier)
+
+        last_size, last_gap = previous(state.size, size), previous(state.gap, gap)
+        response = _response(previous(state.backlog, backlog), previous(state.speed, speed), last_size, action)
+        inputs = self.gru.project(self._read_job(last_size, last_gap))
+
+        def step(h, now):
+            row, begins = now
+            h = self.gru.step(jnp.where(begins[:, None], 0.0, h), row)
+            return h, h
+
+        _, deter = jax.lax.scan(step, state.deter, (_swap(inputs), _swap(is_first)))
+        return QueueState(_swap(deter), backlog, speed, mask, size, gap, jnp.where(is_first, 0.0, response))
+
+    def imagine(self, state: QueueState, action: Float[Array, "B A"], key: Key[Array, ""]) -> QueueState:
+        """Speeds stay as they were last seen; of the next job, size and gap are drawn."""
+        deter = self.gru(state.deter, self._read_job(state.size, state.gap))
+        size, gap = (
+            self._draw(head(deter), jax.random.uniform(k, (2, *state.size.shape)))
+            for head, k in zip((self.size_head, self.gap_head), jax.random.split(key), strict=True)
+        )
+        response = _response(state.backlog, state.speed, state.size, action)
+        work = state.backlog + action * state.size[..., None]
+        backlog = jnp.maximum(0.0, work - state.speed * gap[..., None])
+        return QueueState(deter, backlog, state.speed, state.mask, size, gap, response)
+
+    def features(self, state: QueueState) -> Features:
+        """One row per server: backlog, speed, waiting time, the job's service time, their sum, and whether it is idle.
+        The context: the job, the response time of the one before, and the recurrent state."""
+        unit = self.config.unit
+        speed = jnp.maximum(state.speed, _SLOWEST)
+        wait, service = state.backlog / speed, state.size[..., None] / speed
+        lengths = jnp.stack([state.backlog, wait, service, wait + service], -1)
+        others = jnp.stack([state.speed, (state.backlog == 0).astype(jnp.float32)], -1)
+        rows = jnp.concatenate([jnp.log1p(lengths / unit), others], -1)
+        numbers = jnp.log1p(jnp.stack([state.size, state.gap, state.response], -1) / unit)
+        return Features(
+            jnp.concatenate([numbers, state.deter], -1), jnp.where(state.mask[..., None], rows, 0.0), state.mask
+        )
+
+    def reward(self, features: Features) -> Float[Array, "*B"]:
+        if self.reward_head is not None:
+            return TwoHot(self.reward_head(features.context)).mean()
+        return -jnp.exp(self.price) * jnp.expm1(features.context[..., 2])
+
+    def continues(self, features: Features) -> Float[Array, "*B"]:
+        return Bernoulli(self.continue_head(features.context)[..., 0]).mean()
+
+    def loss(
+        self, state: QueueState, sequence: Sequence, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[QueueState, dict[str, Float[Array, ""]]]]:
+        states = self.observe(state, sequence.observation, sequence.action, sequence.is_first, key)
+        features = self.features(states)
+        waits = ~sequence.is_last  # after an episode's last job there is none
+        heads = (self.size_head, states.size), (self.gap_head, states.gap)
+        jobs = sum(Categorical.from_logits(head(states.deter)).loss(self._token(x)) for head, x in heads)
+        if self.reward_head is None:
+            error = jnp.square(symlog(self.reward(features)) - symlog(sequence.reward))
+        else:
+            error = TwoHot(self.reward_head(features.context)).loss(sequence.reward)
+        goes_on = (1.0 - sequence.is_terminal) * self.discount
+        losses = {
+            "model/jobs": (jobs * waits).mean(),
+            "model/reward": error.mean(),
+            "model/continue": Bernoulli(self.continue_head(features.context)[..., 0]).loss(goes_on).mean(),
+        }
+        return sum(losses.values(), jnp.zeros(())), (states, losses)
+
+    def compress(self, state: QueueState) -> QueueState:
+        """The state as replay keeps it: numbers in half precision."""
+        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), state)
+
+    def expand(self, stored: QueueState) -> QueueState:
+        """The state that was compressed; its numbers have lost their lower bits."""
+        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), stored)
+
+    # --- jobs as tokens ---------------------------------------------------------------------------------------------
+
+    def _read_job(self, size: Float[Array, "*B"], gap: Float[Array, "*B"]) -> Float[Array, "*B U"]:
+        return self.job_layer(jnp.log1p(jnp.stack([size, gap], -1) / self.config.unit))
+
+    def _token(self, x: Float[Array, "*B"]) -> Int[Array, "*B"]:
+        """The class of a size or gap."""
+        place = (jnp.log(jnp.maximum(x, 1e-30) / self.config.unit) + _HIGHEST) / _WIDTH
+        return jnp.where(x > 0, 1 + jnp.clip(jnp.floor(place), 0, _BINS - 2), 0).astype(jnp.int32)
+
+    def _draw(self, logits: Float[Array, "*B K"], noise: Float[Array, "2 *B"]) -> Float[Array, "*B"]:
+        """A size or gap, by two uniform numbers: one decides the class, one the place in it."""
+        ends = jnp.cumsum(jax.nn.softmax(logits), -1)[..., :-1]
+        token = (noise[0][..., None] >= ends).sum(-1)
+        return jnp.where(token == 0, 0.0, self.config.unit * jnp.exp((token - 1 + noise[1]) * _WIDTH - _HIGHEST))
+
+
+def _token_head(config: QueueConfig, key: Key[Array, ""]) -> Head:
+    """A head over tokens that begins near a lognormal around `unit`: from even odds, dreams would be full of jobs a
+    thousand times too large until the first ones are seen."""
+    head = Head(config.deter, _BINS, config.units, 1, scale=0.01, key=key)
+    centre = (jnp.arange(_BINS) - 0.5) * _WIDTH - _HIGHEST  # of exact zeros too, which begin as unlikely
+    return eqx.tree_at(lambda head: head.output.bias, head, -0.5 * jnp.square(centre / 1.5))
+
+
+def _response(
+    backlog: Float[Array, "*B N"], speed: Float[Array, "*B N"], size: Float[Array, "*B"], action: Float[Array, "*B N"]
+) -> Float[Array, "*B"]:
+    """How long a job of `size` takes from arrival to finish on the server that `action` marks; 0 if it marks none."""
+    work = (action * backlog).sum(-1) + action.sum(-1) * size
+    return work / jnp.maximum((action * speed).sum(-1), _SLOWEST)
+
+
+def _swap(x: Array) -> Array:
+    return jnp.swapaxes(x, 0, 1)
