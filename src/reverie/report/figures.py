@@ -49,7 +49,7 @@ def forest(verdict: Table) -> Figure:
             mine = [(y, cells[name, task, level]) for y, name in enumerate(names) if (name, task, level) in cells]
             _forest_panel(axis, mine, look)
             title = _place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1)
-            axis.set_title(textwrap.fill(title, 80 // columns))
+            axis.set_title(textwrap.fill(title, 64 // columns))
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         axes[0].set_yticks(range(len(names)), names)
@@ -145,6 +145,10 @@ def _distributions(responses: Table, name: str, task: str) -> Float[np.ndarray, 
     )
 
 
+_CURVES_TOP = 3.0
+"""Learning curves are shown up to this multiple of the best rule."""
+
+
 def learning_curves(
     curves: Table,
     rules: Mapping[str, float],
@@ -161,13 +165,19 @@ def learning_curves(
         figure = Figure(figsize=(WIDTH, 3.4))
         axis = figure.subplots()
         for run, agent in {(row["agent"], row["training_seed"]): str(row["agent"]) for row in curves}.items():
-            points = [(row[x], row[y]) for row in curves if (row["agent"], row["training_seed"]) == run]
+            points = [(row[x], row[y]) for row in curves if (row["agent"], row["training_seed"]) == run and row[x] > 0]
             style = look[agent]
             axis.plot(*np.array(points, float).T, color=style.colour, linewidth=1.3, alpha=0.85, label=agent)
         for level in rules.values():
             axis.axhline(level, color=GREY, linewidth=1, linestyle="--")
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        if x == "step":
+            axis.set_xscale("log")
+        if rules:
+            best = min(rules.values())
+            lowest, highest = (limit([row[y] for row in curves]) for limit in (min, max))
+            axis.set_ylim(0.95 * min(lowest, best), min(1.05 * highest, _CURVES_TOP * best))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.yaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
