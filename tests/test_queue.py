@@ -9,8 +9,10 @@ import pytest
 from reverie.envs.core import ArraySpec
 from reverie.envs.fleet import workload
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
+from reverie.models import queue
 from reverie.models.core import Sequence
 from reverie.models.queue import QueueConfig, QueueModel
+from reverie.models.tokens import BINS, draw, token
 from reverie.nn.optimiser import OptimiserConfig, optimiser
 
 KEY = jax.random.key(3)
@@ -109,7 +111,7 @@ def test_a_dream_moves_servers_as_the_simulator_does(monkeypatch):
     model, sequence = make(), played(KEY)
     states = observe(model, model.initial(4), sequence)
     jobs = iter([x for t in range(6, 12) for x in (states.size[:, t], states.gap[:, t])])
-    monkeypatch.setattr(QueueModel, "_draw", lambda self, logits, noise: next(jobs))
+    monkeypatch.setattr(queue, "draw", lambda logits, noise, unit: next(jobs))
     state = jax.tree.map(lambda x: x[:, 5], states)
     for t in range(6, 12):
         state = model.imagine(state, sequence.action[:, t], KEY)
@@ -137,16 +139,15 @@ def test_the_price_of_time_is_read_off_the_rewards_and_absent_servers_stay_out()
 
 
 def test_tokens_cover_all_sizes_and_are_drawn_where_they_stand():
-    model = make()
     sizes = jnp.array([0.0, 1e-9, 0.001, 0.9, 1.1, 50.0, 1e9])
-    token = model._token(sizes)
-    assert token[0] == 0
-    assert token[1] == 1
-    assert token[-1] == 63
-    assert (jnp.diff(token) >= 0).all()
-    for x, k in zip(sizes[2:6], token[2:6], strict=True):
-        sure = jnp.where(jnp.arange(64) == k, 0.0, -1e9)
-        lowest, highest = (model._draw(sure, jnp.array([0.5, place])) for place in (0.0, 0.999))
+    tokens = token(sizes, 1.0)
+    assert tokens[0] == 0
+    assert tokens[1] == 1
+    assert tokens[-1] == BINS - 1
+    assert (jnp.diff(tokens) >= 0).all()
+    for x, k in zip(sizes[2:6], tokens[2:6], strict=True):
+        sure = jnp.where(jnp.arange(BINS) == k, 0.0, -1e9)
+        lowest, highest = (draw(sure, jnp.array([0.5, place]), 1.0) for place in (0.0, 0.999))
         assert lowest <= x <= highest * 1.001
         assert highest / lowest < 1.3
 

@@ -149,7 +149,7 @@ class Dreamer:
         features = jax.eval_shape(lambda: model.features(model.initial(1)))
         context = features.context.shape[-1]
         rows = 0 if features.servers is None else features.servers.shape[-1]
-        memory = GRU(context + actions + 2, c.memory, key=memory_key) if c.memory else None
+        memory = GRU(context + (rows or actions) + 2, c.memory, key=memory_key) if c.memory else None
         actor = Actor(self.action_spec, context + c.memory, rows, c.units, c.layers, c.unimix, key=actor_key)
         critic = Critic(context + c.memory, rows, c.units, c.layers, key=critic_key)
         networks = Networks(model, memory, actor, critic)
@@ -287,9 +287,12 @@ def memory_inputs(
     features: Features, action: Float[Array, "*B A"], reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
 ) -> Float[Array, "*B I"]:
     """What the memory is told at each step: the model's features (unchanged by what it learns from them), the action
-    and reward that led here, and whether an episode begins (RL2, section 2.2)."""
+    and reward that led here, and whether an episode begins (RL2, section 2.2). Where the model keeps servers apart,
+    the action is told as what the chosen one looks like now: so a fleet may have any size, in any order."""
+    if features.servers is not None:
+        action = (action[..., None] * features.servers).sum(-2)  # [*B, G]
     told = jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
-    return jnp.concatenate([stop_gradient(features.context), action, told], -1)
+    return jnp.concatenate([stop_gradient(features.context), stop_gradient(action), told], -1)
 
 
 def remember(memory: GRU | None, state: Float[Array, "*B M"], inputs: Float[Array, "*B I"]) -> Float[Array, "*B M"]:
@@ -322,7 +325,7 @@ def remember_dream(memory: GRU | None, state: Float[Array, "n M"], dreams: Dream
     """The memory at each step of a dream, the start included; gradients reach `memory` and `state`."""
     if memory is None:
         return jnp.zeros((*dreams.reward.shape, 0))
-    later = Features(dreams.features.context[1:])
+    later = jax.tree.map(lambda x: x[1:], dreams.features)
     inputs = memory_inputs(later, dreams.encoded, dreams.reward[1:], jnp.zeros(dreams.reward[1:].shape, bool))
 
     def step(h, row):

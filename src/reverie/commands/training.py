@@ -13,7 +13,7 @@ from reverie.train import loop
 from reverie.train.config import TrainConfig
 from reverie.train.loop import Outcome
 from reverie.train.run import RunFolder
-from reverie.train.trainers import WorldTrainer, build
+from reverie.train.trainers import InWorld, WorldTrainer, build
 
 CURVE_RULES = "curve_rules.csv"
 """In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""
@@ -36,19 +36,30 @@ def train_run(
     def evaluate(policy: Policy) -> dict[str, float]:
         return curve()(policy)
 
+    def start() -> InWorld:
+        assert config.start is not None
+        before = RunFolder.open(config.start)
+        _, state = loop.newest_state(build(before.config(TrainConfig)), before)
+        return trainer.begin(state, config.seed)
+
+    beginning = None if config.start is None else start
     title = f"training {config.name}, seed {config.seed}"
-    return loop.train(trainer, config.loop, run, command, config.seed, evaluate, title=title, shown=_SHOWN, quiet=quiet)
+    return loop.train(
+        trainer, config.loop, run, command, config.seed, evaluate, beginning, title=title, shown=_SHOWN, quiet=quiet
+    )
 
 
-def load_agents(folders: Sequence[Path]) -> list[Contestant]:
+def load_agents(folders: Sequence[Path], servers: int | None = None) -> list[Contestant]:
     """The agents of runs, as their newest checkpoints have them, taking their likeliest actions.
+
+    Arguments: `servers`, the size of the fleet that they are to act for; that of their training unless given.
 
     Runs that differ in their seed alone are one agent, named after its algorithm; agents of different settings are told
     apart by the folder of their first run.
 
     Raises:
         FileNotFoundError: a folder is not a run, or has no checkpoint yet.
-        ValueError: two runs are the same, or a checkpoint does not fit.
+        ValueError: two runs are the same, a checkpoint does not fit, or an agent is for one size of fleet only.
     """
     runs = [RunFolder.open(folder) for folder in folders]
     configs = [run.config(TrainConfig) for run in runs]
@@ -59,6 +70,6 @@ def load_agents(folders: Sequence[Path]) -> list[Contestant]:
         name = config.name if len(rivals) == 1 else folders[settings.index(setting)].name
         trainer = build(config)
         _, state = loop.newest_state(trainer, run)
-        policy, world = trainer.policy(state), config.world
+        policy, world = trainer.policy(state, servers=servers), config.world
         contestants.append(Contestant(name, policy, world.view, training_seed=config.seed, reward=world.reward))
     return contestants

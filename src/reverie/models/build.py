@@ -6,11 +6,12 @@ from jaxtyping import Array, Key
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import WorldModel
+from reverie.models.counts import CountsConfig, CountsModel
 from reverie.models.queue import QueueConfig, QueueModel
 from reverie.models.rssm import RSSM, RSSMConfig
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 
-ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig
+ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig
 
 
 def build_model(
@@ -24,3 +25,5 @@ def build_model(
             return SetRSSM(config, observation_spec, actions, key=key)
         case QueueConfig():
             return QueueModel(config, observation_spec, actions, key=key)
+        case CountsConfig():
+            return CountsModel(config, observation_spec, actions, key=key)

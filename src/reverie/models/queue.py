@@ -13,18 +13,15 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Features, Sequence
 from reverie.models.encoders import Entries
+from reverie.models.tokens import draw, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
 from reverie.nn.layers import GRU, Dense, Head
 
-_BINS = 64
-"""Classes of a token: 0 is exactly 0, the others divide [unit / e^8, unit e^8] evenly on a logarithmic scale."""
-_HIGHEST = 8.0
-_WIDTH = 2 * _HIGHEST / (_BINS - 1)
 _SLOWEST = 1e-3
 """The speed that a server which stands still is taken to have: a job given to it waits long, but not for ever."""
 
@@ -106,7 +103,7 @@ class QueueModel(eqx.Module):
         context = c.deter + 3
         self.job_layer = Dense(2, c.units, key=layer_key)
         self.gru = GRU(c.units, c.deter, key=gru_key)
-        self.size_head, self.gap_head = (_token_head(c, k) for k in (size_key, gap_key))
+        self.size_head, self.gap_head = (token_head(c.deter, c.units, key=k) for k in (size_key, gap_key))
         self.price = jnp.zeros(())
         self.reward_head = None
         if c.rewards == "any":
@@ -157,7 +154,7 @@ class QueueModel(eqx.Module):
         """Speeds stay as they were last seen; of the next job, size and gap are drawn."""
         deter = self.gru(state.deter, self._read_job(state.size, state.gap))
         size, gap = (
-            self._draw(head(deter), jax.random.uniform(k, (2, *state.size.shape)))
+            draw(head(deter), jax.random.uniform(k, (2, *state.size.shape)), self.config.unit)
             for head, k in zip((self.size_head, self.gap_head), jax.random.split(key), strict=True)
         )
         response = _response(state.backlog, state.speed, state.size, action)
@@ -194,7 +191,7 @@ class QueueModel(eqx.Module):
         features = self.features(states)
         waits = ~sequence.is_last  # after an episode's last job there is none
         heads = (self.size_head, states.size), (self.gap_head, states.gap)
-        jobs = sum(Categorical.from_logits(head(states.deter)).loss(self._token(x)) for head, x in heads)
+        jobs = sum(Categorical.from_logits(head(states.deter)).loss(token(x, self.config.unit)) for head, x in heads)
         if self.reward_head is None:
             error = jnp.square(symlog(self.reward(features)) - symlog(sequence.reward))
         else:
@@ -215,29 +212,8 @@ class QueueModel(eqx.Module):
         """The state that was compressed; its numbers have lost their lower bits."""
         return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), stored)
 
-    # --- jobs as tokens ---------------------------------------------------------------------------------------------
-
     def _read_job(self, size: Float[Array, "*B"], gap: Float[Array, "*B"]) -> Float[Array, "*B U"]:
         return self.job_layer(jnp.log1p(jnp.stack([size, gap], -1) / self.config.unit))
-
-    def _token(self, x: Float[Array, "*B"]) -> Int[Array, "*B"]:
-        """The class of a size or gap."""
-        place = (jnp.log(jnp.maximum(x, 1e-30) / self.config.unit) + _HIGHEST) / _WIDTH
-        return jnp.where(x > 0, 1 + jnp.clip(jnp.floor(place), 0, _BINS - 2), 0).astype(jnp.int32)
-
-    def _draw(self, logits: Float[Array, "*B K"], noise: Float[Array, "2 *B"]) -> Float[Array, "*B"]:
-        """A size or gap, by two uniform numbers: one decides the class, one the place in it."""
-        ends = jnp.cumsum(jax.nn.softmax(logits), -1)[..., :-1]
-        token = (noise[0][..., None] >= ends).sum(-1)
-        return jnp.where(token == 0, 0.0, self.config.unit * jnp.exp((token - 1 + noise[1]) * _WIDTH - _HIGHEST))
-
-
-def _token_head(config: QueueConfig, key: Key[Array, ""]) -> Head:
-    """A head over tokens that begins near a lognormal around `unit`: from even odds, dreams would be full of jobs a
-    thousand times too large until the first ones are seen."""
-    head = Head(config.deter, _BINS, config.units, 1, scale=0.01, key=key)
-    centre = (jnp.arange(_BINS) - 0.5) * _WIDTH - _HIGHEST  # of exact zeros too, which begin as unlikely
-    return eqx.tree_at(lambda head: head.output.bias, head, -0.5 * jnp.square(centre / 1.5))
 
 
 def _response(

@@ -18,6 +18,8 @@ class OptimiserConfig:
     """Step size after the warm-up."""
     warmup: int = 1000
     """Updates over which the step size rises linearly from 0; 0 starts at full size."""
+    decay: int = 0
+    """Updates after the warm-up over which the step size falls linearly to 0; 0 keeps it as it is."""
     clip: float = 0.3
     """Largest norm of a tensor's gradient, as a fraction of the norm of the tensor itself."""
     clip_floor: float = 1e-3
@@ -36,8 +38,9 @@ class OptimiserConfig:
         for name in ("momentum", "rms_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimiser {name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.warmup < 0:
-            raise ValueError(f"optimiser warmup counts updates and cannot be negative, got {self.warmup}")
+        for name in ("warmup", "decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimiser {name} counts updates and cannot be negative, got {getattr(self, name)}")
 
 
 def clip_by_tensor(clip: float, floor: float) -> optax.GradientTransformation:
@@ -59,11 +62,10 @@ def clip_by_tensor(clip: float, floor: float) -> optax.GradientTransformation:
 
 def optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
     """The whole chain. LaProp (arXiv 2002.04839) divides by the root mean square first and averages afterwards."""
-    rate = (
-        optax.schedules.linear_schedule(0.0, config.learning_rate, config.warmup)
-        if config.warmup
-        else config.learning_rate
-    )
+    peak = config.learning_rate
+    rise = optax.schedules.linear_schedule(0.0, peak, max(1, config.warmup))
+    fall = optax.schedules.linear_schedule(peak, 0.0 if config.decay else peak, max(1, config.decay))
+    rate = optax.schedules.join_schedules([rise, fall], [config.warmup])
     return optax.chain(
         clip_by_tensor(config.clip, config.clip_floor),
         optax.scale_by_rms(config.rms_decay, config.epsilon, bias_correction=True, eps_in_sqrt=False),

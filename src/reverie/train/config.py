@@ -6,6 +6,7 @@ The settings of an algorithm are defined beside it; here they are put together. 
 import re
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -115,6 +116,9 @@ class TrainConfig:
     """How it is evaluated on the way."""
     seed: int = 0
     """Of everything random in training."""
+    start: Path | None = None
+    """The folder of a run to begin from: with the networks, the optimiser and the replay of its newest checkpoint, in
+    the world given here. None begins with fresh networks."""
     label: str | None = None
     """What tables call the agent; None is the name of its algorithm."""
 

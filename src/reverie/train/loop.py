@@ -135,6 +135,7 @@ def train(
     command: Sequence[str],
     seed: int,
     evaluate: Evaluate | None = None,
+    start: Callable[[], PyTree] | None = None,
     *,
     title: str = "training",
     shown: Sequence[str] = (),
@@ -143,6 +144,7 @@ def train(
     """Train until `config` says stop, from the newest checkpoint of `run` on, or from the beginning without one.
 
     Arguments: `command`, put on record in the run; `seed`, of everything random; `evaluate`, for the learning curve;
+    `start`, makes the state that the beginning is, instead of the trainer's `init`;
     `title` and `shown`, what the display is called and which metrics it shows; `quiet`, show nothing.
 
     Raises:
@@ -164,7 +166,7 @@ def train(
         _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
         chunk = jax.jit(trainer.train, donate_argnums=0).lower(shapes).compile()
         if step == 0:  # there is no checkpoint
-            state, step = trainer.init(key), trainer.first_steps
+            state, step = (trainer.init(key), trainer.first_steps) if start is None else (start(), 0)
             if evaluate is not None:
                 writer.log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
         clock, last_save, stopping = _Clock(wall, cpu), time.monotonic(), bool(caught)

@@ -1,6 +1,7 @@
 """Named settings, one for each algorithm and purpose; every value that is not a default of its dataclass stands here.
 
 `cpu` is small and fast on two cores; its Dreamer knows what a queue is (`models/queue.py`) and sees the fleet in full.
+`hidden` sees how many jobs each server holds and nothing else: neither sizes nor speeds (`models/counts.py`).
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
 by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
 is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units.
@@ -16,6 +17,7 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.models import rssm
+from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
@@ -24,7 +26,7 @@ from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo"]
-Preset = Literal["cpu", "learned", "paper"]
+Preset = Literal["cpu", "hidden", "learned", "paper"]
 
 _CPU_WORLD = WorldConfig(family="levels", jobs=250)
 _CPU_LOOP = LoopConfig(steps=200_000, evaluate_every=10_000)
@@ -49,6 +51,15 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                 "cpu": TrainConfig(
                     agent=DreamerRun(algorithm=_CPU_DREAMER, experience=_CPU_EXPERIENCE, averaging=0.2),
                     world=_CPU_WORLD,
+                    loop=_CPU_LOOP,
+                ),
+                "hidden": TrainConfig(
+                    agent=DreamerRun(
+                        algorithm=replace(_CPU_DREAMER, model=CountsConfig(), reward_scale=1 / CountsConfig.unit),
+                        experience=_CPU_EXPERIENCE,
+                        averaging=0.2,
+                    ),
+                    world=WorldConfig(family="shifting", jobs=500, view="counts", reward="elapsed"),
                     loop=_CPU_LOOP,
                 ),
                 "learned": TrainConfig(

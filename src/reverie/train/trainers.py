@@ -3,7 +3,7 @@
 What an algorithm does is written in `agents/`, how its experience is gathered in `dreaming.py` and `on_policy.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Key, PyTree
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.ppo import PPO
-from reverie.envs.core import Environment, Task
-from reverie.envs.fleet.env import FleetEnv
+from reverie.envs.fleet.env import FleetEnv, Task
 from reverie.envs.fleet.families import draw_tasks, family
+from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.policies.core import Policy
 from reverie.train import dreaming, on_policy
@@ -39,7 +39,7 @@ class WorldTrainer:
 
     agent: Dreamer | A2C | PPO
     config: DreamingConfig | OnPolicyConfig
-    env: Environment
+    env: FleetEnv
     pool: Task
     updates: int
     averaging: float = 1.0
@@ -64,8 +64,39 @@ class WorldTrainer:
         )
         return InWorld(learning, averaged, state.pool), metrics
 
-    def policy(self, state: InWorld, greedy: bool = True) -> Policy:
-        return self.agent.policy(state.averaged, greedy)
+    def policy(self, state: InWorld, greedy: bool = True, servers: int | None = None) -> Policy:
+        """Arguments: `servers`, the size of the fleet it is for, that of the training unless given.
+
+        Errors: ValueError where the networks are made for one size of fleet.
+        """
+        if servers is None or servers == self.pool.mask.shape[-1]:
+            return self.agent.policy(state.averaged, greedy)
+        agent = _for_fleet(self.agent, replace(self.env, servers=servers))
+        wanted = jax.eval_shape(agent.init, jax.random.key(0)).networks
+        shapes = [[leaf.shape for leaf in jax.tree.leaves(networks)] for networks in (wanted, state.averaged)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"an agent trained on {self.pool.mask.shape[-1]} servers cannot act for {servers}: its networks read "
+                "servers in a fixed order. Train one that reads them as a set (`cpu`, `hidden` and `learned` presets)"
+            )
+        return agent.policy(jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(state.averaged)), greedy)
+
+    def begin(self, other: InWorld, seed: int) -> InWorld:
+        """Where training goes on in this world with all that was learned, and is remembered, in another.
+
+        Errors: ValueError where the other state is of another agent, or of another view or length of episodes.
+        """
+        learning = other.learning._replace(key=jax.random.fold_in(other.learning.key, seed))
+        state = InWorld(learning, other.averaged, jax.tree.map(jnp.copy, self.pool))
+        wanted = jax.eval_shape(self.init, jax.random.key(0))
+        if jax.tree.structure(wanted) != jax.tree.structure(state) or any(
+            a.shape != b.shape for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(state), strict=True)
+        ):
+            raise ValueError(
+                "training cannot start from that run: the algorithm, its sizes and streams, the view, the reward and "
+                "the jobs of an episode have to be the same, only the family and the number of its tasks may differ"
+            )
+        return state
 
     def _init(self, key: Key[Array, ""], pool: Task) -> InWorld:
         learning = self._way.init(self.agent, self.config, self.env, pool, key)
@@ -96,9 +127,18 @@ def build(config: TrainConfig) -> WorldTrainer:
                 f"the queue model takes rewards for response times, and reward is {world.reward!r}: "
                 "give the model rewards `any`, or the world reward `admission`"
             )
+        if isinstance(model, CountsConfig) and world.reward != "elapsed":
+            raise ValueError(
+                f"the counts model takes rewards for time in the system, and reward is {world.reward!r}: "
+                "give the world reward `elapsed`"
+            )
         agent = Dreamer(run.algorithm, *specs)
     else:
         agent = A2C(run.algorithm, *specs) if isinstance(run.algorithm, A2CConfig) else PPO(run.algorithm, *specs)
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
     jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
     return trainer
+
+
+def _for_fleet(agent: Dreamer | A2C | PPO, env: FleetEnv) -> Dreamer | A2C | PPO:
+    return replace(agent, observation_spec=env.observation_spec, action_spec=env.action_spec)

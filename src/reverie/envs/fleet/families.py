@@ -93,6 +93,28 @@ def continuous(rng: np.random.Generator) -> Task:
     return fleet_task(constant_speeds(speeds), workload)
 
 
+def shifting(rng: np.random.Generator) -> Task:
+    """Servers up to tenfold apart at load 0.4 to 0.95 whose speeds do not stay: to train on where speeds are hidden.
+
+    Half of the time all servers change places up to eight times in 1,000 jobs, the other half each wanders by steps of
+    about a quarter. The speeds sum to 6 at any time.
+    """
+    load, ratio, segments = rng.uniform(0.4, 0.95), rng.uniform(1.0, 10.0), 25
+    interval = PARK_MEAN_SIZE / (load * PARK_SPEEDS.sum())
+    start = np.arange(segments) * (1000 * interval / segments)
+    value = rng.uniform(0, 1, len(PARK_SPEEDS))[:, None] * np.log(ratio)  # [N, P] logarithms
+    if rng.random() < 0.5:
+        after = np.sort(rng.integers(1, segments, rng.integers(9)))
+        orders = np.stack([rng.permutation(len(value)) for _ in range(1 + len(after))])
+        value = value[orders[np.searchsorted(after, np.arange(segments), side="right")].T, 0]
+    else:
+        value = value + np.cumsum(rng.normal(0, 0.25, (len(value), segments)), 1)
+    speeds = np.exp(value)
+    speeds *= PARK_SPEEDS.sum() / speeds.sum(0)
+    speed = schedules.stack([schedules.schedule(start, row) for row in speeds])
+    return fleet_task(speed, workloads.poisson(interval, park_sizes()))
+
+
 def levels(intervals: Sequence[float] = tuple(INTERVALS.values()), jobs: int = 1000, changes: int = 3) -> TaskFamily:
     """Park's fleet under a load that changes `changes` times at unknown moments of an episode of `jobs` jobs.
 
@@ -119,6 +141,7 @@ FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in I
     "burst": burst,
     "diurnal": diurnal,
     "continuous": continuous,
+    "shifting": shifting,
     "levels": levels(),
 }
 

@@ -1,0 +1,260 @@
+"""A world model for a balancer that sees no sizes and no speeds, only how many jobs each server holds.
+
+Jobs are not lost: what a server held, and what was sent to it, it still holds or has completed. So the model knows how
+counts add up, and learns how many jobs each server completes until the next arrival: one discrete token a server, given
+a recurrent state of its own that has followed it since the episode began. That state has to infer what is hidden: how
+fast the server is by now, and whether a giant holds it up. All servers share the weights, so neither their order nor
+their number matters. This form is our choice, beside `queue.py`, whose jobs and speeds are seen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from reverie.envs.core import ArraySpec
+from reverie.models.core import Features, Sequence
+from reverie.models.encoders import Entries
+from reverie.models.tokens import draw, inverse, token, token_head
+from reverie.nn.distributions import Bernoulli, Categorical, symlog
+from reverie.nn.layers import GRU, Head
+
+MOST = 8
+"""Completions of one server between two arrivals that are told apart; dreams have no more."""
+SPANS = (8.0, 40.0)
+"""Two spans over which rates are averaged, in arrivals per server."""
+
+
+@dataclass(frozen=True)
+class CountsConfig:
+    """Sizes of the model."""
+
+    units: int = 64
+    """Width of all hidden layers."""
+    deter: int = 32
+    """Width of the recurrent state of each server, and of that of the arrivals."""
+    unit: float = 50.0
+    """A usual gap between arrivals, in time units."""
+    horizon: float = 150.0
+    """Steps that the discount 1 - 1 / horizon looks ahead."""
+
+    def __post_init__(self):
+        for name in ("units", "deter"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"CountsModel {name} must be at least 1, got {getattr(self, name)}")
+        if not self.unit > 0:
+            raise ValueError(f"CountsModel unit must be greater than 0, got {self.unit}")
+        if not self.horizon > 1:
+            raise ValueError(f"CountsModel horizon must be more than 1 step, got {self.horizon}")
+
+    @property
+    def discount(self) -> float:
+        return 1 - 1 / self.horizon
+
+
+class CountsState(NamedTuple):
+    """What was seen of each server and of the arrivals. S spans."""
+
+    servers: Float[Array, "*B N D"]
+    """A memory of each server's jobs."""
+    count: Float[Array, "*B N"]
+    """Jobs that it holds."""
+    age: Float[Array, "*B N"]
+    """How long the job in service has been there, as far as can be seen; 0 where there is none."""
+    completed: Float[Array, "*B N S"]
+    """Jobs seen to end, forgotten over each span."""
+    busy: Float[Array, "*B N S"]
+    """Time in which it had work, forgotten alike."""
+    mask: Bool[Array, "*B N"]
+    arrivals: Float[Array, "*B D"]
+    """A memory of the gaps before the last."""
+    gap: Float[Array, "*B"]
+    """Time between the last two arrivals."""
+    elapsed: Float[Array, "*B"]
+    """The integral of the number of jobs over that time, as far as counts tell."""
+
+
+class CountsModel(eqx.Module):
+    """A `WorldModel` for the fleet's view `counts` with rewards `elapsed`."""
+
+    server_gru: GRU
+    completions_head: Head
+    arrival_gru: GRU
+    gap_head: Head
+    price: Float[Array, ""]
+    """Logarithm of what one job in the system costs in a `unit` of time."""
+    continue_head: Head
+    config: CountsConfig = eqx.field(static=True)
+    entries: Entries = eqx.field(static=True)
+
+    def __init__(
+        self, config: CountsConfig, observation_spec: Mapping[str, ArraySpec], actions: int, *, key: Key[Array, ""]
+    ):
+        """Errors: ValueError where an observation is not one count for each server and one gap, or where there is not
+        one action for each server."""
+        self.config, self.entries = config, Entries.of(observation_spec)
+        shapes = [[entry.shape for _, entry in kind] for kind in (self.entries.servers, self.entries.vectors)]
+        if shapes != [[(actions, 1)], [(1,)]] or self.entries.images:
+            raise ValueError(
+                "CountsModel reads one count of each server, the gap since the last arrival, and takes one action for "
+                f"each server, which is a fleet's view `counts`; got {dict(observation_spec)} and {actions} actions"
+            )
+        c, keys = config, jax.random.split(key, 5)
+        told = 3 + 2 * len(SPANS)  # count, action and age; a rate and its weight for each span
+        self.server_gru = GRU(told + 2, c.deter, key=keys[0])
+        self.completions_head = Head(c.deter + told + 1, MOST + 1, c.units, 2, scale=0.01, key=keys[1])
+        self.arrival_gru = GRU(1, c.deter, key=keys[2])
+        self.gap_head = token_head(c.deter, c.units, key=keys[3])
+        self.price = jnp.zeros(())
+        self.continue_head = Head(c.deter + 2, 1, c.units, 1, key=keys[4])
+
+    @property
+    def discount(self) -> float:
+        return self.config.discount
+
+    def initial(self, batch: int) -> CountsState:
+        (n, _), d = self.entries.servers[0][1].shape, self.config.deter
+        each, spans, nothing = jnp.zeros((batch, n)), jnp.zeros((batch, n, len(SPANS))), jnp.zeros((batch,))
+        memory, mask = jnp.zeros((batch, n, d)), jnp.ones((batch, n), bool)
+        return CountsState(memory, each, each, spans, spans, mask, jnp.zeros((batch, d)), nothing, nothing)
+
+    def observe(
+        self,
+        state: CountsState,
+        observation: dict[str, Array],
+        action: Float[Array, "B T A"],
+        is_first: Bool[Array, "B T"],
+        key: Key[Array, ""],
+    ) -> CountsState:
+        """What is seen is known; nothing is drawn, and `key` is not used."""
+        (servers, _), (job, _) = self.entries.servers[0], self.entries.vectors[0]
+        mask = jnp.broadcast_to(self.entries.present(observation, servers), action.shape)
+        count = jnp.where(mask, observation[servers][..., 0], 0.0)
+        gap = observation[job][..., 0]
+
+        def step(state: CountsState, now):
+            count, gap, action, mask, begins = now
+            empty = jax.tree.map(jnp.zeros_like, state)._replace(mask=mask, gap=gap, count=count)
+            after = self._after(state._replace(mask=mask), action, gap, count)
+            state = jax.tree.map(
+                lambda new, old: jnp.where(begins.reshape(-1, *[1] * (old.ndim - 1)), new, old), empty, after
+            )
+            return state, state
+
+        rows = jax.tree.map(_swap, (count, gap, action, mask, is_first))
+        return jax.tree.map(_swap, jax.lax.scan(step, state, rows)[1])
+
+    def imagine(self, state: CountsState, action: Float[Array, "B A"], key: Key[Array, ""]) -> CountsState:
+        """The next gap is drawn, then what each server completes in it."""
+        gap_key, completions_key = jax.random.split(key)
+        arrivals = self._hear(state)
+        gap = draw(self.gap_head(arrivals), jax.random.uniform(gap_key, (2, *state.gap.shape)), self.config.unit)
+        logits = self._completions(state, action, gap)
+        completed = inverse(logits, jax.random.uniform(completions_key, state.count.shape))
+        return self._after(state, action, gap, state.count + action - completed)
+
+    def features(self, state: CountsState) -> Features:
+        """One row per server: what is told of it, and its memory. The context: the last gap, the number of jobs over
+        the last gap, and the arrivals' memory."""
+        rows = jnp.concatenate([self._told(state, jnp.zeros_like(state.count)), state.servers], -1)
+        numbers = jnp.log1p(jnp.stack([state.gap, state.elapsed], -1) / self.config.unit)
+        return Features(
+            jnp.concatenate([numbers, state.arrivals], -1), jnp.where(state.mask[..., None], rows, 0.0), state.mask
+        )
+
+    def reward(self, features: Features) -> Float[Array, "*B"]:
+        return -jnp.exp(self.price) * jnp.expm1(features.context[..., 1])
+
+    def continues(self, features: Features) -> Float[Array, "*B"]:
+        return Bernoulli(self.continue_head(features.context)[..., 0]).mean()
+
+    def loss(
+        self, state: CountsState, sequence: Sequence, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[CountsState, dict[str, Float[Array, ""]]]]:
+        states = self.observe(state, sequence.observation, sequence.action, sequence.is_first, key)
+        features = self.features(states)
+        before = jax.tree.map(lambda x0, x: jnp.concatenate([x0[:, None], x[:, :-1]], 1), state, states)
+        # After an episode's last job the fleet is run empty, and nothing of how long that took is seen.
+        seen = ~(sequence.is_first | sequence.is_last)
+        completed = jnp.clip(before.count + sequence.action - states.count, 0, MOST).astype(jnp.int32)
+        told = Categorical.from_logits(self._completions(before, sequence.action, states.gap)).loss(completed)
+        gaps = Categorical.from_logits(self.gap_head(self._hear(before))).loss(token(states.gap, self.config.unit))
+        error = jnp.square(symlog(self.reward(features)) - symlog(sequence.reward))
+        goes_on = (1.0 - sequence.is_terminal) * self.discount
+        losses = {
+            "model/completions": (jnp.where(before.mask, told, 0.0).sum(-1) * seen).mean(),
+            "model/gaps": (gaps * seen).mean(),
+            "model/reward": (error * seen).mean(),
+            "model/continue": Bernoulli(self.continue_head(features.context)[..., 0]).loss(goes_on).mean(),
+        }
+        return sum(losses.values(), jnp.zeros(())), (states, losses)
+
+    def compress(self, state: CountsState) -> CountsState:
+        """The state as replay keeps it: numbers in half precision, but for counts, which have to add up."""
+        half = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), state)
+        return half._replace(count=state.count)
+
+    def expand(self, stored: CountsState) -> CountsState:
+        """The state that was compressed; its numbers have lost their lower bits."""
+        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), stored)
+
+    # --- one arrival to the next ------------------------------------------------------------------------------------
+
+    def _after(
+        self, state: CountsState, action: Float[Array, "*B N"], gap: Float[Array, "*B"], count: Float[Array, "*B N"]
+    ) -> CountsState:
+        """The state once `gap` has passed since the job was given to the server that `action` marks, and servers hold
+        `count` jobs."""
+        held, time = state.count + action, gap[..., None]
+        completed = jnp.maximum(held - count, 0.0)
+        # Completions are taken to be spread evenly over the gap, as nothing else is seen of them.
+        between = time / (completed + 1)
+        age = jnp.where(count > 0, jnp.where(completed > 0, between, state.age + time), 0.0)
+        busy = jnp.where(held > 0, jnp.where(count > 0, time, time - between), 0.0)
+        kept = jnp.exp(-1 / (jnp.array(SPANS) * state.mask.sum(-1)[..., None, None]))  # [*B, 1, S]
+        passes = jnp.broadcast_to(self._log(time), held.shape)
+        heard = [self._told(state, action), jnp.stack([symlog(completed), passes], -1)]
+        return CountsState(
+            self.server_gru(state.servers, jnp.concatenate(heard, -1)),
+            count,
+            age,
+            kept * state.completed + completed[..., None],
+            kept * state.busy + busy[..., None],
+            state.mask,
+            self._hear(state),
+            gap,
+            gap * (held - completed / 2).sum(-1),
+        )
+
+    def _told(self, state: CountsState, action: Float[Array, "*B N"]) -> Float[Array, "*B N I"]:
+        """What is read of each server besides its memory: count, action, age; over each span its rate (the logarithm
+        of completions per busy unit of time, one of each added) and how much busy time that rests on."""
+        busy = state.busy / self.config.unit
+        rate = jnp.log1p(state.completed) - jnp.log1p(busy)
+        numbers = jnp.stack([symlog(state.count), action, self._log(state.age)], -1)
+        return jnp.concatenate([numbers, rate, jnp.log1p(busy)], -1)
+
+    def _completions(
+        self, state: CountsState, action: Float[Array, "*B N"], gap: Float[Array, "*B"]
+    ) -> Float[Array, "*B N K"]:
+        """How many jobs each server completes within `gap` of being given what `action` marks: logits of 0 to `MOST`,
+        where no server completes more than it holds."""
+        passes = jnp.broadcast_to(self._log(gap)[..., None, None], (*state.count.shape, 1))
+        logits = self.completions_head(jnp.concatenate([state.servers, self._told(state, action), passes], -1))
+        possible = jnp.arange(MOST + 1) <= (state.count + action)[..., None]
+        return jnp.where(possible, logits, -1e9)
+
+    def _hear(self, state: CountsState) -> Float[Array, "*B D"]:
+        """The arrivals' memory once the last gap has been heard."""
+        return self.arrival_gru(state.arrivals, self._log(state.gap)[..., None])
+
+    def _log(self, time: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        return jnp.log1p(time / self.config.unit)
+
+
+def _swap(x: Array) -> Array:
+    return jnp.swapaxes(x, 0, 1)
