@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,7 +144,10 @@ class Ray:
         Raises:
             ConnectionError: there is no cluster at that address.
         """
-        self._ray.init(self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with warnings.catch_warnings():
+            # Ray forks to start its servers, of which JAX warns; they become other programs at once.
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+            self._ray.init(self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         if self._all_cores:
             self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         return self
