@@ -135,7 +135,7 @@ def test_time_in_the_system_is_nearly_that_of_the_simulator():
     quiet = inside[:, 1:] & (states.count[:, 1:] == states.count[:, :-1] + sequence.action[:, 1:]).all(-1)
     assert quiet.sum() > 10
     np.testing.assert_allclose(states.elapsed[:, 1:][quiet], -sequence.reward[:, 1:][quiet], rtol=1e-4, atol=1e-3)
-    assert (states.elapsed * inside).sum() == pytest.approx(-(sequence.reward * inside).sum(), rel=0.1)
+    assert float((states.elapsed * inside).sum()) == pytest.approx(-float((sequence.reward * inside).sum()), rel=0.1)
 
 
 def test_absent_servers_stay_out():

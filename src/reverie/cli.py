@@ -22,6 +22,7 @@ COMMANDS = {
     "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
     "simulate": "play the classical rules on a task family or on a trace",
     "train": "train an agent, or go on with a run that was stopped",
+    "sweep": "train agents x families x seeds side by side, here or on Ray, and compare them",
     "evaluate": "play standard and adaptive trials with the agent of a run",
     "compare": "rank rules and trained agents on the same jobs, with paired statistics",
     "report": "write the page of a run: learning curves, verdict, distributions, pictures",
@@ -33,6 +34,7 @@ EXAMPLES = (
     "reverie verdict",
     "reverie simulate --family hard --policy sed --policy jsq",
     "reverie train --preset cpu --minutes 10 --out runs/first",
+    "reverie sweep --agent dreamer --agent a2c --seeds 5",
     "reverie compare --trace conversation-like --run runs/first",
 )
 

@@ -1,4 +1,4 @@
-"""Training runs on disk, from configuration to contestant: what `train`, `evaluate`, `compare` and `verdict` share."""
+"""Training runs on disk, from configuration to contestant: what the commands that train or examine share."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +47,11 @@ def train_run(
     return loop.train(
         trainer, config.loop, run, command, config.seed, evaluate, beginning, title=title, shown=_SHOWN, quiet=quiet
     )
+
+
+def open_or_create(path: Path, config: object) -> RunFolder:
+    """The run in a folder, which must be of the same configuration, or a new one."""
+    return RunFolder.open(path, config) if (path / "config.json").exists() else RunFolder.create(path, config)
 
 
 def load_agents(folders: Sequence[Path], servers: int | None = None) -> list[Contestant]:

@@ -10,7 +10,7 @@ import tyro
 from reverie.commands.output import Output, print_json, print_table, say
 from reverie.commands.pages import brief, training_table, write_report
 from reverie.commands.results import Examination, Results
-from reverie.commands.training import load_agents, train_run
+from reverie.commands.training import load_agents, open_or_create, train_run
 from reverie.evaluate.trials import Contestant
 from reverie.report.tables import rich_table
 from reverie.train.config import OnPolicyRun, TrainConfig
@@ -124,8 +124,3 @@ def _with_steps_of(dreamer: TrainConfig, a2c: TrainConfig) -> TrainConfig:
         agent=replace(a2c.agent, experience=experience, chunk=chunk),
         loop=replace(a2c.loop, steps=steps, evaluate_every=max(1, steps // 10)),
     )
-
-
-def open_or_create(path: Path, config: object) -> RunFolder:
-    """The run in a folder, which must be of the same configuration, or a new one."""
-    return RunFolder.open(path, config) if (path / "config.json").exists() else RunFolder.create(path, config)

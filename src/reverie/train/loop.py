@@ -170,7 +170,7 @@ def train(
             if evaluate is not None:
                 writer.log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
         clock, last_save, stopping = _Clock(wall, cpu), time.monotonic(), bool(caught)
-        done, share = min(step, config.steps or step), max(_shares(config, step, wall, cpu).values())
+        done, share = min(step, config.steps or step), max(shares_used(config, step, wall, cpu).values())
         with Progress(config.steps, title=title, done=done, share=share, quiet=quiet) as progress:
             while not stopping:
                 state, measured = chunk(state)
@@ -182,7 +182,7 @@ def train(
                 wall, cpu = clock.read()
                 writer.log(step, _line(updates, wall, cpu, metrics))
                 known = {name: metrics[name] for name in shown if not math.isnan(metrics.get(name, math.nan))}
-                progress.update(step, known, updates, max(_shares(config, step, wall, cpu).values()))
+                progress.update(step, known, updates, max(shares_used(config, step, wall, cpu).values()))
                 stopping = reason is not None or bool(caught)  # a signal from here on is heard after the next chunk
                 if stopping or time.monotonic() - last_save >= config.save_every:
                     writer.save(step, _Saved(state, updates, wall, cpu))
@@ -208,6 +208,15 @@ def newest_state(trainer: Trainer, run: RunFolder) -> tuple[int, PyTree]:
     return checkpoint.read_metadata(path)["step"], saved.state
 
 
+def is_finished(config: LoopConfig, run: RunFolder) -> bool:
+    """Whether a run has come to its end and is saved there, so that `train` would do nothing more."""
+    if (newest := checkpoint.latest(run.checkpoints)) is None:
+        return False
+    step = checkpoint.read_metadata(newest)["step"]
+    clocks = [(line["wall_seconds"], line["cpu_seconds"]) for line in run.metrics() if line["step"] == step]
+    return bool(clocks) and _limit_reached(config, step, *clocks[-1]) is not None
+
+
 _ENDINGS: Mapping[StoppedBy, str] = {
     "steps": "all steps are done",
     "minutes": "the time on the clock is used up",
@@ -225,8 +234,8 @@ class _Clock:
         return self._wall + time.monotonic(), self._cpu + time.process_time()
 
 
-def _shares(config: LoopConfig, step: int, wall: float, cpu: float) -> dict[StoppedBy, float]:
-    """Which part of each limit is used up."""
+def shares_used(config: LoopConfig, step: int, wall: float, cpu: float) -> dict[StoppedBy, float]:
+    """Which part of each limit is used up, after `step` environment steps and so many seconds on both clocks."""
     used: dict[StoppedBy, tuple[float, float | None]] = {
         "steps": (step, config.steps),
         "minutes": (wall / 60, config.minutes),
@@ -236,7 +245,7 @@ def _shares(config: LoopConfig, step: int, wall: float, cpu: float) -> dict[Stop
 
 
 def _limit_reached(config: LoopConfig, step: int, wall: float, cpu: float) -> StoppedBy | None:
-    return next((name for name, share in _shares(config, step, wall, cpu).items() if share >= 1), None)
+    return next((name for name, share in shares_used(config, step, wall, cpu).items() if share >= 1), None)
 
 
 def _line(updates: int, wall: float, cpu: float, metrics: Mapping[str, float]) -> dict[str, int | float]:

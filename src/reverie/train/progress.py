@@ -164,9 +164,9 @@ class Progress:
         updates = [(mark.time, mark.updates) for mark in self._recent if mark.updates is not None]
         if updates and (elapsed := updates[-1][0] - updates[0][0]) > 0:
             parts.append(f"{_rate((updates[-1][1] - updates[0][1]) / elapsed)} updates/s")
-        parts.append(f"{_duration(self._clock() - self._began)} elapsed")
+        parts.append(f"{duration(self._clock() - self._began)} elapsed")
         if first.share < last.share < 1:
-            parts.append(f"{_duration((1 - last.share) * (last.time - first.time) / (last.share - first.share))} left")
+            parts.append(f"{duration((1 - last.share) * (last.time - first.time) / (last.share - first.share))} left")
         return parts
 
 
@@ -220,5 +220,6 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and whole seconds."""
     return str(timedelta(seconds=round(seconds)))
