@@ -1,0 +1,151 @@
+"""What all experiments share: their options, training side by side, tables that are kept, and where results go.
+
+An experiment is a script of one table or figure. It trains what it needs, examines it, writes a small table beside
+itself (`results/NAME.csv`) and can be stopped at any time: started again, it goes on where it was.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich import box
+from rich.table import Table
+
+from reverie import runtime
+from reverie.commands.engines import Local
+from reverie.commands.output import print_table, say
+from reverie.commands.sweeping import train_all
+from reverie.commands.training import load_agents
+from reverie.envs.fleet.env import View
+from reverie.evaluate.examination import Exam, Setting, hold, rules_of
+from reverie.evaluate.statistics import verdict
+from reverie.evaluate.trials import Contestant
+from reverie.tables import Row, read_csv, write_csv
+from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
+from reverie.train.run import RunFolder
+
+RESULTS = Path(__file__).parent / "results"
+Scale = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The options of every experiment."""
+
+    scale: Scale = "cpu"
+    """`cpu` ends within an hour on two cores; `gpu` is ten times as much experience of larger networks."""
+    seeds: int = 5
+    """Training seeds; a claim takes five."""
+    exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
+    runs: Path = Path("runs/experiments")
+    """Where everything is kept that can be thrown away."""
+    workers: int | None = None
+    """Trainings at a time; one for each core unless given."""
+
+    def larger(self, plan: TrainConfig) -> TrainConfig:
+        """A plan at the scale of this study."""
+        if self.scale == "cpu":
+            return plan
+        steps = plan.loop.steps and 10 * plan.loop.steps
+        algorithm = plan.agent.algorithm
+        wide = replace(algorithm, units=256) if isinstance(plan.agent, DreamerRun) else algorithm
+        return replace(plan, agent=replace(plan.agent, algorithm=wide), loop=replace(plan.loop, steps=steps))
+
+    def train(self, plans: Sequence[TrainConfig]) -> list[RunFolder]:
+        """Train all plans, or go on with them; their folders are named after label and seed."""
+        folders = {self.runs / f"{plan.name}-{plan.seed}": plan for plan in plans}
+        return train_all(folders, Local(self.workers), command=sys.argv)
+
+    def kept(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
+        """A table that is made once; NAME says all that it depends on."""
+        path = self.runs / "tables" / f"{name}-{self.exam.episodes}x{self.exam.jobs}-{self.exam.seed}.csv"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_csv(path, list(make()))
+        return read_csv(path)
+
+    def examined(
+        self, setting: Setting, runs: Sequence[RunFolder], view: View, rules: Sequence[str] | None = None
+    ) -> list[Row]:
+        """Result rows of the rules and of the agents of some runs in a setting."""
+        place = setting.name.replace(" ", "-").replace("/", "-")
+        rows = self.kept(
+            f"{place}-rules-{view}", lambda: hold(setting, rules_of(setting, view, rules), self.exam).results
+        )
+        for run in runs:
+            say(f"{setting.name}: {run.path.name}")
+            rows += self.kept(
+                f"{place}-{run.path.name}",
+                lambda run=run: hold(setting, [agent(run, setting.tasks.mask.shape[-1])], self.exam).results,
+            )
+        return rows
+
+
+def agent(run: RunFolder, servers: int | None = None) -> Contestant:
+    """The agent of a run, named as its plan is."""
+    return load_agents([run.path], servers)[0]
+
+
+def study[T: Study](kind: type[T], description: str | None) -> T:
+    """The options on the command line; the head of the experiment's module is what `--help` shows."""
+    asked = tyro.cli(kind, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    runtime.configure()
+    return asked
+
+
+def judged(rows: Sequence[Row], against: str = "best rule") -> list[Row]:
+    return verdict(rows, against=against)
+
+
+def publish(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the experiment's small table, with numbers as they are read, and print it."""
+    rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    write_csv(RESULTS / f"{name}.csv", rounded)
+    table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left")
+    for column in rounded[0]:
+        table.add_column(column, justify="left" if isinstance(rounded[0][column], str) else "right")
+    for row in rounded:
+        table.add_row(*("" if v is None else str(v) for v in row.values()))
+    print_table(table)
+
+
+SHOWN = ("experiment", "task", "level", "agent", "role", "seeds", "episodes", "against", "ratio", "low", "high", "mean")
+
+
+def brief(rows: Sequence[Row]) -> list[Row]:
+    """Of a verdict, the columns that a small table shows."""
+    return [{name: row[name] for name in SHOWN} for row in rows]
+
+
+# --- opponents -------------------------------------------------------------------------------------------------------
+
+
+def with_steps_of(dreamer: TrainConfig, rival: TrainConfig) -> TrainConfig:
+    """A2C or PPO for as many environment steps as Dreamer, from as few streams: it learns as often from as much."""
+    assert isinstance(rival.agent, OnPolicyRun)
+    steps = dreamer.loop.steps or 0
+    experience = replace(rival.agent.experience, streams=dreamer.agent.experience.streams)
+    chunk = max(1, steps // (20 * experience.env_steps))
+    return replace(
+        rival,
+        label=f"{rival.name}-equal-steps",
+        agent=replace(rival.agent, experience=experience, chunk=chunk),
+        loop=replace(rival.loop, steps=steps, evaluate_every=max(1, steps // 4)),
+    )
+
+
+def with_time_of(runs: Sequence[RunFolder], rival: TrainConfig) -> TrainConfig:
+    """A2C or PPO for as much CPU time as Dreamer's runs took, on average; compilation does not count."""
+    spent = [run.metrics()[-1]["cpu_seconds"] for run in runs]
+    minutes = round(sum(spent) / len(spent) / 60, 2)
+    loop = replace(rival.loop, steps=None, cpu_minutes=minutes)
+    return replace(rival, label=f"{rival.name}-equal-time", loop=loop)
+
+
+def with_memory(rival: TrainConfig, units: int) -> TrainConfig:
+    """A2C or PPO with a recurrent policy."""
+    network = replace(rival.agent.algorithm.network, memory=units)
+    return replace(rival, agent=replace(rival.agent, algorithm=replace(rival.agent.algorithm, network=network)))
