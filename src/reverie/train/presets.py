@@ -29,14 +29,14 @@ Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "hidden", "learned", "paper"]
 
 _CPU_WORLD = WorldConfig(family="levels", jobs=250)
-_CPU_LOOP = LoopConfig(steps=200_000, evaluate_every=10_000)
+_CPU_LOOP = LoopConfig(steps=240_000, evaluate_every=20_000)
 _CPU_EXPERIENCE = DreamingConfig(length=32, ratio=4.0, capacity=50_000)
 _CPU_DREAMER = DreamerConfig(
     model=QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
-    optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200),
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200, decay=1_700),  # as many updates as the steps allow
     layers=2,
     horizon=64,
-    starts=8,
+    starts=2,
     siblings=8,
     discount_lambda=1.0,
     entropy=3e-3,

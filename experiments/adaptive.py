@@ -1,0 +1,109 @@
+"""Adaptive trials: the world changes while weights are frozen, and what the agent sees may hide speeds and sizes.
+
+The agents of `standard.py` meet loads that switch inside episodes and between them, loads never seen in training,
+bursts, days, and speeds that change before their eyes. Agents that see only how many jobs each server holds (view
+`counts`, preset `hidden`) meet hidden and drifting speeds, among them those measured on real machines with --speeds.
+
+    python experiments/adaptive.py --speeds Redis__..__long__eastus__B8ms.csv.gz
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from standard import MEMORY, dreamers, rivals
+from study import Study, brief, judged, publish, study, with_memory, with_steps_of, with_time_of
+
+from reverie.envs.core import TaskFamily
+from reverie.envs.fleet.env import Task
+from reverie.envs.fleet.families import INTERVALS, PARK_MEAN_SIZE, PARK_SPEEDS, draw_tasks, level, levels, measured
+from reverie.evaluate.examination import Setting, of_family, of_levels
+from reverie.train.config import TrainConfig
+from reverie.train.presets import preset
+from reverie.train.run import RunFolder
+
+UNSEEN = (0.35, 0.55, 0.8, 1.0)
+"""Offered loads between, below and above those of training, which are .455, .667, .909 and 1.111."""
+ADAPTIVE = "adaptive-least-connections"
+
+
+@dataclass(frozen=True)
+class Adaptive(Study):
+    """The options of this experiment."""
+
+    speeds: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A `long` file of Azure's VM noise dataset: measured drift; give it again for each."""
+    drift_load: float = 0.85
+    """The offered load under measured drift."""
+
+    def seen(self) -> list[Setting]:
+        """What agents that see the fleet in full are examined on."""
+        intervals = tuple(PARK_MEAN_SIZE / load / PARK_SPEEDS.sum() for load in UNSEEN)
+        standard = [of_family(name, self.exam) for name in ("burst", "diurnal", "drift")]
+        return [
+            of_levels(self.exam),
+            self._trials("levels between episodes", switching, episodes=4, jobs=self.exam.jobs // 2),
+            self._trials("unseen levels", levels(intervals, self.exam.jobs), episodes=2, jobs=self.exam.jobs),
+            *standard,
+        ]
+
+    def hidden(self) -> list[Setting]:
+        """What agents that see counts are examined on."""
+        of_file = [
+            Setting(
+                path.name.split("__")[0] + " " + path.name.removesuffix(".csv.gz").split("__")[-1],
+                draw_tasks(
+                    measured(path, load=self.drift_load, segments=12, jobs=self.exam.jobs),
+                    self.exam.episodes,
+                    self.exam.stream,
+                ),
+            )
+            for path in self.speeds
+        ]
+        return [of_family("drift", self.exam), of_family("shifting", self.exam), of_family("hard", self.exam), *of_file]
+
+    def _trials(self, name: str, draw: TaskFamily, episodes: int, jobs: int) -> Setting:
+        tasks = draw_tasks(draw, episodes * self.exam.episodes, self.exam.stream)
+        shaped = jax.tree.map(lambda x: x.reshape(episodes, self.exam.episodes, *x.shape[1:]), tasks)
+        return Setting(name, shaped, experiment="adaptive")
+
+
+def switching(rng: np.random.Generator) -> Task:
+    """One load for a whole episode, drawn anew for the next of the same trial."""
+    return level(rng.choice(list(INTERVALS.values())))(rng)
+
+
+def hidden_dreamers(asked: Study) -> list[TrainConfig]:
+    """Dreamer + RL2 that sees counts, trained where speeds are hidden and change, once for each seed."""
+    plan = replace(preset("dreamer", "hidden"), label="dreamer-rl2-hidden")
+    return [asked.larger(replace(plan, seed=seed)) for seed in range(asked.seeds)]
+
+
+def hidden_rivals(asked: Study, dreamer: Sequence[RunFolder]) -> list[TrainConfig]:
+    """A2C and PPO with a memory for each server, in the same world, for as many steps and for as much time."""
+    world = hidden_dreamers(asked)[0].world
+    plans = [replace(with_memory(preset(name, "cpu"), MEMORY), world=world) for name in ("a2c", "ppo")]
+    named = [replace(plan, label=f"{plan.agent.name}-hidden") for plan in plans]
+    of_steps = [with_steps_of(hidden_dreamers(asked)[0], plan) for plan in named]
+    of_time = [with_time_of(dreamer, named[0])]
+    return [replace(plan, seed=seed) for plan in (*of_steps, *of_time) for seed in range(asked.seeds)]
+
+
+def main() -> None:
+    asked = study(Adaptive, __doc__)
+    dreamer = asked.train(dreamers(asked))
+    runs = [*dreamer, *asked.train(rivals(asked, dreamer))]
+    rows = [row for setting in asked.seen() for row in asked.examined(setting, runs, "full")]
+    publish("adaptive", brief(judged(rows)))
+
+    dreamer = asked.train(hidden_dreamers(asked))
+    runs = [*dreamer, *asked.train(hidden_rivals(asked, dreamer))]
+    rows = [row for setting in asked.hidden() for row in asked.examined(setting, runs, "counts")]
+    publish("hidden", brief(judged(rows, against=ADAPTIVE)))
+
+
+if __name__ == "__main__":
+    main()
