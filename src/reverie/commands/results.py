@@ -40,6 +40,8 @@ class Examination:
 
     trace: str = BUILT_IN
     """A trace: a file, or `conversation-like`, the built-in workload."""
+    held_out: bool = False
+    """Examine on the second half of the trace only: for agents that were trained on its first."""
     load: float = TRACE_LOAD
     """The offered load that the trace is brought to, by scaling its clock."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
@@ -51,7 +53,7 @@ class Examination:
         Raises:
             ValueError: it is not there or broken, shorter than an episode, or the load is impossible.
         """
-        trace = read_source(self.trace)
+        trace = read_source(self.trace, self.held_out)
         traced(trace, self.load, self.exam.jobs)
         return trace
 

@@ -11,10 +11,11 @@ BUILT_IN = "conversation-like"
 _BUILT_IN_JOBS = 20_000  # an hour, as long as the original
 
 
-def read_source(name: str) -> Trace:
-    """The trace in the file `name`, or the built-in one.
+def read_source(name: str, held_out: bool = False) -> Trace:
+    """The trace in the file `name`, or the built-in one; only its second half if the first was to train on.
 
     Raises:
         TraceError: there is no such file, or it is not a trace.
     """
-    return conversation_like(_BUILT_IN_JOBS, seed=0) if name == BUILT_IN else read_trace(Path(name))
+    trace = conversation_like(_BUILT_IN_JOBS, seed=0) if name == BUILT_IN else read_trace(Path(name))
+    return trace.halves()[1] if held_out else trace

@@ -20,6 +20,8 @@ class World:
     """A family of tasks: easy, medium, hard (unless given), overload, drift, burst, diurnal, levels, continuous."""
     trace: str | None = None
     """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
+    held_out: bool = False
+    """Only the second half of the trace: for agents that were trained on its first."""
     load: float | None = None
     """Offered load, reached by scaling the clock of arrivals; that of the family, or 0.8 for a trace, unless given."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
@@ -32,10 +34,14 @@ class World:
             ValueError: both a family and a trace, an unknown family, a broken trace or an impossible load.
         """
         if self.trace is None:
+            if self.held_out:
+                raise ValueError("--held-out is about a trace; give one with --trace")
             return of_family(self.family or "hard", self.exam, self.load)
         if self.family is not None:
             raise ValueError(f"give --family or --trace, not both; got {self.family} and {self.trace}")
-        return of_trace(read_source(self.trace), self.exam, TRACE_LOAD if self.load is None else self.load)
+        return of_trace(
+            read_source(self.trace, self.held_out), self.exam, TRACE_LOAD if self.load is None else self.load
+        )
 
     @property
     def unit(self) -> str:

@@ -1,13 +1,12 @@
 """The learning curve: a policy in training plays the same few episodes again and again, beside the classical rules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from reverie.envs.fleet.env import Task
-from reverie.envs.fleet.families import draw_tasks, family
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.trials import Contestant, play
 from reverie.policies.core import Policy
@@ -41,12 +40,12 @@ class LearningCurve:
 
 
 def learning_curve(config: TrainConfig) -> LearningCurve:
-    """Draw the episodes from the family that the agent is trained on, and let the rules play them.
+    """Draw the episodes from the family or trace that the agent is trained on, and let the rules play them.
 
     They are the same for all training seeds and algorithms, so that their curves can be compared.
     """
     seed = stream_seed(0, "learning curve")
-    tasks = draw_tasks(family(config.world.family), config.curve.episodes, seed)
+    tasks = replace(config.world, jobs=config.curve.jobs).draw(config.curve.episodes, seed)
     batch = jax.tree.map(lambda leaf: leaf[None], tasks)
     rules = [c for c in opponents(tasks, config.world.view) if c.role == "rule"]
     key = jax.random.key(seed)

@@ -15,8 +15,10 @@ from tyro.conf import arg
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
-from reverie.envs.fleet.env import FleetEnv, Reward, View
+from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
+from reverie.envs.fleet.families import draw_tasks, traced
 from reverie.envs.fleet.families import family as find_family
+from reverie.envs.fleet.traces import read_trace
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -71,6 +73,10 @@ class WorldConfig:
 
     family: str = "hard"
     """The family that tasks are drawn from."""
+    trace: Path | None = None
+    """Instead of a family, a recorded trace: windows of its first half. The second is left to be examined on."""
+    load: float = 0.8
+    """The offered load that the trace is brought to."""
     tasks: int = 64
     """Tasks that are drawn from it, once; each trial plays one of them."""
     jobs: int = 250
@@ -83,8 +89,20 @@ class WorldConfig:
     def __post_init__(self):
         find_family(self.family)
         FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward)
+        if not 0 < self.load < float("inf"):
+            raise ValueError(f"load must be a positive number, got {self.load}")
         if self.tasks < 1:
             raise ValueError(f"tasks must be at least 1, got {self.tasks}")
+
+    def draw(self, count: int, seed: int) -> Task:
+        """Tasks [K, ...] to train on.
+
+        Raises:
+            ValueError: the trace is not there or broken, or half of it is shorter than an episode.
+        """
+        if self.trace is None:
+            return draw_tasks(find_family(self.family), count, seed)
+        return draw_tasks(traced(read_trace(self.trace).halves()[0], self.load, self.jobs), count, seed)
 
 
 @dataclass(frozen=True)

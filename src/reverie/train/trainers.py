@@ -14,7 +14,6 @@ from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.ppo import PPO
 from reverie.envs.fleet.env import FleetEnv, Task
-from reverie.envs.fleet.families import draw_tasks, family
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.policies.core import Policy
@@ -117,7 +116,7 @@ def build(config: TrainConfig) -> WorldTrainer:
         ValueError: the agent cannot read what the view shows, or make nothing of the rewards.
     """
     world, run = config.world, config.agent
-    pool = draw_tasks(family(world.family), world.tasks, stream_seed(config.seed, "training tasks"))
+    pool = world.draw(world.tasks, stream_seed(config.seed, "training tasks"))
     env = FleetEnv(pool.mask.shape[-1], world.jobs, world.view, world.reward)
     specs = env.observation_spec, env.action_spec
     if isinstance(run, DreamerRun):

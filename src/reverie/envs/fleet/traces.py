@@ -92,6 +92,26 @@ class Trace:
         """Seconds between the first arrival and the last."""
         return float(self.arrival[-1])
 
+    def halves(self) -> tuple["Trace", "Trace"]:
+        """The first half of the jobs, to train on, and the second, to be examined on.
+
+        Raises:
+            TraceError: there is one job only.
+        """
+        if len(self.arrival) < 2:
+            raise TraceError(
+                f"trace {self.name} has {len(self.arrival)} job: expected two at least, to make two halves"
+            )
+        middle = len(self.arrival) // 2
+
+        def part(name: str, jobs: slice) -> Trace:
+            columns = {column: values[jobs] for column, values in self.columns.items()}
+            return Trace(
+                f"{self.name} ({name} half)", self.arrival[jobs] - self.arrival[jobs][0], self.work[jobs], columns
+            )
+
+        return part("first", slice(0, middle)), part("second", slice(middle, None))
+
 
 # Reading
 
