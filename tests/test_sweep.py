@@ -1,0 +1,386 @@
+"""Runs trained side by side end with the numbers of runs trained alone, whatever is killed, stopped or failing."""
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from reverie import cli, runtime
+from reverie.agents.a2c import A2CConfig
+from reverie.agents.actor_critic import NetworkConfig
+from reverie.agents.ppo import PPOConfig
+from reverie.commands.board import Board, standing
+from reverie.commands.engines import Ending, Local, Ray
+from reverie.commands.sweep import SweepConfig
+from reverie.commands.sweeping import RunsFailedError, train_all
+from reverie.commands.training import train_run
+from reverie.train import checkpoint, presets
+from reverie.train.config import CurveConfig, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.loop import LoopConfig
+from reverie.train.on_policy import OnPolicyConfig
+from reverie.train.progress import Terminal
+from reverie.train.run import RunFolder
+from reverie.train.trainers import build
+
+CHUNK = 64  # environment steps
+TINY = TrainConfig(
+    OnPolicyRun(A2CConfig(NetworkConfig(units=8)), OnPolicyConfig(streams=4, steps=8), chunk=2),
+    WorldConfig(family="hard", tasks=2, jobs=20),
+    LoopConfig(steps=8 * CHUNK, evaluate_every=4 * CHUNK),
+    CurveConfig(episodes=2, jobs=10),
+)
+LONG = replace(TINY, loop=LoopConfig(steps=400 * CHUNK, evaluate_every=400 * CHUNK, save_every=0.0))
+DIVERGING = replace(TINY, agent=replace(TINY.agent, algorithm=replace(TINY.agent.algorithm, learning_rate=1e30)))
+EXAM = ["--episodes", "6", "--jobs", "30"]
+COMMAND = ["test"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    """Keep compiled programs, as workers do: a second run of these tests is quick."""
+    runtime.configure()
+
+
+def plans(folder: Path, config: TrainConfig = TINY, seeds: int = 2) -> dict[Path, TrainConfig]:
+    return {folder / f"a2c-{seed}": replace(config, seed=seed) for seed in range(seeds)}
+
+
+def alone(folder: Path, config: TrainConfig) -> RunFolder:
+    """The same run in this process, as `reverie train` does it."""
+    run = RunFolder.create(folder, config)
+    train_run(config, build(config), run, COMMAND, quiet=True)
+    return run
+
+
+def ended_with(run: RunFolder) -> tuple[str, dict[str, bytes]]:
+    """Name and arrays of the newest checkpoint."""
+    path = checkpoint.latest(run.checkpoints)
+    assert path is not None
+    with safe_open(path, "numpy") as file:
+        return path.name, {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+
+
+def logged(run: RunFolder) -> list[dict]:
+    """The metrics without the clocks."""
+    return [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in run.metrics()]
+
+
+def same(one: RunFolder, other: RunFolder) -> bool:
+    return ended_with(one) == ended_with(other) and json.dumps(logged(one)) == json.dumps(logged(other))
+
+
+def once_saved(folder: Path, act) -> threading.Thread:
+    """Call `act` with the worker's process number as soon as a run has a checkpoint, and is far from its end."""
+
+    def wait() -> None:
+        while not any((folder / "checkpoints").glob("step-*")):
+            time.sleep(0.01)
+        act(int((folder / "lock").read_text().split()[1]))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+class Scripted:
+    """An engine without processes: each start of a run ends as its script says, in turn."""
+
+    def __init__(self, workers: int, **scripts: list[Ending]):
+        self.workers, self._scripts = workers, scripts
+        self.started: list[str] = []
+        self.at_work = self.most = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def start(self, folder, command):
+        self.started.append(folder.name)
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+
+        def poll():
+            self.at_work -= 1
+            return self._scripts[folder.name].pop(0)
+
+        return poll
+
+
+DONE, KILLED = Ending("done"), Ending("killed", "its worker was ended by SIGKILL")
+
+# --- with processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Two runs that were trained side by side."""
+    folder = tmp_path_factory.mktemp("side by side")
+    runs = train_all(plans(folder), Local(2), command=COMMAND, quiet=True)
+    assert [run.path for run in runs] == list(plans(folder))
+    return folder
+
+
+def test_runs_side_by_side_end_with_the_bits_of_runs_one_after_another(trained, tmp_path):
+    for folder, config in plans(trained).items():
+        assert same(RunFolder(folder), alone(tmp_path / folder.name, config))
+
+
+def test_a_second_start_does_no_work(trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    idle = Scripted(1)
+    assert len(train_all(plans(trained), idle, command=COMMAND)) == 2
+    assert idle.started == []
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_numbers(tmp_path, capsys):
+    whole = alone(tmp_path / "whole", LONG)
+    killer = once_saved(tmp_path / "killed", lambda process: os.kill(process, signal.SIGKILL))
+    (run,) = train_all({tmp_path / "killed": LONG}, Local(1), command=COMMAND)
+    killer.join()
+    assert len(run.versions()) == 2
+    assert "killed: waiting, its worker was ended by SIGKILL; it is taken up again" in capsys.readouterr().err
+    assert same(run, whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_an_interrupt_stops_the_workers_which_are_bound_to_cores_and_save(tmp_path):
+    bound = []
+    mine = os.sched_getaffinity(0)
+
+    def interrupt(process: int) -> None:
+        bound.append((process, os.sched_getaffinity(process)))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    once_saved(tmp_path / "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_all({tmp_path / "run": LONG}, Local(len(mine)), command=COMMAND, quiet=True)
+    ((process, cores),) = bound
+    assert len(cores) == 1
+    assert os.sched_getaffinity(0) == mine
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    run = RunFolder(tmp_path / "run")
+    name, _ = ended_with(run)
+    assert name == f"step-{logged(run)[-1]['step']:012d}.safetensors"  # saved where it stood
+    assert logged(run)[-1]["step"] < LONG.loop.steps
+
+
+def test_a_run_that_fails_is_reported_while_the_others_finish(tmp_path, capsys):
+    mixed = {tmp_path / "diverging": DIVERGING, tmp_path / "sound": TINY}
+    with pytest.raises(RunsFailedError, match=r"1 of 2 runs failed, the others are finished") as failed:
+        train_all(mixed, Local(1), command=COMMAND)
+    assert "became infinite or NaN" in failed.value.failures[tmp_path / "diverging"]
+    assert "DivergedError" in (tmp_path / "diverging" / "worker.log").read_text()
+    assert ended_with(RunFolder(tmp_path / "sound"))[0] == "step-000000000512.safetensors"
+    shown = capsys.readouterr().err
+    assert "diverging: failed" in shown
+    assert "1 of 2 runs done, 1 failed" in shown
+
+
+@pytest.mark.slow
+def test_ray_replaces_a_killed_worker_and_ends_with_the_same_bits(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: it is part of the dev group and of reverie[ray]")
+    mixed = {tmp_path / "killed": LONG, tmp_path / "diverging": DIVERGING}
+    killer = once_saved(tmp_path / "killed", lambda process: os.kill(process, signal.SIGKILL))
+    with pytest.raises(RunsFailedError, match=r"became infinite or NaN") as failed:
+        train_all(mixed, Ray(workers=2), command=COMMAND, quiet=True)
+    killer.join()
+    assert list(failed.value.failures) == [tmp_path / "diverging"]
+    run = RunFolder(tmp_path / "killed")
+    assert len(run.versions()) == 2
+    assert same(run, alone(tmp_path / "whole", LONG))
+
+
+# --- what is next, without processes ---------------------------------------------------------------------------------
+
+
+def test_no_more_runs_at_a_time_than_workers(tmp_path):
+    engine = Scripted(2, **{f"a2c-{seed}": [DONE] for seed in range(5)})
+    train_all(plans(tmp_path, seeds=5), engine, command=COMMAND, quiet=True)
+    assert engine.started == [f"a2c-{seed}" for seed in range(5)]
+    assert engine.most == 2
+
+
+def test_a_run_whose_worker_is_killed_too_often_has_failed(tmp_path):
+    engine = Scripted(1, **{"a2c-0": [KILLED] * 3, "a2c-1": [KILLED, KILLED, DONE]})
+    with pytest.raises(RunsFailedError, match=r"ended by SIGKILL, 3 times") as failed:
+        train_all(plans(tmp_path), engine, command=COMMAND, retries=2, quiet=True)
+    assert engine.started == ["a2c-0"] * 3 + ["a2c-1"] * 3
+    assert list(failed.value.failures) == [tmp_path / "a2c-0"]
+
+
+def test_a_failure_is_not_tried_again(tmp_path):
+    engine = Scripted(1, **{"a2c-0": [Ending("failed", "the disk is full")], "a2c-1": [DONE]})
+    with pytest.raises(RunsFailedError, match=r"a2c-0: the disk is full"):
+        train_all(plans(tmp_path), engine, command=COMMAND, quiet=True)
+    assert engine.started == ["a2c-0", "a2c-1"]
+
+
+def test_a_run_of_another_configuration_is_refused_before_any_work(trained):
+    other = {trained / "new": TINY, **plans(trained, replace(TINY, curve=CurveConfig(episodes=3, jobs=10)))}
+    with pytest.raises(ValueError, match=r"curve.episodes: 2, now 3"):
+        train_all(other, Local(1), command=COMMAND)
+    assert not (trained / "new").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    twice = {tmp_path / "run": TINY, tmp_path / "x" / ".." / "run": replace(TINY, seed=1)}
+    with pytest.raises(ValueError, match=r"a folder of its own"):
+        train_all(twice, Local(1), command=COMMAND)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def line(step: int, wall: float, **more: float) -> dict[str, float]:
+    return {"step": step, "wall_seconds": wall, "cpu_seconds": wall, **more}
+
+
+def test_rate_and_time_left_are_those_of_the_last_minute_of_training():
+    config = replace(TINY, loop=LoopConfig(steps=10_000))
+    assert standing(config, []).step == 0
+    metrics = [line(0, 0.0, **{"evaluation/ratio": 2.0}), line(10, 100.0), line(1_000, 150.0), line(2_500, 160.0)]
+    now = standing(config, metrics)
+    assert (now.step, now.share, now.ratio) == (2_500, 0.25, 2.0)
+    assert now.rate == pytest.approx(2_490 / 60)
+    assert now.left == pytest.approx(7_500 / (2_490 / 60))
+
+
+def test_the_nearest_limit_decides_how_much_is_left():
+    config = replace(TINY, loop=LoopConfig(steps=1_000_000, minutes=10.0))
+    now = standing(config, [line(0, 0.0), line(10, 60.0)])
+    assert now.share == pytest.approx(0.1)
+    assert now.left == pytest.approx(540.0)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_board_shows_all_runs_and_a_failure_with_its_reason(trained, terminal):
+    file = io.StringIO()
+    console = Terminal(file=file, force_terminal=terminal, width=150)
+    folders = plans(trained)
+    first, second = folders
+    with Board(folders, [second], console=console) as board:
+        board.tell(second, "running")
+        board.refresh()
+        board.tell(second, "failed", "the disk is full")
+    shown = file.getvalue()
+    assert first.name in shown or not terminal
+    assert "failed" in shown
+    assert "the disk is full" in shown
+    assert "1 of 2 runs done, 1 failed, 0:00:0" in shown
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _tiny(monkeypatch, tmp_path):
+    ppo = replace(TINY, agent=replace(TINY.agent, algorithm=PPOConfig(NetworkConfig(units=8), minibatches=2)))
+    monkeypatch.setattr(presets, "PRESETS", {"a2c": {"cpu": TINY}, "ppo": {"cpu": ppo}})
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--seeds 0", "seeds must be at least 1"),
+        ("--workers 0", "workers must be at least 1"),
+        ("--engine ray --workers 0", "workers must be at least 1"),
+        ("--address auto", "add --engine ray"),
+        ("--agent a2c --agent a2c", "each agent can be given once"),
+        ("--agent a2c --preset paper", "a2c has no preset 'paper'"),
+        ("--family hrad", "did you mean 'hard'?"),
+        ("--steps 0", "steps must be more than 0"),
+        ("--trace missing.csv", "missing.csv"),
+    ],
+)
+def test_a_mistake_is_answered_in_plain_words(capsys, monkeypatch, tmp_path, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", *words.split()]) == 1
+    assert said in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "said"), [("--agent sarsa", "dreamer"), ("--engine slurm", "local")])
+def test_an_unknown_agent_or_engine_names_those_that_there_are(capsys, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["sweep", *words.split()])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
+
+
+def test_without_ray_its_engine_says_what_to_install(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.main(["sweep", "--engine", "ray"]) == 1
+    assert "pip install 'reverie[ray]'" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+def test_agents_families_and_seeds_are_all_planned_and_told_apart():
+    config = SweepConfig(agent=("dreamer", "a2c-rl2"), family=("hard", "levels"), seeds=2, steps=1_000)
+    found = config.plans()
+    assert [(plan.name, plan.world.family, plan.seed) for plan in found] == [
+        (f"{agent}-{family}", family, seed)
+        for seed in (0, 1)
+        for agent in ("dreamer-rl2", "a2c-rl2")
+        for family in ("hard", "levels")
+    ]
+    assert {plan.loop.steps for plan in found} == {1_000}
+    dreamer, with_memory = found[0].agent.algorithm, found[2].agent.algorithm
+    assert with_memory.network.memory == dreamer.memory > 0
+    assert [plan.name for plan in SweepConfig(seeds=1).plans()] == ["dreamer-rl2", "a2c"]
+
+
+def tables(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder, "tables").glob("*.csv")}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_tiny")
+def test_a_sweep_gives_the_same_tables_on_this_machine_and_on_ray_and_goes_on_where_it_was(capsys):
+    words = ["sweep", "--agent", "a2c", "--agent", "ppo", "--seeds", "2", "--workers", "2", "--quiet", *EXAM]
+    words += ["--output", "json"]
+    assert cli.main([*words, "--out", "here"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    agents = [row for row in first["rows"] if row["role"] == "agent" and row["task"] == "hard"]
+    assert {(row["agent"], row["seeds"]) for row in agents} == {("a2c", 2), ("ppo", 2)}
+    assert "ppo" in Path(first["report"]).read_text()
+    assert {"results-a2c-0.csv", "results-a2c-1.csv", "results-ppo-0.csv", "results-ppo-1.csv"} < tables("here").keys()
+
+    before = tables("here")
+    assert cli.main([*words, "--out", "here"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert tables("here") == before
+    assert cli.main([*words, "--out", "here", "--steps", "64"]) == 1
+    assert "steps: None, now 64" in capsys.readouterr().err
+
+    pytest.importorskip("ray", reason="Ray is not installed: it is part of the dev group and of reverie[ray]")
+    assert cli.main([*words, "--out", "there", "--engine", "ray"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == first["rows"]
+    assert tables("there") == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_tiny")
+def test_a_sweep_with_a_failed_run_shows_the_others_and_is_no_success(capsys):
+    presets.PRESETS["ppo"]["cpu"] = replace(DIVERGING, label="diverging")
+    words = ["sweep", "--agent", "ppo", "--agent", "a2c", "--seeds", "1", "--quiet", *EXAM]
+    assert cli.main(words) == 1
+    captured = capsys.readouterr()
+    assert "agent / best rule" in captured.out
+    assert "a2c" in captured.out
+    assert "1 of 2 runs failed" in captured.err
+    assert "diverging-0" in captured.err
