@@ -7,7 +7,7 @@ import optax
 import pytest
 import scipy.stats
 
-from reverie.nn.distributions import Bernoulli, BoundedNormal, Categorical, SquaredError, TwoHot, symexp, symlog
+from reverie.nn.distributions import Bernoulli, BoundedNormal, Categorical, Normal, SquaredError, TwoHot, symexp, symlog
 from reverie.nn.layers import (
     GRU,
     MLP,
@@ -269,6 +269,40 @@ def test_bounded_normal_against_scipy():
     drawn = jax.vmap(distribution.sample)(jax.random.split(KEY, 5000))
     np.testing.assert_allclose(drawn.mean(0), reference.mean(), atol=0.08)
     np.testing.assert_allclose(drawn.std(0), reference.std(), atol=0.05)
+
+
+def test_normal_against_scipy():
+    center, width, value = (jax.random.normal(k, (4, 3)) * 3 for k in jax.random.split(KEY, 3))
+    distribution = Normal.from_outputs(center, width)
+    reference = scipy.stats.norm(np.asarray(center), np.log1p(np.exp(np.asarray(width, np.float64))) + 0.1)
+    np.testing.assert_allclose(distribution.log_prob(value), reference.logpdf(value).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(distribution.entropy(), reference.entropy().sum(-1), rtol=1e-4)
+    drawn = jax.vmap(distribution.sample)(jax.random.split(KEY, 5000))
+    np.testing.assert_allclose(drawn.mean(0), reference.mean(), atol=0.25)
+    np.testing.assert_allclose(drawn.std(0), reference.std(), rtol=0.05)
+    assert (distribution.mode() == center).all()
+
+
+def test_kl_of_normals_is_the_closed_form_and_what_samples_say():
+    (center, width), (other_center, other_width) = np.random.default_rng(3).normal(size=(2, 2, 4, 3))
+    left, right = (Normal.from_outputs(*map(jnp.asarray, x)) for x in ((center, width), (other_center, other_width)))
+    s, t = (np.log1p(np.exp(x)) + 0.1 for x in (width, other_width))
+    closed = (np.log(t / s) + (s**2 + (center - other_center) ** 2) / (2 * t**2) - 0.5).sum(-1)
+    np.testing.assert_allclose(left.kl(right), closed, rtol=1e-5)
+    drawn = jax.vmap(left.sample)(jax.random.split(KEY, 20_000))
+    estimate = (left.log_prob(drawn) - right.log_prob(drawn)).mean(0)
+    np.testing.assert_allclose(estimate, closed, rtol=0.05, atol=0.02)
+    np.testing.assert_allclose(left.kl(left), 0.0, atol=1e-6)
+
+
+def test_a_reparameterised_sample_passes_gradients_to_mean_and_spread():
+    center, width, noise = jnp.array([0.5, -1.0]), jnp.array([0.0, 2.0]), jnp.array([1.5, -0.5])
+    by_mean, by_width = jax.grad(lambda c, w: Normal.from_outputs(c, w).reparameterised(noise).sum(), argnums=(0, 1))(
+        center, width
+    )
+    np.testing.assert_allclose(by_mean, 1.0)
+    np.testing.assert_allclose(by_width, noise * scipy.special.expit(np.asarray(width)), rtol=1e-5)
+    assert (Normal.from_outputs(center, width - 1e3).deviation == np.float32(0.1)).all()
 
 
 def test_squared_error_in_symlog_space():

@@ -1,5 +1,6 @@
 """The RSSM against DreamerV3: its published parameter counts, and its step written out in NumPy."""
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -61,6 +62,12 @@ def test_parameters_of_every_preset_with_actor_and_critic(size, total):
     assert (
         parameters(shapes(config)) + parameters(head(config, TwoHot.BINS)) + parameters(head(config, ACTIONS)) == total
     )
+
+
+def test_gaussian_latents_cost_the_outputs_that_the_docs_name():
+    config = dataclasses.replace(PRESETS["size1m"], latent="gaussian")
+    total = parameters(shapes(config)) + parameters(head(config, TwoHot.BINS)) + parameters(head(config, ACTIONS))
+    assert total == 654_021
 
 
 # --- the step, written out -----------------------------------------------------------------------------------------

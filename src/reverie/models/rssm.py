@@ -1,8 +1,8 @@
 """The recurrent state-space model: DreamerV3's world model (Hafner et al., arXiv 2301.04104).
 
 The state is a pair: h (`deter`), what a block GRU carries from step to step, and z (`stoch`), S one-hot variables of K
-classes drawn from the posterior, which has seen the observation, or from the prior, which has not. Actors, critics and
-replay live elsewhere.
+classes drawn from the posterior, which has seen the observation, or from the prior, which has not. z may be Gaussian
+instead (`latents.py`). Actors, critics and replay live elsewhere.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, BFloat16, Bool, Float, Key, UInt8
+from jaxtyping import Array, BFloat16, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Features, Sequence
 from reverie.models.encoders import Decoder, Encoder
-from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
+from reverie.models.latents import Distribution, LatentKind, Latents, Stored, latents
+from reverie.nn.distributions import Bernoulli, TwoHot
 from reverie.nn.layers import BlockLinear, Dense, Head, Linear, RMSNorm, merge_blocks, rms_norm, split_blocks
 
 
@@ -31,10 +32,12 @@ class RSSMConfig:
     """Width of all hidden layers."""
     deter: int | None = None
     """Width of h; 8 x units where not given."""
+    latent: LatentKind = "discrete"
+    """Whether z is one-hot variables, as published, or as many Gaussian numbers."""
     stoch: int = 32
     """Number of categorical variables in z."""
     classes: int | None = None
-    """Classes of each variable in z; units / 16 where not given."""
+    """Classes of each variable in z; units / 16 where not given. Gaussian z is stoch x classes numbers."""
     depth: int | None = None
     """Base depth of the convolutional nets; units / 16 where not given."""
     blocks: int = 8
@@ -50,7 +53,7 @@ class RSSMConfig:
     servers: Literal["flat", "set"] = "flat"
     """Whether the encoder reads servers in their order or as a set."""
     unimix: float = 0.01
-    """Share of the uniform distribution in every latent variable."""
+    """Share of the uniform distribution in every discrete latent variable."""
     free_nats: float = 1.0
     """KL below which the two KL losses stop pulling."""
     dyn_scale: float = 1.0
@@ -104,6 +107,11 @@ class RSSMConfig:
         return self.stoch * self.class_count
 
     @property
+    def latents(self) -> Latents:
+        """What z is."""
+        return latents(self.latent, self.stoch, self.class_count, self.unimix)
+
+    @property
     def cnn_depth(self) -> int:
         return max(1, self.units // 16) if self.depth is None else self.depth
 
@@ -135,10 +143,10 @@ class RSSMState(NamedTuple):
 
 
 class StoredState(NamedTuple):
-    """An `RSSMState` as replay keeps it: h in half precision, z as the index of the class."""
+    """An `RSSMState` as replay keeps it: h in half precision, z as the index of the class or in half precision."""
 
     deter: BFloat16[Array, "*B D"]
-    stoch: UInt8[Array, "*B S"]
+    stoch: Stored
 
 
 class _Cut(NamedTuple):
@@ -175,8 +183,8 @@ class Dynamics(eqx.Module):
         self.mix_norm = RMSNorm(deter)
         self.gates = BlockLinear(deter, 3 * deter, blocks, key=next(keys))
         self.posterior_in = Dense(deter + tokens, units, key=next(keys))
-        self.posterior_out = Linear(units, stoch, key=next(keys))
-        self.prior_head = Head(deter, stoch, units, layers=2, key=next(keys))
+        self.posterior_out = Linear(units, config.latents.outputs, key=next(keys))
+        self.prior_head = Head(deter, config.latents.outputs, units, layers=2, key=next(keys))
         self.config = config
 
     def cut(self) -> _Cut:
@@ -212,7 +220,7 @@ class Dynamics(eqx.Module):
         return merge_blocks(update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1 - update) * deter)
 
     def posterior(self, cut: _Cut, deter: Float[Array, "*B D"], sight: Float[Array, "*B U"]) -> Float[Array, "*B Z"]:
-        """Logits of z after the observation."""
+        """Logits of z after the observation (means and spreads of Gaussian z)."""
         x = deter @ cut.posterior_deter.astype(deter.dtype) + sight
         return self.posterior_out(jax.nn.silu(self.posterior_in.norm(x)))
 
@@ -220,10 +228,9 @@ class Dynamics(eqx.Module):
         """Logits of z before the observation."""
         return self.prior_head(deter)
 
-    def latents(self, logits: Float[Array, "*B Z"]) -> Categorical:
+    def latents(self, logits: Float[Array, "*B Z"]) -> Distribution:
         """The distribution of each of the S variables."""
-        shape = (*logits.shape[:-1], self.config.stoch, self.config.class_count)
-        return Categorical.from_logits(logits.reshape(shape), self.config.unimix)
+        return self.config.latents.distribution(logits)
 
 
 class RSSM(eqx.Module):
@@ -285,8 +292,7 @@ class RSSM(eqx.Module):
         """One step of the prior: what comes after doing `action` in `state`, unseen."""
         cut = self.dyn.cut()
         deter = self.dyn.recur(cut, *state, self.dyn.drive(cut, action.astype(self.config.dtype)))
-        latents = self.dyn.latents(self.dyn.prior(deter))
-        stoch = latents.straight_through(self._noise(action.shape[:1], key))
+        stoch = self.config.latents.sample(self.dyn.prior(deter), self._noise(action.shape[:1], key))
         return RSSMState(deter, stoch.astype(deter.dtype))
 
     def features(self, state: RSSMState) -> Features:
@@ -334,17 +340,17 @@ class RSSM(eqx.Module):
         return loss, (states, metrics)
 
     def compress(self, state: RSSMState) -> StoredState:
-        """The state as replay keeps it. z must be one-hot, which is true of every state but `initial`."""
-        return StoredState(state.deter.astype(jnp.bfloat16), state.stoch.argmax(-1).astype(jnp.uint8))
+        """The state as replay keeps it. Discrete z must be one-hot, which is true of every state but `initial`."""
+        return StoredState(state.deter.astype(jnp.bfloat16), self.config.latents.compress(state.stoch))
 
     def expand(self, stored: StoredState) -> RSSMState:
-        """Undo `compress`, up to the rounding of h."""
-        stoch = jax.nn.one_hot(stored.stoch, self.config.class_count, dtype=self.config.dtype)
+        """Undo `compress`, up to rounding."""
+        stoch = self.config.latents.expand(stored.stoch, self.config.dtype)
         return RSSMState(stored.deter.astype(self.config.dtype), stoch)
 
-    def _noise(self, shape: tuple[int, ...], key: Key[Array, ""]) -> Float[Array, "*B S"]:
-        """Uniform numbers that choose the classes of z in states of leading axes `shape`."""
-        return jax.random.uniform(key, (*shape, self.config.stoch))
+    def _noise(self, shape: tuple[int, ...], key: Key[Array, ""]) -> Float[Array, "*B"]:
+        """The random numbers that decide z in states of leading axes `shape`."""
+        return self.config.latents.noise(shape, key)
 
     def _observe(
         self,
@@ -352,7 +358,7 @@ class RSSM(eqx.Module):
         observation: dict[str, Array],
         action: Float[Array, "B T A"],
         is_first: Bool[Array, "B T"],
-        noise: Float[Array, "B T S"],
+        noise: Float[Array, "B T *S"],
     ) -> tuple[RSSMState, Float[Array, "B T Z"]]:
         """`observe` with its randomness given, and the logits of z beside the states."""
         dtype = self.config.dtype
@@ -366,7 +372,7 @@ class RSSM(eqx.Module):
             stoch = jnp.where(is_first[:, None, None], 0, state.stoch)
             deter = self.dyn.recur(cut, deter, stoch, drive)
             logits = self.dyn.posterior(cut, deter, sight)
-            state = RSSMState(deter, self.dyn.latents(logits).straight_through(noise).astype(dtype))
+            state = RSSMState(deter, self.config.latents.sample(logits, noise).astype(dtype))
             return state, (state, logits)
 
         inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (drive, sight, is_first, noise))

@@ -14,12 +14,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, BFloat16, Bool, Float, Key, UInt8
+from jaxtyping import Array, BFloat16, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Features, Sequence
 from reverie.models.encoders import Entries
-from reverie.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot, symlog
+from reverie.models.latents import Distribution, LatentKind, Latents, Stored, latents
+from reverie.nn.distributions import Bernoulli, SquaredError, TwoHot, symlog
 from reverie.nn.layers import GRU, MLP, Dense, Head
 
 
@@ -31,6 +32,8 @@ class SetRSSMConfig:
     """Width of all hidden layers."""
     deter: int = 64
     """Width of each server's recurrent state."""
+    latent: LatentKind = "discrete"
+    """Whether the latents are one-hot variables, or as many Gaussian numbers."""
     stoch: int = 4
     """Categorical variables of each server's latent."""
     world_deter: int = 64
@@ -38,9 +41,9 @@ class SetRSSMConfig:
     world_stoch: int = 8
     """Categorical variables of the common latent."""
     classes: int = 8
-    """Classes of every variable."""
+    """Classes of every variable. Gaussian latents are variables x classes numbers."""
     unimix: float = 0.01
-    """Share of the uniform distribution in every latent variable."""
+    """Share of the uniform distribution in every discrete latent variable."""
     free_nats: float = 1.0
     """KL below which the two KL losses stop pulling."""
     dyn_scale: float = 1.0
@@ -62,6 +65,16 @@ class SetRSSMConfig:
             raise ValueError(f"SetRSSM horizon must be more than 1 step, got {self.horizon}")
 
     @property
+    def latents(self) -> Latents:
+        """What the z of a server is."""
+        return latents(self.latent, self.stoch, self.classes, self.unimix)
+
+    @property
+    def world_latents(self) -> Latents:
+        """What the common z is."""
+        return latents(self.latent, self.world_stoch, self.classes, self.unimix)
+
+    @property
     def discount(self) -> float:
         return 1 - 1 / self.horizon
 
@@ -78,28 +91,28 @@ class SetState(NamedTuple):
 
 
 class StoredSetState(NamedTuple):
-    """A `SetState` as replay keeps it: h in half precision, z as the index of the class."""
+    """A `SetState` as replay keeps it: h in half precision, z as the index of the class or in half precision."""
 
     deter: BFloat16[Array, "*B N D"]
-    stoch: UInt8[Array, "*B N S"]
+    stoch: Stored
     world_deter: BFloat16[Array, "*B W"]
-    world_stoch: UInt8[Array, "*B V"]
+    world_stoch: Stored
     action: BFloat16[Array, "*B N"]
     mask: Bool[Array, "*B N"]
 
 
 class Logits(NamedTuple):
-    """Of z, for each server and for the world."""
+    """Of z, for each server and for the world; means and spreads where it is Gaussian."""
 
-    servers: Float[Array, "*B N S K"]
-    world: Float[Array, "*B V K"]
+    servers: Float[Array, "*B N Z"]
+    world: Float[Array, "*B Y"]
 
 
 class Noise(NamedTuple):
-    """Uniform numbers that decide the samples of z."""
+    """The random numbers that decide z, for each server and for the world."""
 
-    servers: Float[Array, "*B N S"]
-    world: Float[Array, "*B V"]
+    servers: Array
+    world: Array
 
 
 class SetRSSM(eqx.Module):
@@ -138,16 +151,17 @@ class SetRSSM(eqx.Module):
         world = sum(entry.shape[0] for _, entry in vectors)
         c, keys = config, iter(jax.random.split(key, 13))
         u, z, world_z = c.units, c.stoch * c.classes, c.world_stoch * c.classes
+        outputs, world_outputs = c.latents.outputs, c.world_latents.outputs
         row, context = c.deter + z, c.world_deter + world_z
         self.server_tokens = MLP(rows.shape[1], u, 2, key=next(keys))
         self.world_tokens = MLP(world, u, 2, key=next(keys))
         self.summary = Dense(row, u, key=next(keys))
         self.server_gru = GRU(z + 1 + 2 * world_z + c.world_deter, c.deter, key=next(keys))
         self.world_gru = GRU(world_z + 2 * u, c.world_deter, key=next(keys))
-        self.server_prior = Head(c.deter, z, u, 1, key=next(keys))
-        self.server_posterior = Head(c.deter + u, z, u, 1, key=next(keys))
-        self.world_prior = Head(c.world_deter, world_z, u, 1, key=next(keys))
-        self.world_posterior = Head(c.world_deter + u, world_z, u, 1, key=next(keys))
+        self.server_prior = Head(c.deter, outputs, u, 1, key=next(keys))
+        self.server_posterior = Head(c.deter + u, outputs, u, 1, key=next(keys))
+        self.world_prior = Head(c.world_deter, world_outputs, u, 1, key=next(keys))
+        self.world_posterior = Head(c.world_deter + u, world_outputs, u, 1, key=next(keys))
         self.server_decoder = Head(row, rows.shape[1], u, 2, key=next(keys))
         self.world_decoder = Head(context, world, u, 2, key=next(keys))
         self.reward_head = Head(context + c.deter, TwoHot.BINS, u, 2, scale=0.0, key=next(keys))
@@ -179,11 +193,11 @@ class SetRSSM(eqx.Module):
         return self._observe(state, observation, action, is_first, self._noise(is_first.shape, key))[0]
 
     def imagine(self, state: SetState, action: Float[Array, "B A"], key: Key[Array, ""]) -> SetState:
-        noise = self._noise(action.shape[:1], key)
+        c, noise = self.config, self._noise(action.shape[:1], key)
         world_deter = self._move_world(state, action)
-        world_stoch = self._sample(self._world_logits(self.world_prior, world_deter), noise.world)
+        world_stoch = c.world_latents.sample(self.world_prior(world_deter), noise.world)
         deter = self._move_servers(state, action, world_deter, world_stoch)
-        stoch = self._sample(self._server_logits(self.server_prior, deter), noise.servers)
+        stoch = c.latents.sample(self.server_prior(deter), noise.servers)
         return SetState(deter, stoch, world_deter, world_stoch, action, state.mask)
 
     def features(self, state: SetState) -> Features:
@@ -204,10 +218,7 @@ class SetRSSM(eqx.Module):
         c, observation = self.config, sequence.observation
         noise = self._noise(sequence.is_first.shape, key)
         states, logits = self._observe(state, observation, sequence.action, sequence.is_first, noise)
-        prior = Logits(
-            self._server_logits(self.server_prior, states.deter),
-            self._world_logits(self.world_prior, states.world_deter),
-        )
+        prior = Logits(self.server_prior(states.deter), self.world_prior(states.world_deter))
         post = self._latents(logits)
         free = c.free_nats
         dyn = self._kl(self._latents(stop_gradient(logits)), self._latents(prior), states.mask)  # [B, T]
@@ -239,21 +250,20 @@ class SetRSSM(eqx.Module):
         """The state as replay keeps it."""
         return StoredSetState(
             state.deter.astype(jnp.bfloat16),
-            state.stoch.argmax(-1).astype(jnp.uint8),
+            self.config.latents.compress(state.stoch),
             state.world_deter.astype(jnp.bfloat16),
-            state.world_stoch.argmax(-1).astype(jnp.uint8),
+            self.config.world_latents.compress(state.world_stoch),
             state.action.astype(jnp.bfloat16),
             state.mask,
         )
 
     def expand(self, stored: StoredSetState) -> SetState:
-        """The state that was compressed; h has lost its lower bits."""
-        k = self.config.classes
+        """The state that was compressed; what was stored in half precision has lost its lower bits."""
         return SetState(
             stored.deter.astype(jnp.float32),
-            jax.nn.one_hot(stored.stoch, k),
+            self.config.latents.expand(stored.stoch, "float32"),
             stored.world_deter.astype(jnp.float32),
-            jax.nn.one_hot(stored.world_stoch, k),
+            self.config.world_latents.expand(stored.world_stoch, "float32"),
             stored.action.astype(jnp.float32),
             stored.mask,
         )
@@ -262,6 +272,7 @@ class SetRSSM(eqx.Module):
 
     def _observe(self, state, observation, action, is_first, noise) -> tuple[SetState, Logits]:
         """Posterior states and their logits [B, T, ...]."""
+        c = self.config
         mask = jnp.broadcast_to(self.entries.present(observation, self.entries.servers[0][0]), action.shape)
         tokens = (
             self.server_tokens(symlog(self._servers(observation))),
@@ -274,11 +285,11 @@ class SetRSSM(eqx.Module):
             state, action = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), (state[:5], action))
             state = SetState(*state, mask)
             world_deter = self._move_world(state, action)
-            world = self._world_logits(self.world_posterior, jnp.concatenate([world_deter, world_token], -1))
-            world_stoch = self._sample(world, noise.world)
+            world = self.world_posterior(jnp.concatenate([world_deter, world_token], -1))
+            world_stoch = c.world_latents.sample(world, noise.world)
             deter = self._move_servers(state, action, world_deter, world_stoch)
-            servers = self._server_logits(self.server_posterior, jnp.concatenate([deter, server_token], -1))
-            stoch = self._sample(servers, noise.servers)
+            servers = self.server_posterior(jnp.concatenate([deter, server_token], -1))
+            stoch = c.latents.sample(servers, noise.servers)
             state = SetState(deter, stoch, world_deter, world_stoch, action, mask)
             return state, (state, Logits(servers, world))
 
@@ -305,30 +316,18 @@ class SetRSSM(eqx.Module):
         projected = own @ weight[:width] + (common @ weight[width:] + bias)[..., None, :]
         return self.server_gru.step(state.deter, projected)
 
-    def _latents(self, logits: Logits) -> tuple[Categorical, Categorical]:
-        servers, world = (Categorical.from_logits(x, self.config.unimix) for x in logits)
-        return servers, world
-
-    def _sample(self, logits: Float[Array, "*B K"], noise: Float[Array, "*B"]) -> Float[Array, "*B K"]:
-        return Categorical.from_logits(logits, self.config.unimix).straight_through(noise)
+    def _latents(self, logits: Logits) -> tuple[Distribution, Distribution]:
+        c = self.config
+        return c.latents.distribution(logits.servers), c.world_latents.distribution(logits.world)
 
     def _kl(self, left, right, mask: Bool[Array, "B T N"]) -> Float[Array, "B T"]:
         servers = left[0].kl(right[0]).sum(-1)  # [B, T, N]
         return (servers * mask).sum(-1) + left[1].kl(right[1]).sum(-1)
 
-    def _server_logits(self, head: Head, x: Float[Array, "*B N I"]) -> Float[Array, "*B N S K"]:
-        return head(x).reshape(*x.shape[:-1], self.config.stoch, self.config.classes)
-
-    def _world_logits(self, head: Head, x: Float[Array, "*B I"]) -> Float[Array, "*B V K"]:
-        return head(x).reshape(*x.shape[:-1], self.config.world_stoch, self.config.classes)
-
     def _noise(self, shape: tuple[int, ...], key: Key[Array, ""]) -> Noise:
         c, (_, entry) = self.config, self.entries.servers[0]
         servers_key, world_key = jax.random.split(key)
-        return Noise(
-            jax.random.uniform(servers_key, (*shape, entry.shape[0], c.stoch)),
-            jax.random.uniform(world_key, (*shape, c.world_stoch)),
-        )
+        return Noise(c.latents.noise((*shape, entry.shape[0]), servers_key), c.world_latents.noise(shape, world_key))
 
     def _servers(self, observation: dict[str, Array]) -> Float[Array, "*B N F"]:
         return observation[self.entries.servers[0][0]]

@@ -192,6 +192,52 @@ class BoundedNormal(eqx.Module):
         return (jnp.log(self.deviation()) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
+class Normal(eqx.Module):
+    """Independent normals over the K entries of the last axis, by mean and standard deviation."""
+
+    center: Float[Array, "*B K"]
+    deviation: Float[Array, "*B K"]
+
+    LEAST = 0.1
+    """Floor of the deviation in PlaNet (arXiv 1811.04551) and DreamerV1 (arXiv 1912.01603): no density grows without
+    bound."""
+
+    @classmethod
+    def from_outputs(cls, center: Float[Array, "*B K"], width: Float[Array, "*B K"]) -> "Normal":
+        """From two unbounded outputs per entry: the mean, and what softplus and the floor make a deviation."""
+        return cls(center.astype(jnp.float32), jax.nn.softplus(width.astype(jnp.float32)) + cls.LEAST)
+
+    def mean(self) -> Float[Array, "*B K"]:
+        return self.center
+
+    def mode(self) -> Float[Array, "*B K"]:
+        return self.center
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*B K"]:
+        return self.reparameterised(jax.random.normal(key, self.center.shape))
+
+    def reparameterised(self, noise: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+        """The sample that standard normal `noise` decides; gradients reach mean and spread (Kingma and Welling 2014,
+        arXiv 1312.6114)."""
+        return self.center + self.deviation * noise
+
+    def log_prob(self, value: Float[Array, "*B K"]) -> Float[Array, "*B"]:
+        """Log-density of all entries together."""
+        return jax.scipy.stats.norm.logpdf(value, self.center, self.deviation).sum(-1)
+
+    def loss(self, target: Float[Array, "*B K"]) -> Float[Array, "*B"]:
+        return -self.log_prob(target)
+
+    def entropy(self) -> Float[Array, "*B"]:
+        return (jnp.log(self.deviation) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, other: "Normal") -> Float[Array, "*B"]:
+        """KL(self || other) in nats."""
+        ratio = self.deviation / other.deviation
+        distance = (self.center - other.center) / other.deviation
+        return (0.5 * (jnp.square(ratio) + jnp.square(distance) - 1) - jnp.log(ratio)).sum(-1)
+
+
 class SquaredError(eqx.Module):
     """A point prediction that pays its squared distance per entry; with `squash`, the distance of the symlogs."""
 
