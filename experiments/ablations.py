@@ -1,0 +1,110 @@
+"""Ablations: what each part of the agent is worth, one change at a time, at half the experience of the standard trials.
+
+The first group changes the preset `cpu`, whose model knows what a queue is: the recurrent policy's size, the length of
+dreams, the siblings by which actions are judged, and when response times are credited. The second changes the preset
+`learned`, which is told nothing: discrete against Gaussian latents at equal size, and a flat RSSM (size1m) against one
+that keeps servers apart.
+
+    python experiments/ablations.py --seeds 3
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import tyro
+from study import PICTURES, Study, brief, judged, publish, study
+
+from reverie.agents.dreamer import DreamerConfig
+from reverie.envs.fleet.env import Reward
+from reverie.evaluate.examination import STANDARD, of_family, of_levels
+from reverie.models import rssm
+from reverie.models.queue import QueueConfig
+from reverie.models.set_rssm import SetRSSMConfig
+from reverie.report.style import save_png, setting
+from reverie.tables import Row
+from reverie.train.config import TrainConfig
+from reverie.train.presets import Preset, preset
+
+
+@dataclass(frozen=True)
+class Ablations(Study):
+    """The options of this experiment."""
+
+    seeds: int = 3
+    """Training seeds; a claim takes five."""
+    steps: int = 120_000
+    """Environment steps of each run, at CPU scale."""
+    only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A variant to train and examine; give it again for each. All of them unless given."""
+
+    def plans(self) -> list[TrainConfig]:
+        wanted = [plan for plan in variants(self.steps) if not self.only or plan.label in self.only]
+        return [self.larger(replace(plan, seed=seed)) for plan in wanted for seed in range(self.seeds)]
+
+
+def variants(steps: int) -> list[TrainConfig]:
+    """Every variant, each group led by what it changes."""
+
+    def variant(label: str, base: Preset, reward: Reward = "admission", **changes: object) -> TrainConfig:
+        plan = preset("dreamer", base)
+        algorithm: DreamerConfig = replace(plan.agent.algorithm, **changes)
+        updates = steps // plan.agent.experience.env_steps
+        falling = replace(algorithm.optimiser, decay=updates - algorithm.optimiser.warmup)
+        agent = replace(plan.agent, algorithm=replace(algorithm, optimiser=falling))
+        loop, world = replace(plan.loop, steps=steps), replace(plan.world, reward=reward)
+        return replace(plan, agent=agent, loop=loop, world=world, label=label)
+
+    queue = preset("dreamer", "cpu").agent.algorithm.model
+    assert isinstance(queue, QueueConfig)
+    told = replace(queue, rewards="any")
+    flat = rssm.PRESETS["size1m"]
+    return [
+        variant("queue", "cpu"),
+        variant("queue-memory-0", "cpu", memory=0),
+        variant("queue-memory-64", "cpu", memory=64),
+        *(variant(f"queue-horizon-{h}", "cpu", horizon=h, discount_lambda=0.95) for h in (5, 15, 30)),
+        variant("queue-alone", "cpu", siblings=1, starts=16),
+        variant("queue-any-admission", "cpu", model=told),
+        variant("queue-any-elapsed", "cpu", "elapsed", model=told),
+        variant("set", "learned"),
+        variant("set-gaussian", "learned", model=SetRSSMConfig(latent="gaussian")),
+        variant("flat", "learned", model=flat),
+        variant("flat-gaussian", "learned", model=replace(flat, latent="gaussian")),
+    ]
+
+
+def draw(rows: Sequence[Row]) -> None:
+    """The ratio to the best rule of every variant, on hard and on changing loads."""
+    from matplotlib.figure import Figure
+
+    tasks = ("hard", "levels")
+    by_task: Mapping[str, list[Row]] = {task: [row for row in rows if row["task"] == task] for task in tasks}
+    names = [row["agent"] for row in sorted(by_task["hard"], key=lambda row: str(row["agent"]), reverse=True)]
+    with setting():
+        figure = Figure(figsize=(6.4, 0.28 * len(names) + 0.9), layout="constrained")
+        for axis, task in zip(figure.subplots(1, 2, sharey=True), tasks, strict=True):
+            at = {row["agent"]: row for row in by_task[task]}
+            for place, name in enumerate(names):
+                row = at[name]
+                axis.plot([row["low"], row["high"]], [place, place], color="C0", linewidth=1.5)
+                axis.plot(row["ratio"], place, "o", color="C0", markersize=4)
+            axis.axvline(1.0, color="0.5", linewidth=0.8)
+            axis.set(title=task, xlabel="mean response / best rule", yticks=range(len(names)), yticklabels=names)
+            axis.set_xlim(right=min(axis.get_xlim()[1], 2.0))
+        save_png(figure, PICTURES / "ablations.png")
+
+
+def main() -> None:
+    asked = study(Ablations, __doc__)
+    runs = asked.train(asked.plans())
+    rows = []
+    for where in (*(of_family(name, asked.exam) for name in STANDARD), of_levels(asked.exam)):
+        rows += asked.examined(where, runs, "full")
+    table = [row for row in brief(judged(rows)) if row["level"] is None]
+    best = [row for row in table if row["role"] == "agent" or row["agent"] == row["against"]]
+    publish("ablations", best)
+    draw([row for row in best if row["role"] == "agent"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Trainers: a run that begins from another, an agent that acts for a fleet of another size, tasks from a trace."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reverie.agents.a2c import A2CConfig
+from reverie.agents.actor_critic import NetworkConfig
+from reverie.agents.dreamer import DreamerConfig
+from reverie.commands.training import load_agents, train_run
+from reverie.envs.fleet.env import constant_speeds, fleet_task
+from reverie.envs.fleet.families import PARK_MEAN_SIZE, park_sizes
+from reverie.envs.fleet.workload import poisson
+from reverie.evaluate.trials import Contestant, play
+from reverie.models.counts import CountsConfig
+from reverie.models.queue import QueueConfig
+from reverie.models.rssm import PRESETS
+from reverie.train.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.dreaming import DreamingConfig
+from reverie.train.loop import LoopConfig
+from reverie.train.on_policy import OnPolicyConfig
+from reverie.train.run import RunFolder
+from reverie.train.trainers import build
+
+EXPERIENCE = DreamingConfig(streams=2, batch=2, length=4, ratio=4.0, capacity=200)
+SMALL = DreamerConfig(
+    model=QueueConfig(units=8, deter=8, unit=PARK_MEAN_SIZE),
+    memory=8,
+    units=8,
+    layers=1,
+    horizon=3,
+    starts=2,
+    siblings=2,
+)
+WORLD = WorldConfig(family="easy", tasks=2, jobs=20)
+LOOP = LoopConfig(steps=32, evaluate_every=1_000)
+PLAN = TrainConfig(DreamerRun(SMALL, EXPERIENCE, chunk=2), WORLD, LOOP, CurveConfig(episodes=2, jobs=10))
+
+
+def with_model(model, **world) -> TrainConfig:
+    agent = replace(PLAN.agent, algorithm=replace(SMALL, model=model))
+    return replace(PLAN, agent=agent, world=replace(WORLD, **world))
+
+
+def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
+    first = RunFolder.create(tmp_path / "easy", PLAN)
+    end = train_run(PLAN, build(PLAN), first, ["test"], quiet=True).state
+    later = replace(PLAN, world=replace(WORLD, family="hard", tasks=3), start=first.path, seed=1)
+    trainer = build(later)
+    begun = trainer.begin(end, later.seed)
+    for new, old in zip(jax.tree.leaves(begun.learning.learner), jax.tree.leaves(end.learning.learner), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert int(begun.learning.replay.filled) == int(end.learning.replay.filled)
+    assert begun.pool.mask.shape[0] == 3
+    assert (jax.random.key_data(begun.learning.key) != jax.random.key_data(end.learning.key)).any()
+
+    second = RunFolder.create(tmp_path / "hard", later)
+    updates = train_run(later, trainer, second, ["test"], quiet=True).state.learning.updates
+    assert int(updates) > int(end.learning.updates), "it counts on from the run it began from"
+    (agent,) = load_agents([second.path])
+    assert agent.training_seed == 1
+
+
+def test_a_run_cannot_begin_from_another_kind_of_agent():
+    state = build(PLAN).init(jax.random.key(0))
+    wider = replace(PLAN, agent=replace(PLAN.agent, algorithm=replace(SMALL, units=16)))
+    with pytest.raises(ValueError, match="only the family and the number of its tasks may differ"):
+        build(wider).begin(state, 0)
+
+
+def responses(plan: TrainConfig, servers: int, order=None):
+    """Mean response time of an untrained agent made for 10 servers, on a fleet of N, in an order of its servers."""
+    trainer = build(plan)
+    policy = trainer.policy(trainer.init(jax.random.key(0)), servers=servers)
+    speeds = np.linspace(0.2, 1.0, servers)
+    speeds = speeds if order is None else speeds[order]
+    task = fleet_task(constant_speeds(speeds), poisson(400.0 / servers, park_sizes()))
+    tasks = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 4, *x.shape)), task)
+    world = plan.world
+    (jobs,) = play([Contestant("agent", policy, world.view, reward=world.reward)], tasks, jax.random.key(1), 30)
+    return jobs
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [PLAN, with_model(CountsConfig(units=8, deter=8), view="counts", reward="elapsed")],
+    ids=["queue", "counts"],
+)
+def test_an_agent_acts_for_a_fleet_of_another_size_in_any_order(plan):
+    plan = replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, unimix=0.0)))
+    order = np.array([2, 0, 3, 1, 4])
+    one, two = responses(plan, 5), responses(plan, 5, order)
+    assert set(np.unique(one.server)) <= set(range(5))
+    if plan.world.view == "full":  # without sizes, ties between untried servers hang on their order
+        np.testing.assert_allclose(one.response, two.response, rtol=1e-4)
+    assert responses(plan, 12).server.max() < 12
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        with_model(PRESETS["tiny"]),
+        replace(
+            PLAN,
+            agent=OnPolicyRun(
+                A2CConfig(network=NetworkConfig(units=8, servers="flat")), OnPolicyConfig(streams=2, steps=2, workers=1)
+            ),
+        ),
+    ],
+    ids=["rssm", "a2c"],
+)
+def test_networks_for_one_size_of_fleet_say_so(plan):
+    with pytest.raises(ValueError, match="cannot act for 5"):
+        responses(plan, 5)
+
+
+def test_a_trace_is_trained_on_in_its_first_half(tmp_path: Path):
+    lines = [f"{10.0 * i},{1.0 if i < 60 else 7.0}" for i in range(120)]
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival,size\n" + "\n".join(lines) + "\n")
+    world = WorldConfig(trace=path, jobs=30, tasks=5)
+    size = np.asarray(world.draw(5, seed=0).workload.recording.size)
+    assert size.shape == (5, 30)
+    np.testing.assert_allclose(size, PARK_MEAN_SIZE, rtol=1e-5)  # all alike: none is of the second half
+    with pytest.raises(ValueError, match="jobs must lie in"):
+        replace(world, jobs=61).draw(1, seed=0)
