@@ -1,9 +1,9 @@
-"""Ablations: what each part of the agent is worth, one change at a time, at half the experience of the standard trials.
+"""Ablations: what each part of the agent is worth, one change at a time, at three quarters of the usual experience.
 
 The first group changes the preset `cpu`, whose model knows what a queue is: the recurrent policy's size, the length of
-dreams, the siblings by which actions are judged, and when response times are credited. The second changes the preset
-`learned`, which is told nothing: discrete against Gaussian latents at equal size, and a flat RSSM (size1m) against one
-that keeps servers apart.
+dreams, the siblings by which actions are judged, the sizes of jobs in training, and when response times are credited.
+The second changes the preset `learned`, which is told nothing: discrete against Gaussian latents at equal size, and a
+flat RSSM (size1m) against one that keeps servers apart.
 
     python experiments/ablations.py --seeds 3
 """
@@ -45,13 +45,15 @@ class Ablations(Study):
 def variants(steps: int) -> list[TrainConfig]:
     """Every variant, each group led by what it changes."""
 
-    def variant(label: str, base: Preset, reward: Reward = "admission", **changes: object) -> TrainConfig:
+    def variant(
+        label: str, base: Preset, reward: Reward = "admission", family: str = "calm", **changes: object
+    ) -> TrainConfig:
         plan = preset("dreamer", base)
         algorithm: DreamerConfig = replace(plan.agent.algorithm, **changes)
         updates = steps // plan.agent.experience.env_steps
         falling = replace(algorithm.optimiser, decay=updates - algorithm.optimiser.warmup)
         agent = replace(plan.agent, algorithm=replace(algorithm, optimiser=falling))
-        loop, world = replace(plan.loop, steps=steps), replace(plan.world, reward=reward)
+        loop, world = replace(plan.loop, steps=steps), replace(plan.world, reward=reward, family=family)
         return replace(plan, agent=agent, loop=loop, world=world, label=label)
 
     queue = preset("dreamer", "cpu").agent.algorithm.model
@@ -64,6 +66,7 @@ def variants(steps: int) -> list[TrainConfig]:
         variant("queue-memory-64", "cpu", memory=64),
         *(variant(f"queue-horizon-{h}", "cpu", horizon=h, discount_lambda=0.95) for h in (5, 15, 30)),
         variant("queue-alone", "cpu", siblings=1, starts=16),
+        variant("queue-park-sizes", "cpu", family="levels"),
         variant("queue-any-admission", "cpu", model=told),
         variant("queue-any-elapsed", "cpu", "elapsed", model=told),
         variant("set", "learned"),

@@ -28,12 +28,12 @@ from reverie.train.loop import LoopConfig
 Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "hidden", "learned", "paper"]
 
-_CPU_WORLD = WorldConfig(family="levels", jobs=250)
-_CPU_LOOP = LoopConfig(steps=240_000, evaluate_every=20_000)
+_CPU_WORLD = WorldConfig(family="calm", jobs=250)  # without giants, less of what happens is luck
+_CPU_LOOP = LoopConfig(steps=160_000, evaluate_every=20_000)
 _CPU_EXPERIENCE = DreamingConfig(length=32, ratio=4.0, capacity=50_000)
 _CPU_DREAMER = DreamerConfig(
     model=QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
-    optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200, decay=1_700),  # as many updates as the steps allow
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200, decay=1_050),  # as many updates as the steps allow
     layers=2,
     horizon=64,
     starts=2,
@@ -55,12 +55,17 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                 ),
                 "hidden": TrainConfig(
                     agent=DreamerRun(
-                        algorithm=replace(_CPU_DREAMER, model=CountsConfig(), reward_scale=1 / CountsConfig.unit),
+                        algorithm=replace(
+                            _CPU_DREAMER,
+                            model=CountsConfig(),
+                            optimiser=replace(_CPU_DREAMER.optimiser, decay=1_700),
+                            reward_scale=1 / CountsConfig.unit,
+                        ),
                         experience=_CPU_EXPERIENCE,
                         averaging=0.2,
                     ),
                     world=WorldConfig(family="shifting", jobs=500, view="counts", reward="elapsed"),
-                    loop=_CPU_LOOP,
+                    loop=replace(_CPU_LOOP, steps=240_000),
                 ),
                 "learned": TrainConfig(
                     agent=DreamerRun(

@@ -115,7 +115,17 @@ def shifting(rng: np.random.Generator) -> Task:
     return fleet_task(speed, workloads.poisson(interval, park_sizes()))
 
 
-def levels(intervals: Sequence[float] = tuple(INTERVALS.values()), jobs: int = 1000, changes: int = 3) -> TaskFamily:
+def calm_sizes() -> Sizes:
+    """As large as Park's in the mean, but of squared CV 1 where those have no variance."""
+    return workloads.lognormal(mean=PARK_MEAN_SIZE, scv=1.0)
+
+
+def levels(
+    intervals: Sequence[float] = tuple(INTERVALS.values()),
+    jobs: int = 1000,
+    changes: int = 3,
+    sizes: Callable[[], Sizes] = park_sizes,
+) -> TaskFamily:
     """Park's fleet under a load that changes `changes` times at unknown moments of an episode of `jobs` jobs.
 
     Each stretch has one of the mean gaps `intervals`, never that of the stretch before.
@@ -131,7 +141,7 @@ def levels(intervals: Sequence[float] = tuple(INTERVALS.values()), jobs: int = 1
         # Borders in jobs, at least a twentieth of the episode apart, turned into times by the gaps between them.
         share = rng.dirichlet(np.ones(changes + 1)) * (1 - 0.05 * (changes + 1)) + 0.05
         start = np.concatenate([[0.0], np.cumsum(share * jobs * gaps)[:-1]])
-        return fleet_task(constant_speeds(PARK_SPEEDS), workloads.stepped(start, gaps, park_sizes()))
+        return fleet_task(constant_speeds(PARK_SPEEDS), workloads.stepped(start, gaps, sizes()))
 
     return draw
 
@@ -143,6 +153,7 @@ FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in I
     "continuous": continuous,
     "shifting": shifting,
     "levels": levels(),
+    "calm": levels(sizes=calm_sizes),
 }
 
 
