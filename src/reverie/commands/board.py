@@ -45,7 +45,7 @@ class Standing(NamedTuple):
     """Seconds of training."""
 
 
-def standing(config: TrainConfig, metrics: Sequence[Mapping[str, float]]) -> Standing:
+def standing(config: TrainConfig, metrics: Sequence[Mapping[str, int | float]]) -> Standing:
     """How far a run is by its metrics, oldest first; the clock of its rates stands still between two processes."""
     if not metrics:
         return Standing()
@@ -178,7 +178,7 @@ class Board:
         return Group(table, Text(self._counts(), "dim"))
 
 
-def _share(config: TrainConfig, line: Mapping[str, float]) -> float:
+def _share(config: TrainConfig, line: Mapping[str, int | float]) -> float:
     used = shares_used(config.loop, int(line["step"]), line["wall_seconds"], line["cpu_seconds"])
     return min(1.0, max(used.values()))
 
