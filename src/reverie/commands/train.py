@@ -10,6 +10,7 @@ import tyro
 from reverie.commands.output import say
 from reverie.commands.training import train_run, train_seeds
 from reverie.train.config import TrainConfig
+from reverie.train.devices import spread
 from reverie.train.presets import Algorithm, Preset, preset
 from reverie.train.run import RunFolder
 from reverie.train.runs import RunFolders
@@ -30,6 +31,9 @@ class Choice:
     seeds: int = 1
     """Seeds that train side by side in one program, from --seed on. Each leaves an ordinary run, in the folder OUT-SEED
     (runs/AGENT-SEED unless --out is given). This is for GPUs: on a CPU it is no faster than one after the other."""
+    devices: int = 1
+    """Devices (GPUs, say) that share the work: streams, replay and batches are divided among them. The numbers are
+    those of one device, up to rounding."""
     resume: bool = False
     """Go on with the run in that folder, to the same numbers as if it had never stopped."""
     quiet: bool = False
@@ -38,6 +42,10 @@ class Choice:
     def __post_init__(self):
         if self.seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.seeds > 1 and self.devices != 1:
+            raise ValueError(
+                f"--seeds {self.seeds} runs on one device and --devices {self.devices} trains one: give one of them"
+            )
 
     def folder(self, name: str, seed: int) -> Path:
         """Of the run of one seed; `name` is what the agent is called."""
@@ -95,11 +103,12 @@ def main(arguments: Sequence[str]) -> None:
     choice, config = asked.choice, asked.config
     configs = [replace(config, seed=config.seed + i) for i in range(choice.seeds)]
     trainers = [build(c) for c in configs]  # a mistake in the configuration should leave no folder behind
+    trainer = trainers[0] if choice.devices == 1 else spread(trainers[0], choice.devices)
     make = RunFolder.open if choice.resume else RunFolder.create
     runs = [make(choice.folder(c.name, c.seed), c) for c in configs]
     command = ["reverie", "train", *arguments]
     if choice.seeds == 1:
-        train_run(config, trainers[0], runs[0], command, choice.quiet)
+        train_run(config, trainer, runs[0], command, choice.quiet)
     else:
         train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
     say("\n".join(f"the run: {run.path}" for run in runs))

@@ -13,6 +13,7 @@ from reverie.policies.core import Policy
 from reverie.tables import write_csv
 from reverie.train import loop
 from reverie.train.config import TrainConfig
+from reverie.train.devices import DevicesTrainer
 from reverie.train.loop import Outcome
 from reverie.train.run import RunFolder
 from reverie.train.runs import RunFolders
@@ -27,12 +28,13 @@ _SHOWN = ("episode/return", "evaluation/ratio", "model/reward", "actor/loss", "a
 
 def train_run(
     config: TrainConfig,
-    trainer: WorldTrainer,
+    trainer: WorldTrainer | DevicesTrainer,
     run: RunFolder,
     command: Sequence[str],
     quiet: bool = False,
 ) -> Outcome:
-    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`."""
+    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`, maybe
+    spread over devices."""
 
     @cache
     def curve() -> LearningCurve:  # only where there is something to train: the rules take some seconds

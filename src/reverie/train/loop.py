@@ -63,6 +63,10 @@ class Trainer[P](Protocol):
 
     def init(self, key: Key[Array, ""]) -> PyTree: ...
 
+    def place(self, state: PyTree) -> PyTree:
+        """A state that was loaded, or its mere shapes, on the devices where `train` wants it."""
+        ...
+
     def train(self, state: PyTree) -> tuple[PyTree, dict[str, Float[Array, " U"]]]:
         """One chunk, of a few seconds at most: signals are heard and checkpoints are made between chunks."""
         ...
@@ -170,7 +174,8 @@ def train[P](
         if reason is not None:  # it was finished before
             return Outcome(state, step, updates, wall, cpu, reason)
         _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
-        chunk = jax.jit(trainer.train, donate_argnums=0).lower(shapes).compile()
+        chunk = jax.jit(trainer.train, donate_argnums=0).lower(trainer.place(shapes)).compile()
+        state = trainer.place(state)
         if step == 0:  # there is no checkpoint
             state, step = trainer.init(key), trainer.first_steps
             if evaluate is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from reverie.envs.core import Task, stack_tasks
 from reverie.policies.core import Policy
@@ -39,6 +39,10 @@ class SeedsTrainer:
     def init(self, key: Key[Array, " S"]) -> InWorld:
         """Leaves [S, ...]."""
         return jax.jit(jax.vmap(lambda key, pool: replace(self.one, pool=pool).init(key)))(key, self.pools)
+
+    def place(self, state: PyTree) -> PyTree:
+        """It may lie where it does."""
+        return state
 
     def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, "U S"]]]:
         state, metrics = jax.vmap(self.one.train)(state)
