@@ -65,6 +65,9 @@ class Walk:
     def init(self, key):
         return jax.jit(lambda key: WalkState(jnp.zeros(()), jnp.int32(0), key))(key)
 
+    def place(self, state):
+        return state
+
     def train(self, state):
         def update(state, _):
             key, step_key = jax.random.split(state.key)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 from reverie.agents.heads import Actor, Critic
@@ -24,6 +25,7 @@ from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep
 from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
 from reverie.models.rssm import RSSMConfig
+from reverie.nn.devices import divide
 from reverie.nn.distributions import TwoHot, symlog
 from reverie.nn.layers import GRU
 from reverie.nn.optimiser import OptimiserConfig, optimiser
@@ -139,6 +141,8 @@ class Dreamer:
     config: DreamerConfig
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
+    mesh: Mesh | None = None
+    """The devices that share the dreams; None is one."""
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. Critic and reward head start at exactly 0, the actor near uniform."""
@@ -197,6 +201,7 @@ class Dreamer:
         chosen = jax.random.permutation(start_key, b * t)[: c.starts] if c.starts else jnp.arange(b * t)
         family = jnp.tile(chosen, c.siblings)
         start, start_memory = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:])[family], (states, memories))
+        start, start_memory = divide((start, start_memory), self.mesh)
         dreams = stop_gradient(dream(networks, start, start_memory, c.horizon, c.siblings, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
         dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]

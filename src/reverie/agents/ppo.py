@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from reverie.agents.actor_critic import (
@@ -34,6 +35,7 @@ from reverie.agents.actor_critic import (
 )
 from reverie.envs.core import ActionSpec, ArraySpec
 from reverie.models.core import Features
+from reverie.nn.devices import divide
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class PPO:
     config: PPOConfig
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
+    mesh: Mesh | None = None
+    """The devices that share each minibatch; None is one."""
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. The critic starts at exactly 0, the actor near uniform."""
@@ -89,8 +93,9 @@ class PPO:
         before = self.log_prob(learner.networks, features, rollout)[0]
 
         def step(learner: Learner, chosen: Array) -> tuple[Learner, dict[str, Array]]:
-            memory = jax.tree.map(lambda x: x[chosen], rollout.memory)
+            memory = divide(jax.tree.map(lambda x: x[chosen], rollout.memory), self.mesh)
             rows = jax.tree.map(lambda x: x[:, chosen], (rollout._replace(memory=None), judged, before))
+            rows = divide(rows, self.mesh, axis=1)
             part, *judgement = rows[0]._replace(memory=memory), *rows[1:]
             gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, part, *judgement)
             return descend(c, learner, gradient), metrics | {"gradient/norm": optax.tree.norm(gradient)}

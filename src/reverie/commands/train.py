@@ -1,17 +1,20 @@
-"""`reverie train`: train one agent into a run folder, or go on with it."""
+"""`reverie train`: train an agent into a run folder, with one seed or several, or go on with it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from reverie.commands.output import say
-from reverie.commands.training import train_run
+from reverie.commands.training import train_run, train_seeds
 from reverie.train.config import TrainConfig
+from reverie.train.devices import spread
 from reverie.train.presets import Algorithm, Preset, preset
 from reverie.train.run import RunFolder
+from reverie.train.runs import RunFolders
+from reverie.train.seeds import side_by_side
 from reverie.train.trainers import build
 
 
@@ -25,10 +28,38 @@ class Choice:
     """The settings to begin with; each of them can be changed by its own option below."""
     out: Path | None = None
     """The folder of the run, which must not exist yet; runs/AGENT-SEED unless given."""
+    seeds: int = 1
+    """Seeds that train side by side in one program, from --seed on. Each leaves an ordinary run, in the folder OUT-SEED
+    (runs/AGENT-SEED unless --out is given). This is for GPUs: on a CPU it is no faster than one after the other."""
+    devices: int = 1
+    """Devices (GPUs, say) that share the work: streams, replay and batches are divided among them. The numbers are
+    those of one device, up to rounding."""
     resume: bool = False
     """Go on with the run in that folder, to the same numbers as if it had never stopped."""
     quiet: bool = False
     """Show no progress."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.seeds > 1 and self.devices != 1:
+            raise ValueError(
+                f"--seeds {self.seeds} runs on one device and --devices {self.devices} trains one: give one of them"
+            )
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Of the run of one seed; `name` is what the agent is called."""
+        if self.out is not None and self.seeds == 1:
+            return self.out
+        out = self.out or Path("runs") / name
+        return out.with_name(f"{out.name}-{seed}")
+
+
+@dataclass(frozen=True)
+class _Beginning(Choice):
+    """What has to be known before the rest is read."""
+
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,8 @@ class Train:
     Example: reverie train --agent a2c --world.family medium --seed 3
 
     Example: reverie train --resume --out runs/first
+
+    Example: reverie train --agent a2c --seeds 5 --out runs/a2c
     """
 
     choice: Annotated[Choice, tyro.conf.arg(name="")]
@@ -48,12 +81,12 @@ class Train:
 
 def parse(arguments: Sequence[str]) -> Train:
     choice, _ = tyro.cli(
-        Choice, args=arguments, add_help=False, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+        _Beginning, args=arguments, add_help=False, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
     )
     if choice.resume:
         if choice.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
-        default = RunFolder.open(choice.out).config(TrainConfig)
+        default = RunFolder.open(choice.folder("", choice.seed)).config(TrainConfig)
     else:
         default = preset(choice.agent, choice.preset)
     return tyro.cli(
@@ -68,8 +101,18 @@ def parse(arguments: Sequence[str]) -> Train:
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     choice, config = asked.choice, asked.config
-    out = choice.out or Path("runs") / f"{config.name}-{config.seed}"
-    trainer = build(config)  # a mistake in the configuration should leave no folder behind
-    run = RunFolder.open(out, config) if choice.resume else RunFolder.create(out, config)
-    train_run(config, trainer, run, ["reverie", "train", *arguments], choice.quiet)
-    say(f"the run: {run.path}")
+    if choice.seeds > 1 and config.start is not None:
+        raise ValueError(
+            f"--start {config.start} is where one run begins from, and --seeds is {choice.seeds}: give one"
+        )
+    configs = [replace(config, seed=config.seed + i) for i in range(choice.seeds)]
+    trainers = [build(c) for c in configs]  # a mistake in the configuration should leave no folder behind
+    trainer = trainers[0] if choice.devices == 1 else spread(trainers[0], choice.devices)
+    make = RunFolder.open if choice.resume else RunFolder.create
+    runs = [make(choice.folder(c.name, c.seed), c) for c in configs]
+    command = ["reverie", "train", *arguments]
+    if choice.seeds == 1:
+        train_run(config, trainer, runs[0], command, choice.quiet)
+    else:
+        train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
+    say("\n".join(f"the run: {run.path}" for run in runs))

@@ -5,14 +5,19 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from reverie.evaluate.curve import LearningCurve, learning_curve
 from reverie.evaluate.trials import Contestant
 from reverie.policies.core import Policy
 from reverie.tables import write_csv
 from reverie.train import loop
 from reverie.train.config import TrainConfig
+from reverie.train.devices import DevicesTrainer
 from reverie.train.loop import Outcome
 from reverie.train.run import RunFolder
+from reverie.train.runs import RunFolders
+from reverie.train.seeds import SeedsTrainer
 from reverie.train.trainers import InWorld, WorldTrainer, build
 
 CURVE_RULES = "curve_rules.csv"
@@ -22,16 +27,18 @@ _SHOWN = ("episode/return", "evaluation/ratio", "model/reward", "actor/loss", "a
 
 
 def train_run(
-    config: TrainConfig, trainer: WorldTrainer, run: RunFolder, command: Sequence[str], quiet: bool = False
+    config: TrainConfig,
+    trainer: WorldTrainer | DevicesTrainer,
+    run: RunFolder,
+    command: Sequence[str],
+    quiet: bool = False,
 ) -> Outcome:
-    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`."""
+    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`, maybe
+    spread over devices."""
 
     @cache
     def curve() -> LearningCurve:  # only where there is something to train: the rules take some seconds
-        judged = learning_curve(config)
-        means = [{"agent": name, "response": float(response.mean())} for name, response in judged.rules.items()]
-        write_csv(run.tables / CURVE_RULES, means)
-        return judged
+        return _judge(config, [run])
 
     def evaluate(policy: Policy) -> dict[str, float]:
         return curve()(policy)
@@ -40,13 +47,45 @@ def train_run(
         assert config.start is not None
         before = RunFolder.open(config.start)
         _, state = loop.newest_state(build(before.config(TrainConfig)), before)
-        return trainer.begin(state, config.seed)
+        return build(config).begin(state, config.seed)
 
     beginning = None if config.start is None else start
     title = f"training {config.name}, seed {config.seed}"
     return loop.train(
         trainer, config.loop, run, command, config.seed, evaluate, beginning, title=title, shown=_SHOWN, quiet=quiet
     )
+
+
+def train_seeds(
+    configs: Sequence[TrainConfig],
+    trainer: SeedsTrainer,
+    runs: RunFolders,
+    command: Sequence[str],
+    quiet: bool = False,
+) -> Outcome:
+    """`train_run` for several seeds at once. `configs` differ in their seed alone; `trainer` is made of all of them."""
+
+    @cache
+    def curve() -> LearningCurve:  # its episodes are the same for all seeds
+        return _judge(configs[0], runs.runs)
+
+    def evaluate(policies: tuple[Policy, ...]) -> dict[str, np.ndarray]:
+        judged = [curve()(policy) for policy in policies]
+        return {name: np.array([each[name] for each in judged]) for name in judged[0]}
+
+    seeds = [config.seed for config in configs]
+    title = f"training {configs[0].name}, seeds {seeds[0]} to {seeds[-1]}"
+    limits = configs[0].loop
+    return loop.train(trainer, limits, runs, command, seeds, evaluate, title=title, shown=_SHOWN, quiet=quiet)
+
+
+def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve:
+    """The learning curve of a configuration; what the rules achieve is put down in the runs."""
+    judged = learning_curve(config)
+    means = [{"agent": name, "response": float(response.mean())} for name, response in judged.rules.items()]
+    for run in runs:
+        write_csv(run.tables / CURVE_RULES, means)
+    return judged
 
 
 def open_or_create(path: Path, config: object) -> RunFolder:

@@ -105,9 +105,14 @@ def save_step(folder: Path, step: int, tree: PyTree, metadata: Mapping[str, Any]
     return path
 
 
-def latest(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in `folder`, None where there is none."""
-    return max(_steps(folder), default=None)
+def latest(folder: Path, upto: int | None = None) -> Path | None:
+    """The checkpoint of the highest step in `folder` (up to the step `upto`, if given), None where there is none."""
+    return max((path for path in _steps(folder) if upto is None or step_of(path) <= upto), default=None)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint that `save_step` wrote."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from reverie.agents.dreamer import Batch, Dreamer, Learner, Memory, encode_action
 from reverie.envs.core import Environment, Task, TimeStep
 from reverie.models.core import Sequence
+from reverie.nn.devices import divide
 from reverie.train import replay as replays
 from reverie.train.collect import Collector, collect, finished_returns, start
 from reverie.train.replay import Replay
@@ -113,7 +114,7 @@ def train(
         collector, rows, scores = gather(agent, config, env, pool, state.learner, state.collector, config.steps)
         replay = replays.add(state.replay, rows)
         place = replays.sample(replay, config.batch, config.length + 1, fresh(config, state.updates), place_key)
-        batch = as_batch(agent, state.learner, replays.read(replay, place))
+        batch = divide(as_batch(agent, state.learner, replays.read(replay, place)), agent.mesh)
         learner, (states, recurrent), metrics = agent.update(state.learner, batch, update_key)
         latents = learner.networks.model.compress(states)
         newer = jax.tree.map(lambda x: x[:, 1:], place)  # all but the row that lent its latents

@@ -15,28 +15,35 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 from rich.console import Console
 
-from reverie.policies.core import Policy
 from reverie.train import checkpoint
 from reverie.train.progress import Progress
 from reverie.train.run import RunFolder
+from reverie.train.runs import RunFolders
+
+Metric = float | Float[np.ndarray, " S"]
+"""One number, or one for each seed."""
 
 MAY_BE_MISSING = "episode/"
 """Metrics whose name begins so are NaN where no episode ended; every other metric has to be finite."""
 
-Evaluate = Callable[[Policy], Mapping[str, float]]
+type Evaluate[P] = Callable[[P], Mapping[str, Metric]]
 """Judges a policy on the same few episodes each time; what it returns joins the metrics."""
 
 
 @runtime_checkable
-class Trainer(Protocol):
+class Trainer[P](Protocol):
     """An algorithm at work in a world, as pure functions of one state that holds all that training changes.
 
     The state is a pytree of arrays: networks, optimiser, environments, tasks, replay and random keys. `train` is
     compiled once and its argument is donated; `init` compiles what it needs itself.
+
+    Seeds side by side (`seeds.py`) are a trainer as well: keys, state and metrics have an axis of seeds, steps and
+    updates are those of each, and `P` is a policy for each.
     """
 
     @property
@@ -56,11 +63,15 @@ class Trainer(Protocol):
 
     def init(self, key: Key[Array, ""]) -> PyTree: ...
 
+    def place(self, state: PyTree) -> PyTree:
+        """A state that was loaded, or its mere shapes, on the devices where `train` wants it."""
+        ...
+
     def train(self, state: PyTree) -> tuple[PyTree, dict[str, Float[Array, " U"]]]:
         """One chunk, of a few seconds at most: signals are heard and checkpoints are made between chunks."""
         ...
 
-    def policy(self, state: PyTree, greedy: bool = True) -> Policy: ...
+    def policy(self, state: PyTree, greedy: bool = True) -> P: ...
 
 
 @dataclass(frozen=True)
@@ -128,13 +139,13 @@ class _Saved(NamedTuple):
     cpu_seconds: float
 
 
-def train(
-    trainer: Trainer,
+def train[P](
+    trainer: Trainer[P],
     config: LoopConfig,
-    run: RunFolder,
+    run: RunFolder | RunFolders,
     command: Sequence[str],
-    seed: int,
-    evaluate: Evaluate | None = None,
+    seed: int | Sequence[int],
+    evaluate: Evaluate[P] | None = None,
     start: Callable[[], PyTree] | None = None,
     *,
     title: str = "training",
@@ -143,9 +154,10 @@ def train(
 ) -> Outcome:
     """Train until `config` says stop, from the newest checkpoint of `run` on, or from the beginning without one.
 
-    Arguments: `command`, put on record in the run; `seed`, of everything random; `evaluate`, for the learning curve;
-    `start`, makes the state that the beginning is, instead of the trainer's `init`;
-    `title` and `shown`, what the display is called and which metrics it shows; `quiet`, show nothing.
+    Arguments: `command`, put on record in the run; `seed`, of everything random (one for each run where several seeds
+    train side by side); `evaluate`, for the learning curve; `start`, makes the state that the beginning is, instead of
+    the trainer's `init`; `title` and `shown`, what the display is called and which metrics it shows; `quiet`, show
+    nothing.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; all is saved.
@@ -154,7 +166,7 @@ def train(
         BlockingIOError: another process trains in this folder.
         ValueError: the checkpoint does not fit the trainer.
     """
-    key = jax.random.key(seed)
+    key = jax.random.key(seed) if isinstance(seed, int) else jnp.stack([jax.random.key(s) for s in seed])
     shapes = jax.eval_shape(trainer.init, key)
     _check_room(run, shapes)
     with run.writer(command) as writer, _signals() as caught:
@@ -164,12 +176,14 @@ def train(
         if reason is not None:  # it was finished before
             return Outcome(state, step, updates, wall, cpu, reason)
         _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
-        chunk = jax.jit(trainer.train, donate_argnums=0).lower(shapes).compile()
+        chunk = jax.jit(trainer.train, donate_argnums=0).lower(trainer.place(shapes)).compile()
+        state = trainer.place(state)
         if step == 0:  # there is no checkpoint
-            state, step = (trainer.init(key), trainer.first_steps) if start is None else (start(), 0)
+            state, step = (trainer.init(key), trainer.first_steps) if start is None else (trainer.place(start()), 0)
             if evaluate is not None:
                 writer.log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
-        clock, last_save, stopping = _Clock(wall, cpu), time.monotonic(), bool(caught)
+        seeds = 1 if isinstance(seed, int) else len(seed)
+        clock, last_save, stopping = _Clock(wall, cpu, seeds), time.monotonic(), bool(caught)
         done, share = min(step, config.steps or step), max(shares_used(config, step, wall, cpu).values())
         with Progress(config.steps, title=title, done=done, share=share, quiet=quiet) as progress:
             while not stopping:
@@ -181,7 +195,8 @@ def train(
                     metrics |= evaluate(trainer.policy(state))
                 wall, cpu = clock.read()
                 writer.log(step, _line(updates, wall, cpu, metrics))
-                known = {name: metrics[name] for name in shown if not math.isnan(metrics.get(name, math.nan))}
+                means = {name: float(np.mean(metrics.get(name, math.nan))) for name in shown}  # over seeds
+                known = {name: value for name, value in means.items() if not math.isnan(value)}
                 progress.update(step, known, updates, max(shares_used(config, step, wall, cpu).values()))
                 stopping = reason is not None or bool(caught)  # a signal from here on is heard after the next chunk
                 if stopping or time.monotonic() - last_save >= config.save_every:
@@ -225,13 +240,16 @@ _ENDINGS: Mapping[StoppedBy, str] = {
 
 
 class _Clock:
-    """Wall and CPU seconds from now on, added to those of the processes before this one."""
+    """Wall and CPU seconds from now on, added to those of the processes before this one.
 
-    def __init__(self, wall: float, cpu: float):
-        self._wall, self._cpu = wall - time.monotonic(), cpu - time.process_time()
+    Seeds that train side by side share the CPU seconds evenly; on the wall clock all of them run at once.
+    """
+
+    def __init__(self, wall: float, cpu: float, seeds: int):
+        self._wall, self._cpu, self._seeds = wall - time.monotonic(), cpu - time.process_time() / seeds, seeds
 
     def read(self) -> tuple[float, float]:
-        return self._wall + time.monotonic(), self._cpu + time.process_time()
+        return self._wall + time.monotonic(), self._cpu + time.process_time() / self._seeds
 
 
 def shares_used(config: LoopConfig, step: int, wall: float, cpu: float) -> dict[StoppedBy, float]:
@@ -248,34 +266,41 @@ def _limit_reached(config: LoopConfig, step: int, wall: float, cpu: float) -> St
     return next((name for name, share in shares_used(config, step, wall, cpu).items() if share >= 1), None)
 
 
-def _line(updates: int, wall: float, cpu: float, metrics: Mapping[str, float]) -> dict[str, int | float]:
+def _line(updates: int, wall: float, cpu: float, metrics: Mapping[str, Metric]) -> dict[str, int | Metric]:
     return {"updates": updates, "wall_seconds": wall, "cpu_seconds": cpu, **metrics}
 
 
-def _means(measured: Mapping[str, Float[np.ndarray, " U"]], updates: int, run: RunFolder) -> dict[str, float]:
+def _means(
+    measured: Mapping[str, Float[np.ndarray, "U *S"]], updates: int, run: RunFolder | RunFolders
+) -> dict[str, Metric]:
     """The mean of each metric over a chunk that began after `updates` updates; NaN where none of its values exists."""
-    finite = {name: np.isfinite(values) for name, values in measured.items()}
+    finite = {name: np.isfinite(x).reshape(len(x), -1) for name, x in measured.items()}  # [U, seeds]
     broken = {
-        name: int(at.argmin()) for name, at in finite.items() if not (at.all() or name.startswith(MAY_BE_MISSING))
+        name: divmod(int(at.argmin()), at.shape[1])
+        for name, at in finite.items()
+        if not (at.all() or name.startswith(MAY_BE_MISSING))
     }
     if broken:
-        first = min(broken.values())
-        names = " and ".join(name for name, at in broken.items() if at == first)
+        first, seed = min(broken.values())
+        names = " and ".join(name for name, at in broken.items() if at == (first, seed))
+        folder = run.runs[seed] if isinstance(run, RunFolders) else run
         raise DivergedError(
             f"{names} became infinite or NaN at update {updates + first + 1}. The last good checkpoint is kept in "
-            f"{run.checkpoints}; start a new run with a smaller learning rate or another seed"
+            f"{folder.checkpoints}; start a new run with a smaller learning rate or another seed"
         )
-    return {
-        name: float(values[finite[name]].mean()) if finite[name].any() else math.nan
-        for name, values in measured.items()
-    }
+    return {name: np.apply_along_axis(_mean, 0, values) for name, values in measured.items()}
 
 
-def _check_room(run: RunFolder, shapes: PyTree) -> None:
+def _mean(values: Float[np.ndarray, " U"]) -> float:
+    """The mean of those that are finite; NaN where none is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def _check_room(run: RunFolder | RunFolders, shapes: PyTree) -> None:
     """Refuse to begin where the checkpoints will not fit: the last two are kept while the next is written."""
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    present = sum(path.stat().st_size for path in run.checkpoints.iterdir())
-    needed, free = 3 * size - present, shutil.disk_usage(run.path).free
+    needed, free = 3 * size - run.checkpoint_bytes, shutil.disk_usage(run.path).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,

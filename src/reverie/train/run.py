@@ -84,6 +84,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """What the checkpoints take on the disk."""
+        return sum(path.stat().st_size for path in self.checkpoints.iterdir())
+
+    @property
     def tables(self) -> Path:
         return self.path / "tables"
 
@@ -179,8 +184,10 @@ class RunWriter:
             if error is None:  # otherwise the first error tells more
                 raise
 
-    def restore(self, state: PyTree) -> tuple[int, PyTree]:
+    def restore(self, state: PyTree, upto: int | None = None) -> tuple[int, PyTree]:
         """The step and the state of the newest checkpoint; step 0 and `state` itself where there is none.
+
+        Arguments: `upto`, the last step whose checkpoint counts; None is any.
 
         What was logged after that step is dropped, as it will be logged again. A warning says if the versions are not
         those of the process before, since the numbers may then not be those of an unbroken run.
@@ -188,7 +195,7 @@ class RunWriter:
         Raises:
             ValueError: the checkpoint is damaged or does not fit `state`; a line of the metrics is broken.
         """
-        newest = checkpoint.latest(self._run.checkpoints)
+        newest = checkpoint.latest(self._run.checkpoints, upto)
         path = self._run.path / "metrics.jsonl"
         end = 0
         if newest is not None:

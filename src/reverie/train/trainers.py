@@ -55,6 +55,10 @@ class WorldTrainer:
     def init(self, key: Key[Array, ""]) -> InWorld:
         return jax.jit(self._init)(key, self.pool)
 
+    def place(self, state: PyTree) -> PyTree:
+        """It may lie where it does."""
+        return state
+
     def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, " U"]]]:
         learning, metrics = self._way.train(self.agent, self.config, self.env, state.pool, state.learning, self.updates)
         rate = self.averaging
