@@ -15,6 +15,8 @@ from reverie.envs.core import ArraySpec
 from reverie.models.core import Sequence
 from reverie.models.encoders import Decoder, Encoder
 from reverie.models.rssm import PRESETS, RSSM, RSSMConfig
+from reverie.models.s3m import PRESETS as S3M_PRESETS
+from reverie.models.s3m import S3M
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig, optimiser
 
@@ -39,6 +41,11 @@ MODELS = {
     "set_rssm": Case(
         SetRSSM,
         SetRSSMConfig(units=32, deter=32, stoch=4, world_deter=32, world_stoch=4, classes=4, free_nats=0.0),
+    ),
+    "s3m": Case(S3M, dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0)),
+    "s3m_siso_parallel": Case(
+        S3M,
+        dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, ssm="siso", state=4, policy="full", scan="parallel"),
     ),
 }
 

@@ -8,9 +8,10 @@ from reverie.envs.core import ArraySpec
 from reverie.models.core import WorldModel
 from reverie.models.queue import QueueConfig, QueueModel
 from reverie.models.rssm import RSSM, RSSMConfig
+from reverie.models.s3m import S3M, S3MConfig
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 
-ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig
+ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | S3MConfig
 
 
 def build_model(
@@ -24,3 +25,5 @@ def build_model(
             return SetRSSM(config, observation_spec, actions, key=key)
         case QueueConfig():
             return QueueModel(config, observation_spec, actions, key=key)
+        case S3MConfig():
+            return S3M(config, observation_spec, actions, key=key)
