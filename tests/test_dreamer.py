@@ -10,9 +10,11 @@ import pytest
 
 from reverie.agents import dreamer
 from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.optimisers import GroupsConfig
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import workload
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
+from reverie.models import s3m
 from reverie.models.core import Sequence
 from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
@@ -26,6 +28,7 @@ POOL = stack_tasks([TASK] * 2)
 FLAT = DreamerConfig(model=PRESETS["tiny"], memory=8, units=16, layers=1, horizon=4, starts=8)
 SET = replace(FLAT, model=SetRSSMConfig(units=16, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4))
 QUEUE = replace(FLAT, model=QueueConfig(units=16, deter=8), siblings=2)
+R2I = replace(FLAT, model=s3m.PRESETS["tiny"], optimiser=GroupsConfig())
 GATHERING = DreamingConfig(streams=2, episodes=2, capacity=400, batch=2, length=8, ratio=4.0)
 
 
@@ -33,7 +36,7 @@ def agent(config: DreamerConfig = FLAT) -> Dreamer:
     return Dreamer(config, ENV.observation_spec, ENV.action_spec)
 
 
-@pytest.fixture(scope="module", params=[FLAT, SET, QUEUE], ids=["flat", "set", "queue"])
+@pytest.fixture(scope="module", params=[FLAT, SET, QUEUE, R2I], ids=["flat", "set", "queue", "r2i"])
 def trained(request):
     """An agent, its state after 3 updates, and the jitted training function of one update."""
     a = agent(request.param)

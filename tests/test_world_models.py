@@ -15,6 +15,8 @@ from reverie.envs.core import ArraySpec
 from reverie.models.core import Sequence
 from reverie.models.encoders import Decoder, Encoder
 from reverie.models.rssm import PRESETS, RSSM, RSSMConfig
+from reverie.models.s3m import PRESETS as S3M_PRESETS
+from reverie.models.s3m import S3M, S3MConfig
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig, optimiser
 
@@ -31,7 +33,7 @@ class Case(NamedTuple):
     """A model under test. Without free nats, so that both KL losses have a gradient."""
 
     build: Callable
-    config: RSSMConfig | SetRSSMConfig
+    config: RSSMConfig | SetRSSMConfig | S3MConfig
 
 
 SMALL = SetRSSMConfig(units=32, deter=32, stoch=4, world_deter=32, world_stoch=4, classes=4, free_nats=0.0)
@@ -40,7 +42,14 @@ GAUSSIAN = {
     f"{name}-gaussian": Case(case.build, dataclasses.replace(case.config, latent="gaussian"))
     for name, case in DISCRETE.items()
 }
-MODELS = DISCRETE | GAUSSIAN
+STATE_SPACE = {
+    "s3m": Case(S3M, dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0)),
+    "s3m_siso_parallel": Case(
+        S3M,
+        dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, ssm="siso", state=4, policy="full", scan="parallel"),
+    ),
+}
+MODELS = DISCRETE | GAUSSIAN | STATE_SPACE
 
 
 @pytest.fixture(scope="module", params=MODELS)

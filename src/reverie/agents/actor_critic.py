@@ -179,7 +179,7 @@ class SetTower(eqx.Module):
             self.output = Head(context, 1, units, layers, scale=scale, key=output_key)
 
     def __call__(self, features: Features) -> Float[Array, "*B O"]:
-        context, rows, mask = features
+        context, rows, mask, _ = features
         assert rows is not None
         assert mask is not None
         context = jnp.concatenate([context, masked_pool(self.summary(rows, context), mask)], -1)

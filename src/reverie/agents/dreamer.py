@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 from reverie.agents.heads import Actor, Critic
+from reverie.agents.optimisers import GroupsConfig, optimiser
 from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep
 from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
@@ -28,7 +29,7 @@ from reverie.models.rssm import RSSMConfig
 from reverie.nn.devices import divide
 from reverie.nn.distributions import TwoHot, symlog
 from reverie.nn.layers import GRU
-from reverie.nn.optimiser import OptimiserConfig, optimiser
+from reverie.nn.optimiser import OptimiserConfig
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class DreamerConfig:
 
     model: ModelConfig = field(default_factory=RSSMConfig)
     """The world model."""
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    """One optimiser for all networks."""
+    optimiser: OptimiserConfig | GroupsConfig = field(default_factory=OptimiserConfig)
+    """One optimiser for all networks, or one for each."""
     memory: int = 256
     """Units of the recurrent policy (RL2); 0 is DreamerV3 as published."""
     units: int = 64

@@ -91,6 +91,14 @@ def first(observation: dict[str, Array]) -> TimeStep:
     return TimeStep(observation, jnp.zeros(()), is_first=yes, is_last=no, is_terminal=no)
 
 
+def later(
+    observation: dict[str, Array], reward: Array, terminated: Bool[Array, ""], truncated: Bool[Array, ""] | bool = False
+) -> TimeStep:
+    """The `TimeStep` of a step: the episode goes on, ended (`terminated`) or is cut (`truncated`)."""
+    no, is_last = jnp.zeros((), bool), terminated | truncated
+    return TimeStep(observation, reward.astype(jnp.float32), is_first=no, is_last=is_last, is_terminal=terminated)
+
+
 def select(condition: Bool[Array, " B"], on_true: PyTree, on_false: PyTree) -> PyTree:
     """`jnp.where` over whole pytrees whose leaves begin with the axis B."""
 

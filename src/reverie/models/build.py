@@ -9,9 +9,10 @@ from reverie.models.core import WorldModel
 from reverie.models.counts import CountsConfig, CountsModel
 from reverie.models.queue import QueueConfig, QueueModel
 from reverie.models.rssm import RSSM, RSSMConfig
+from reverie.models.s3m import S3M, S3MConfig
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 
-ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig
+ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig | S3MConfig
 
 
 def build_model(
@@ -27,3 +28,5 @@ def build_model(
             return QueueModel(config, observation_spec, actions, key=key)
         case CountsConfig():
             return CountsModel(config, observation_spec, actions, key=key)
+        case S3MConfig():
+            return S3M(config, observation_spec, actions, key=key)

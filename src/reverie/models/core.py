@@ -21,6 +21,8 @@ class Features(NamedTuple):
     servers: Float[Array, "*B N G"] | None = None
     mask: Bool[Array, "*B N"] | None = None
     """Which rows are servers (the others are padding). Given together with `servers`."""
+    own: Float[Array, "*B W"] | None = None
+    """What the model's own heads read before the context, where actor and critic are not to see it."""
 
 
 class Sequence(NamedTuple):

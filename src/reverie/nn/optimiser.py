@@ -1,8 +1,10 @@
 """DreamerV3's optimiser: adaptive gradient clipping, then LaProp, then a warmed-up learning rate.
 
-What optax has is taken from there; here is the piece it lacks (clipping per whole tensor) and the order of the chain.
+Its first public code, and R2I with it, had Adam behind a clip of the global norm, one for each group of parameters.
+What optax has is taken from there; here are the order of the chains and the piece it lacks (clipping per whole tensor).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -72,3 +74,63 @@ def optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
         optax.ema(config.momentum),
         optax.scale_by_learning_rate(rate),
     )
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """Adam for a group of parameters, behind a clip of the norm of the group's whole gradient."""
+
+    learning_rate: float = 1e-4
+    """Step size."""
+    clip: float = 1000.0
+    """Largest norm of the gradient of all parameters of the group together."""
+    epsilon: float = 1e-8
+    """Added to the root mean square that gradients are divided by."""
+    weight_decay: float = 0.0
+    """Share of each `weight` that a step of size 1 would take off; biases, scales and the like keep theirs."""
+
+    def __post_init__(self):
+        for name in ("learning_rate", "clip", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Adam {name} must be greater than 0, got {getattr(self, name)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"Adam weight_decay must not be negative, got {self.weight_decay}")
+
+
+def adam(config: AdamConfig) -> optax.GradientTransformation:
+    """Clip the group's norm, then Adam (arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101)."""
+
+    def weights(params: optax.Params) -> optax.Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: parameter_names(path)[-1:] == ("weight",), params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(eps=config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, weights),
+        optax.scale_by_learning_rate(config.learning_rate),
+    )
+
+
+def in_groups(groups: Mapping[str, AdamConfig]) -> optax.GradientTransformation:
+    """`adam` for each group. A parameter belongs to the group that is named last in its path, such as `b` in `x.b.y`.
+
+    Raises (when its state is made):
+        ValueError: a parameter belongs to no group.
+    """
+
+    def group(path: tuple, _: object) -> str:
+        names = parameter_names(path)
+        for name in reversed(names):
+            if name in groups:
+                return name
+        raise ValueError(f"parameter {'.'.join(names)} is in none of the groups {', '.join(groups)}")
+
+    return optax.partition(
+        {name: adam(config) for name, config in groups.items()},
+        lambda params: jax.tree_util.tree_map_with_path(group, params),
+    )
+
+
+def parameter_names(path: tuple) -> tuple[str, ...]:
+    """The names of attributes on the way to a leaf; places in tuples have none."""
+    return tuple(key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey))

@@ -1,0 +1,77 @@
+"""POPGym's Autoencode (Morad et al., arXiv 2303.01859): watch a deck, then name its suits in reverse order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from reverie.envs.core import ArraySpec, Discrete, Task, TimeStep, first, later
+from reverie.envs.memory.cards import DECK, SUITS, shuffled
+
+PLAY, WATCH = 0, 1
+
+
+class AutoencodeState(NamedTuple):
+    """Where an episode stands."""
+
+    suits: Int[Array, "*B C"]
+    """Of all cards, in the order in which they are shown."""
+    time: Int[Array, "*B"]
+    """Steps since the episode began."""
+
+
+@dataclass(frozen=True)
+class Autoencode:
+    """All cards are shown one after the other; with the last of them begins the play, in which each action names a
+    suit, from the last to the first.
+
+    Right and wrong answers pay plus and minus 1 / cards: all right make 1, guesses -1/2 on average. The observation
+    says whether to watch or to play, and the suit, which is 0 after the first answer. An episode has 2 cards - 1 steps.
+    There are no variants: the task is any array.
+    """
+
+    decks: int = 1
+    """Decks of 52 cards, shuffled into one."""
+
+    observation_spec: ClassVar[Mapping[str, ArraySpec]] = {
+        "mode": ArraySpec((1,), categories=2),
+        "suit": ArraySpec((1,), categories=SUITS),
+    }
+    action_spec: ClassVar[Discrete] = Discrete(SUITS)
+    optimal_return: ClassVar[float] = 1.0
+
+    def __post_init__(self):
+        if self.decks < 1:
+            raise ValueError(f"Autoencode decks must be at least 1, got {self.decks}")
+
+    def reset(self, task: Task, key: Key[Array, ""]) -> tuple[AutoencodeState, TimeStep]:
+        return self.start(shuffled(SUITS, self.decks, key))
+
+    def start(self, suits: Int[Array, " C"]) -> tuple[AutoencodeState, TimeStep]:
+        """Open the episode in which cards of these suits are shown, in this order."""
+        return AutoencodeState(suits, jnp.int32(0)), first(_shown(jnp.int32(WATCH), suits[0]))
+
+    def step(
+        self, task: Task, state: AutoencodeState, action: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[AutoencodeState, TimeStep]:
+        last = DECK * self.decks - 1
+        plays = state.time >= last
+        right = action == state.suits[jnp.minimum(2 * last - state.time, last)]
+        worth = 1 / (last + 1)
+        reward = jnp.where(plays, jnp.where(right, worth, -worth), 0.0)
+        time = state.time + 1
+        suit = jnp.where(plays, 0, state.suits[jnp.minimum(time, last)])
+        shown = _shown(jnp.where(time < last, WATCH, PLAY), suit)
+        return AutoencodeState(state.suits, time), later(shown, reward, time == 2 * last + 1)
+
+
+LEVELS: Mapping[str, Autoencode] = MappingProxyType(
+    {"easy": Autoencode(), "medium": Autoencode(decks=2), "hard": Autoencode(decks=3)}
+)
+
+
+def _shown(mode: Int[Array, ""], suit: Int[Array, ""]) -> dict[str, Array]:
+    return {"mode": mode[None].astype(jnp.int32), "suit": suit[None]}
