@@ -28,6 +28,7 @@ from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
 from reverie.train.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 Scale = Literal["cpu", "gpu"]
 
 
