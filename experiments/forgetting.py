@@ -11,25 +11,22 @@ and from its logarithm retention, forgetting and transfer (`evaluate/forgetting.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from study import PICTURES, Study, judged, publish, study, with_steps_of
+from study import PICTURES, UNTRAINED, Study, judged, publish, study, untrained, with_steps_of
 
 from reverie.evaluate.examination import STANDARD, hold, of_family
 from reverie.evaluate.forgetting import continual
 from reverie.evaluate.statistics import over_seeds
-from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, INK, ORANGE, VERMILLION, save_png, setting
 from reverie.tables import Row
 from reverie.train.config import TrainConfig
 from reverie.train.presets import preset
 from reverie.train.run import RunFolder
-from reverie.train.trainers import build
 
-UNTRAINED, MIXTURE = "untrained", "mixture"
+MIXTURE = "mixture"
 STAGES = (UNTRAINED, *STANDARD)
 LONG = 400
 """Steps of the long A2C for one of Dreamer."""
@@ -88,14 +85,6 @@ def trained(asked: Forgetting) -> dict[tuple[str, int, str], RunFolder]:
         runs |= {(*key, level): run for key, run in zip(who, asked.train(plans), strict=True)}
     mixed = asked.train([mixture(asked, name, seed) for name, seed in who])
     return runs | {(*key, MIXTURE): run for key, run in zip(who, mixed, strict=True)}
-
-
-def untrained(plan: TrainConfig) -> Contestant:
-    """The agent that the first stage begins with."""
-    trainer, world = build(plan), plan.world
-    policy = trainer.policy(trainer.init(jax.random.key(plan.seed)))
-    name = f"{plan.name}-{UNTRAINED}"
-    return Contestant(name, policy, world.view, training_seed=plan.seed, reward=world.reward)
 
 
 def examined(asked: Forgetting, level: str, runs: Sequence[RunFolder]) -> list[Row]:

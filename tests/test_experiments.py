@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import tyro
 
+from reverie.train.presets import preset
 from reverie.train.trainers import build
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -67,3 +68,52 @@ def row(agent, role, seed, episode, level, mean):
     who = {"experiment": "standard", "agent": agent, "role": role, "view": "full", "training_seed": seed}
     where = {"task": level, "evaluation_seed": episode, "episode": 0, "level": None, "jobs": 10, "mean_size": 1.0}
     return who | where | numbers
+
+
+def test_memory_compares_agents_that_differ_in_their_trials_alone(load, tmp_path):
+    memory = load("memory")
+    asked = tyro.cli(memory.Memory, args=["--runs", str(tmp_path), "--seeds", "2"])
+    assert asked.exam.jobs == 100
+    plans = memory.plans(asked)
+    assert plans["dreamer-rl2"] == load("standard").dreamers(asked)
+    alone, in_trials = (plans[name][1] for name in ("dreamer-rl2-hidden", "dreamer-rl2-hidden-trials"))
+    assert alone.agent.experience.episodes * alone.world.jobs == 500
+    assert in_trials.agent.experience.episodes * in_trials.world.jobs == 500
+    build(in_trials)
+
+
+def test_the_memory_curve_is_read_from_results(load):
+    memory = load("memory")
+    rows = []
+    for seed, trial, episode in ((s, e, k) for s in (0, 1) for e in (0, 1) for k in range(16)):
+        time = 2.0 + trial
+        rows.append(row("mine", "agent", seed, trial, "task", time / (episode + 1)) | {"episode": episode})
+        rows.append(row("mine-wiped", "agent", seed, trial, "task", time) | {"episode": episode})
+        if seed == 0:
+            rows.append(row("jsq", "rule", None, trial, "task", time / 2) | {"episode": episode})
+    found = memory.curve("mine", rows)
+    assert [r["episode"] for r in found] == list(range(1, 17))
+    assert [r["to_wiped"] for r in found] == pytest.approx([1 / k for k in range(1, 17)])
+    assert [r["to_rule"] for r in found] == pytest.approx([2 / k for k in range(1, 17)])
+
+
+def test_an_untrained_agent_can_be_probed(load, monkeypatch):
+    memory, study = load("memory"), load("study")
+    monkeypatch.setattr(memory, "PROBED_TRIALS", 6)
+    monkeypatch.setattr(memory, "PROBED_JOBS", 40)
+    monkeypatch.setattr(memory, "EVERY", 4)
+    plan = preset("dreamer", "hidden")
+    rows = memory.probed(study.untrained(plan), plan, stream=0)
+    found = {(r["source"], r["target"]) for r in rows}
+    assert {("recurrent", "load"), ("model", "speed"), ("observation", "jobs since the change")} <= found
+    assert memory.averaged(rows)[0]["seeds"] == 1
+
+
+def test_latents_train_both_models_on_the_mixture(load):
+    latents = load("latents")
+    asked = tyro.cli(latents.Latents, args=["--seeds", "1", "--steps", "30000"])
+    plans = latents.plans(asked)
+    assert {type(of[0].agent.algorithm.model).__name__ for of in plans.values()} == {"SetRSSMConfig", "RSSMConfig"}
+    for of in plans.values():
+        assert of[0].world.family == "mixed"
+        build(of[0])
