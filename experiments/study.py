@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 from rich import box
 from rich.table import Table
@@ -26,9 +27,11 @@ from reverie.evaluate.trials import Contestant
 from reverie.tables import Row, read_csv, write_csv
 from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
 from reverie.train.run import RunFolder
+from reverie.train.trainers import build
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+UNTRAINED = "untrained"
 Scale = Literal["cpu", "gpu"]
 
 
@@ -88,6 +91,13 @@ class Study:
 def agent(run: RunFolder, servers: int | None = None) -> Contestant:
     """The agent of a run, named as its plan is."""
     return load_agents([run.path], servers)[0]
+
+
+def untrained(plan: TrainConfig) -> Contestant:
+    """The agent that a plan begins with."""
+    trainer, world = build(plan), plan.world
+    policy = trainer.policy(trainer.init(jax.random.key(plan.seed)))
+    return Contestant(f"{plan.name}-{UNTRAINED}", policy, world.view, training_seed=plan.seed, reward=world.reward)
 
 
 def study[T: Study](kind: type[T], description: str | None) -> T:

@@ -58,7 +58,7 @@ def test_tasks_of_a_family_stack_and_depend_on_the_generator_alone(name, drawn):
         jax.tree.leaves(drawn[name][0]), jax.tree.leaves(family(name)(np.random.default_rng(0))), strict=True
     ):
         np.testing.assert_array_equal(first, again)
-    if name not in ("easy", "medium", "hard", "overload"):
+    if name not in ("easy", "medium", "hard", "overload", "mixed"):
         firsts = {tuple(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(task)])) for task in drawn[name]}
         assert len(firsts) > DRAWS / 2  # a day has 48 beginnings, the others never repeat
 
@@ -70,6 +70,12 @@ def test_levels_of_difficulty_have_their_loads(name, load, seen):
     np.testing.assert_allclose(task.speed.value[:, 0], PARK_SPEEDS)
     assert PARK_SPEEDS.tolist() == pytest.approx(np.arange(15, 106, 10) / 100)
     assert workloads.moments(task.workload.sizes)[0] == pytest.approx(PARK_MEAN_SIZE)
+
+
+def test_the_mixture_has_each_of_three_levels_a_third_of_the_time(seen):
+    found = [round(offered_load(task), 3) for task in seen["mixed"]]
+    assert sorted(set(found)) == [0.455, 0.667, 0.909]
+    assert min(found.count(load) for load in set(found)) > DRAWS / 5
 
 
 def test_drift_permutes_the_speeds_and_half_of_the_time_a_server_fails_and_recovers(seen):

@@ -17,7 +17,8 @@ class World:
     """Jobs and fleet."""
 
     family: str | None = None
-    """A family of tasks: easy, medium, hard (unless given), overload, drift, burst, diurnal, levels, continuous."""
+    """A family of tasks: easy, medium, hard (unless given), overload, mixed, drift, burst, diurnal, levels, continuous,
+    shifting."""
     trace: str | None = None
     """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
     held_out: bool = False

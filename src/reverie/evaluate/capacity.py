@@ -42,6 +42,22 @@ def load_at(task: Task, time: Float[np.ndarray, " J"]) -> Float[np.ndarray, " J"
     return np.round(load, 3)
 
 
+def changes(task: Task, until: float) -> Float[np.ndarray, " C"]:
+    """When, after time 0 and up to `until`, the offered load or the speed of a server of one task changes."""
+    task = jax.tree.map(np.asarray, task)
+    servers = [Schedule(*leaves) for leaves in zip(*task.speed, strict=True)]
+    found = [_changes(s, until) for s in (*servers, task.workload.rate, task.workload.scale)]
+    return np.unique(np.concatenate(found))
+
+
+def _changes(s: Schedule, until: float) -> Float[np.ndarray, " C"]:
+    start, value = _unrolled(s, until)
+    lasts = np.append(np.diff(start) > 0, True)  # the others are padding
+    start, value = start[lasts], value[lasts]
+    changed = start[1:][np.diff(value) != 0]
+    return changed[changed <= until]
+
+
 def _at(s: Schedule, time: Float[np.ndarray, " J"]) -> Float[np.ndarray, " J"]:
     start, value = _unrolled(s, float(time.max()))
     return value[np.searchsorted(start, time, side="right") - 1]

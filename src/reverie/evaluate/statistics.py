@@ -2,7 +2,8 @@
 
 `verdict(rows)` turns the result rows of `trials.py` into one row per agent, task and level, in which every number has
 its interval and its counts of seeds and episodes. `mean`, `iqm`, `ratio` and `difference` give single estimates from
-arrays [S, E] (training seeds x evaluation episodes). Nothing here runs a policy, prints or draws.
+arrays [S, E] (training seeds x evaluation episodes), `over_seeds` from one number a seed. Nothing here runs a policy,
+prints or draws.
 
 Intervals. Every training seed plays the same episodes, so seeds and episodes are resampled independently of one
 another (the pigeonhole bootstrap for crossed factors: Owen, Annals of Applied Statistics 1(2), 2007; it errs on the
@@ -112,6 +113,15 @@ def difference(values: Values, baseline: Baseline, bootstrap: Bootstrap = DEFAUL
     draws = _weighted(_seeds(bootstrap, values), values, episodes)
     draws = draws - _weighted(_seeds(bootstrap, baseline, stream=2), baseline, episodes)
     return _interval(values.mean() - baseline.mean(), draws, _freedom(values, baseline), bootstrap)
+
+
+def over_seeds(values: Float[np.ndarray, " S"], confidence: float = 0.95) -> Estimate:
+    """The mean of one number for each training seed, with Student's interval; NaN for its ends where S is 1."""
+    if len(values) < 2:
+        return Estimate(float(values.mean()), np.nan, np.nan)
+    error = scipy.stats.sem(values)
+    half = scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
 def _episodes(bootstrap: Bootstrap, values: Values) -> Float[np.ndarray, "R E"]:

@@ -46,6 +46,14 @@ def level(interval: float) -> TaskFamily:
     return lambda rng: task()
 
 
+def mixed(rng: np.random.Generator) -> Task:
+    """Easy, medium or hard, each as likely: to train on all three at once."""
+    return _MIXTURE[rng.integers(len(_MIXTURE))](rng)
+
+
+_MIXTURE = [level(INTERVALS[name]) for name in ("easy", "medium", "hard")]
+
+
 def drift(rng: np.random.Generator) -> Task:
     """Which server is fast changes two to four times in an episode of 1,000 jobs, at load 0.667; half of the time one
     fails and comes back. A rule that knows the speeds stays stable; one that trusts those of the start does not."""
@@ -147,6 +155,7 @@ def levels(
 
 
 FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in INTERVALS.items()} | {
+    "mixed": mixed,
     "drift": drift,
     "burst": burst,
     "diurnal": diurnal,

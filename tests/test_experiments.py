@@ -1,0 +1,119 @@
+"""Experiments: their options parse, and what they mean to train can be built."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tyro
+
+from reverie.train.presets import preset
+from reverie.train.trainers import build
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import an experiment, whose folder is no package."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_forgetting_goes_on_from_stage_to_stage(load, tmp_path):
+    forgetting = load("forgetting")
+    asked = tyro.cli(forgetting.Forgetting, args=["--runs", str(tmp_path), "--steps", "30000", "--episodes", "3"])
+    assert asked.exam.episodes == 3
+    for name in forgetting.learners(asked):
+        first, second, third = (forgetting.stage(asked, name, 1, number) for number in (1, 2, 3))
+        assert [plan.world.family for plan in (first, second, third)] == ["easy", "medium", "hard"]
+        assert first.start is None
+        assert second.start == tmp_path / f"{first.name}-1"
+        assert third.start == tmp_path / f"{second.name}-1"
+        mixture = forgetting.mixture(asked, name, 1)
+        assert mixture.loop.steps == 3 * first.loop.steps
+        for plan in (first, mixture):
+            build(plan)
+    steps = {name: plan.loop.steps for name, plan in forgetting.learners(asked).items()}
+    assert steps == {"dreamer-rl2": 30_000, "a2c-equal-steps": 30_000, "a2c-long": 400 * 30_000}
+
+
+def test_forgetting_reads_its_measures_from_results(load):
+    forgetting = load("forgetting")
+    time = {"untrained": 4.0, "easy": 2.0, "medium": 2.0, "hard": 2.0, "mixture": 1.0}
+    levels = {}
+    for level in ("easy", "medium", "hard"):
+        rows = []
+        for seed, episode, after in ((s, e, a) for s in (0, 1) for e in (0, 1) for a in time):
+            rows.append(row(forgetting.called("a2c-long", after), "agent", seed, episode, level, time[after]))
+        rows += [row("jsq", "rule", None, episode, level, 1.0) for episode in (0, 1)]
+        levels[level] = rows
+    table = forgetting.matrix(["a2c-long"], levels)
+    assert [r["ratio"] for r in table if r["level"] == "hard"] == pytest.approx([4, 2, 2, 2, 1])
+    found = {r["measure"]: r["value"] for r in forgetting.measures(["a2c-long"], 2, levels)}
+    assert found["retention"] == pytest.approx(1)
+    assert found["final"] == pytest.approx(0.6931, abs=1e-4)
+    assert found["forward"] == pytest.approx(0.6931, abs=1e-4)
+    assert found["final_mixture"] == pytest.approx(0, abs=1e-9)
+
+
+def row(agent, role, seed, episode, level, mean):
+    numbers = dict.fromkeys(("mean", "median", "p95", "p99", "mean_slowdown", "p99_slowdown"), mean)
+    who = {"experiment": "standard", "agent": agent, "role": role, "view": "full", "training_seed": seed}
+    where = {"task": level, "evaluation_seed": episode, "episode": 0, "level": None, "jobs": 10, "mean_size": 1.0}
+    return who | where | numbers
+
+
+def test_memory_compares_agents_that_differ_in_their_trials_alone(load, tmp_path):
+    memory = load("memory")
+    asked = tyro.cli(memory.Memory, args=["--runs", str(tmp_path), "--seeds", "2"])
+    assert asked.exam.jobs == 100
+    plans = memory.plans(asked)
+    assert plans["dreamer-rl2"] == load("standard").dreamers(asked)
+    alone, in_trials = (plans[name][1] for name in ("dreamer-rl2-hidden", "dreamer-rl2-hidden-trials"))
+    assert alone.agent.experience.episodes * alone.world.jobs == 500
+    assert in_trials.agent.experience.episodes * in_trials.world.jobs == 500
+    build(in_trials)
+
+
+def test_the_memory_curve_is_read_from_results(load):
+    memory = load("memory")
+    rows = []
+    for seed, trial, episode in ((s, e, k) for s in (0, 1) for e in (0, 1) for k in range(16)):
+        time = 2.0 + trial
+        rows.append(row("mine", "agent", seed, trial, "task", time / (episode + 1)) | {"episode": episode})
+        rows.append(row("mine-wiped", "agent", seed, trial, "task", time) | {"episode": episode})
+        if seed == 0:
+            rows.append(row("jsq", "rule", None, trial, "task", time / 2) | {"episode": episode})
+    found = memory.curve("mine", rows)
+    assert [r["episode"] for r in found] == list(range(1, 17))
+    assert [r["to_wiped"] for r in found] == pytest.approx([1 / k for k in range(1, 17)])
+    assert [r["to_rule"] for r in found] == pytest.approx([2 / k for k in range(1, 17)])
+
+
+def test_an_untrained_agent_can_be_probed(load, monkeypatch):
+    memory, study = load("memory"), load("study")
+    monkeypatch.setattr(memory, "PROBED_TRIALS", 6)
+    monkeypatch.setattr(memory, "PROBED_JOBS", 40)
+    monkeypatch.setattr(memory, "EVERY", 4)
+    plan = preset("dreamer", "hidden")
+    rows = memory.probed(study.untrained(plan), plan, stream=0)
+    found = {(r["source"], r["target"]) for r in rows}
+    assert {("recurrent", "load"), ("model", "speed"), ("observation", "jobs since the change")} <= found
+    assert memory.averaged(rows)[0]["seeds"] == 1
+
+
+def test_latents_train_both_models_on_the_mixture(load):
+    latents = load("latents")
+    asked = tyro.cli(latents.Latents, args=["--seeds", "1", "--steps", "30000"])
+    plans = latents.plans(asked)
+    assert {type(of[0].agent.algorithm.model).__name__ for of in plans.values()} == {"SetRSSMConfig", "RSSMConfig"}
+    for of in plans.values():
+        assert of[0].world.family == "mixed"
+        build(of[0])
