@@ -17,8 +17,8 @@ class World:
     """Jobs and fleet."""
 
     family: str | None = None
-    """A family of tasks: easy, medium, hard (unless given), overload, mixed, drift, burst, diurnal, levels, continuous,
-    shifting."""
+    """A family of tasks: easy, medium, hard (unless given), overload, mixed, levels, calm, drift, shifting, burst,
+    diurnal, continuous."""
     trace: str | None = None
     """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
     held_out: bool = False
