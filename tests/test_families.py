@@ -72,6 +72,26 @@ def test_levels_of_difficulty_have_their_loads(name, load, seen):
     assert workloads.moments(task.workload.sizes)[0] == pytest.approx(PARK_MEAN_SIZE)
 
 
+def test_calm_jobs_are_as_large_as_parks_and_vary_as_little_as_exponential_ones(seen):
+    for task in seen["calm"][:5]:
+        mean, square = workloads.moments(task.workload.sizes)
+        assert mean == pytest.approx(PARK_MEAN_SIZE)
+        assert square / mean**2 - 1 == pytest.approx(1.0, rel=1e-5)
+        assert set(np.round(loads(task), 3)) <= {0.455, 0.667, 0.909, 1.111}
+
+
+def test_shifting_speeds_sum_to_the_same_at_any_time_and_half_of_the_tasks_wander(seen):
+    wandering = []
+    for task in seen["shifting"]:
+        value = task.speed.value  # [N, P]
+        np.testing.assert_allclose(value.sum(0), PARK_SPEEDS.sum(), rtol=1e-5)
+        assert value.min() > 0
+        assert 0.4 <= offered_load(task) <= 0.95
+        in_order = np.sort(value, 0)
+        wandering.append(not np.allclose(in_order, in_order[:, :1], rtol=1e-4))  # otherwise servers change places
+    assert 0.2 < np.mean(wandering) < 0.8
+
+
 def test_the_mixture_has_each_of_three_levels_a_third_of_the_time(seen):
     found = [round(offered_load(task), 3) for task in seen["mixed"]]
     assert sorted(set(found)) == [0.455, 0.667, 0.909]
