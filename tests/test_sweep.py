@@ -154,7 +154,9 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_numbers(tmp_
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
-def test_an_interrupt_stops_the_workers_which_are_bound_to_cores_and_save(tmp_path):
+def test_an_interrupt_stops_the_workers_which_are_bound_to_cores_and_save(tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background processes ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     bound = []
     mine = os.sched_getaffinity(0)
 
@@ -265,20 +267,34 @@ def test_the_nearest_limit_decides_how_much_is_left():
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_the_board_shows_all_runs_and_a_failure_with_its_reason(trained, terminal):
-    file = io.StringIO()
+def test_the_board_shows_all_runs_and_a_failure_with_its_reason(tmp_path, terminal):
+    file, now = io.StringIO(), 0.0
     console = Terminal(file=file, force_terminal=terminal, width=150)
-    folders = plans(trained)
+    folders = plans(tmp_path)
     first, second = folders
-    with Board(folders, [second], console=console) as board:
+    second.mkdir()
+    with Board(folders, [second], console=console, clock=lambda: now) as board:
         board.tell(second, "running")
+        metrics = [line(64, 1.0, **{"evaluation/ratio": 1.5}), line(256, 3.0)]
+        (second / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in metrics))
+        now = 40.0
         board.refresh()
         board.tell(second, "failed", "the disk is full")
     shown = file.getvalue()
-    assert first.name in shown or not terminal
-    assert "failed" in shown
+    if terminal:
+        assert first.name in shown
+        assert "1.500" in shown
+        assert " 96 " in shown  # steps per second
+    else:
+        assert shown.splitlines() == [
+            "1 of 2 runs done, 1 waiting, 0:00:00 elapsed",
+            "a2c-1: running",
+            "1 of 2 runs done, 1 running, 0:00:40 elapsed (a2c-1 50 %)",
+            "a2c-1: failed, the disk is full",
+            "1 of 2 runs done, 1 failed, 0:00:40 elapsed",
+        ]
+    assert "a2c-1" in shown
     assert "the disk is full" in shown
-    assert "1 of 2 runs done, 1 failed, 0:00:0" in shown
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
