@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from reverie.commands.worker import LOG, work
 
@@ -34,6 +34,7 @@ type Poll = Callable[[], Ending | None]
 """How a worker ended, or None while it is at work."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Starts workers within its `with` block, at whose end it stops those that are left: they save their runs."""
 
@@ -42,7 +43,7 @@ class Engine(Protocol):
         """How many there may be at a time; known within the block."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Engine": ...
 
     def __exit__(self, *error: object) -> None: ...
 
