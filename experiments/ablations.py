@@ -1,4 +1,4 @@
-"""Ablations: what each part of the agent is worth, one change at a time, at two thirds of the usual experience.
+"""Ablations: what each part of the agent is worth, one change at a time, at a third of the usual experience.
 
 The first group changes the preset `cpu`, whose model knows what a queue is: the recurrent policy's size, the length of
 dreams, the siblings by which actions are judged, the sizes of jobs in training, and when response times are credited.
@@ -32,7 +32,7 @@ class Ablations(Study):
 
     seeds: int = 2
     """Training seeds; a claim takes five."""
-    steps: int = 100_000
+    steps: int = 60_000
     """Environment steps of each run, at CPU scale."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A variant to train and examine; give it again for each. All of them unless given."""

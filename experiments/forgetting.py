@@ -36,9 +36,9 @@ LONG = 400
 class Forgetting(Study):
     """The options of this experiment."""
 
-    seeds: int = 3
+    seeds: int = 2
     """Training seeds of each agent."""
-    steps: int = 60_000
+    steps: int = 40_000
     """Environment steps of a stage at the scale `cpu`; the mixture has three times as many."""
 
 

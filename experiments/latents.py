@@ -41,7 +41,7 @@ FLAT = RSSMConfig(units=64, deter=256, stoch=8, classes=8)
 class Latents(Study):
     """The options of this experiment."""
 
-    seeds: int = 3
+    seeds: int = 2
     """Training seeds of each model."""
     steps: int = 40_000
     """Environment steps of training at the scale `cpu`."""

@@ -46,7 +46,7 @@ CONTROL = "observation"
 class Memory(Study):
     """The options of this experiment."""
 
-    seeds: int = 3
+    seeds: int = 2
     """Training seeds of each agent."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=lambda: Exam(jobs=100))
     """Trials, and the length of each of their episodes."""

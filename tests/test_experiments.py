@@ -1,13 +1,17 @@
 """Experiments: their options parse, and what they mean to train can be built."""
 
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
+import jax
 import pytest
 import tyro
 
+from reverie.envs.fleet.env import offered_load
 from reverie.train.presets import preset
 from reverie.train.trainers import build
 
@@ -117,3 +121,67 @@ def test_latents_train_both_models_on_the_mixture(load):
     for of in plans.values():
         assert of[0].world.family == "mixed"
         build(of[0])
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_standard_rivals_have_as_many_steps_as_dreamer(load, tmp_path, scale):
+    standard = load("standard")
+    asked = tyro.cli(standard.Standard, args=["--runs", str(tmp_path), "--seeds", "2", "--scale", scale])
+    dreamers = standard.dreamers(asked)
+    assert [plan.seed for plan in dreamers] == [0, 1]
+    assert dreamers[0].loop.steps == preset("dreamer", "cpu").loop.steps * (10 if scale == "gpu" else 1)
+    run = FinishedRun([{"cpu_seconds": 90.0}])
+    rivals = standard.rivals(asked, [run, FinishedRun([{"cpu_seconds": 150.0}])])
+    named = {plan.name: plan for plan in rivals if plan.seed == 0}
+    assert set(named) == {
+        *(f"{agent}-equal-steps" for agent in ("a2c", "ppo", "a2c-rl2", "ppo-rl2")),
+        *(f"{agent}-equal-time" for agent in ("a2c", "ppo")),
+    }
+    for name, plan in named.items():
+        build(plan)
+        if name.endswith("steps"):
+            assert plan.loop.steps == dreamers[0].loop.steps
+            assert plan.world == dreamers[0].world
+        else:
+            assert (plan.loop.steps, plan.loop.cpu_minutes) == (None, 2.0)
+
+
+def test_hidden_rivals_see_what_dreamer_sees(load, tmp_path):
+    adaptive = load("adaptive")
+    asked = tyro.cli(adaptive.Adaptive, args=["--runs", str(tmp_path), "--episodes", "3", "--jobs", "40"])
+    (dreamer, *_) = adaptive.hidden_dreamers(asked)
+    for plan in adaptive.hidden_rivals(asked, [FinishedRun([{"cpu_seconds": 60.0}])])[:: asked.seeds]:
+        assert plan.world == dreamer.world
+        assert plan.agent.algorithm.network.memory == adaptive.MEMORY
+        build(plan)
+    assert [setting.tasks.mask.shape[:-1] for setting in asked.seen()][:3] == [(2, 3), (4, 3), (2, 3)]
+
+
+def test_ablations_change_one_thing_and_can_be_built(load):
+    ablations = load("ablations")
+    plans = {plan.label: plan for plan in ablations.variants(100_000)}
+    base = plans["queue"]
+    for plan in plans.values():
+        build(plan)
+        assert plan.loop.steps == 100_000
+    assert plans["queue-memory-0"].agent.algorithm == dataclasses.replace(base.agent.algorithm, memory=0)
+    assert plans["queue-park-sizes"].agent == base.agent
+    assert plans["queue-any-elapsed"].world.reward == "elapsed"
+
+
+def test_fleets_of_all_sizes_have_the_load_that_is_asked_for(load, tmp_path):
+    sizes = load("fleet_sizes")
+    asked = tyro.cli(sizes.FleetSizes, args=["--runs", str(tmp_path), "--episodes", "2"])
+    for servers in asked.servers:
+        task = jax.tree.map(lambda leaf: leaf[0], asked.setting(servers, 0.5).tasks)
+        assert task.mask.shape == (servers,)
+        assert offered_load(task) == pytest.approx(0.5, rel=1e-3)
+
+
+class FinishedRun(NamedTuple):
+    """What experiments ask of a run that is done."""
+
+    lines: list[dict[str, float]]
+
+    def metrics(self) -> list[dict[str, float]]:
+        return self.lines
