@@ -21,7 +21,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from reverie.agents.dreamer import Batch, Dreamer, DreamerConfig  # noqa: E402
+from reverie.agents.dreamer import Batch, Dreamer, DreamerConfig, dream  # noqa: E402
 from reverie.envs.core import ArraySpec, Discrete  # noqa: E402
 from reverie.models.core import Sequence  # noqa: E402
 from reverie.models.rssm import PRESETS  # noqa: E402
@@ -52,6 +52,36 @@ def floor_operations(agent: Dreamer) -> float:
     rollout = 2 * n * H * (core + heads + actor + memory)
     learned = 6 * n * (H * (actor + memory) + (H + 1) * critic) + 2 * n * H * critic
     return replayed + rollout + learned
+
+
+def parts(agent: Dreamer, learner, batch: Batch) -> dict[str, tuple[float, float]]:
+    """Where an update spends its time: CPU-seconds and the floor's operations of the model's loss with its gradient, of
+    the dreams, and of the rest (memory, heads, returns, optimiser)."""
+    networks, rows, n, key = learner.networks, B * T, agent.config.starts or B * T, jax.random.key(3)
+    model = networks.model
+    core = weights(model.dyn) - weights(model.dyn.posterior_in) - weights(model.dyn.posterior_out)
+    heads = weights(model.rew) + weights(model.con)
+    memory = weights(networks.memory) if networks.memory else 0
+    start = jax.tree.map(lambda x: jnp.repeat(x, n // B, 0), (batch.model, batch.recurrent))
+    programs = {
+        "model": jax.jit(eqx.filter_grad(lambda m, b: m.loss(b.model, b.sequence, key)[0]))
+        .lower(model, batch)
+        .compile(),
+        "dreams": jax.jit(lambda w, s: dream(w, *s, H, 1, key)).lower(networks, start).compile(),
+        "whole": jax.jit(agent.update).lower(learner, batch, key).compile(),
+    }
+    given = {"model": (model, batch), "dreams": (networks, start), "whole": (learner, batch, key)}
+    spent = {
+        name: float(np.median([cpu_seconds(program, *given[name]) for _ in range(11)][1:]))
+        for name, program in programs.items()
+    }
+    floor = {
+        "model": 6 * rows * weights(model),
+        "dreams": 2 * n * H * (core + heads + weights(networks.actor) + memory),
+    }
+    rest = spent["whole"] - spent["model"] - spent["dreams"]
+    left = floor_operations(agent) - sum(floor.values())
+    return {name: (spent[name], floor[name]) for name in floor} | {"rest": (rest, left)}
 
 
 def batch_for(agent: Dreamer, key) -> Batch:
@@ -102,6 +132,11 @@ def main() -> None:
             f"{name:38} {spent:7.3f} {min(times[name][1:]):7.3f} {operations / 1e9:7.1f} {operations / rate:7.3f} "
             f"{spent * rate / operations:8.1f} {compile_time:7.1f}s"
         )
+    print("\nwhere the time of the first goes")
+    agent, _, learner, batch, _ = next(iter(programs.values()))
+    for name, (spent, operations) in parts(agent, learner, batch).items():
+        floor = operations / rate
+        print(f"{name:38} {spent:7.3f} {'':7} {operations / 1e9:7.1f} {floor:7.3f} {spent / floor:8.1f}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tyro
 from standard import MEMORY, dreamers, rivals
-from study import Study, brief, judged, publish, study, with_memory, with_steps_of, with_time_of
+from study import Study, brief, draw_verdict, judged, publish, study, with_memory, with_steps_of, with_time_of
 
 from reverie.envs.core import TaskFamily
 from reverie.envs.fleet.env import Task
@@ -97,12 +97,16 @@ def main() -> None:
     dreamer = asked.train(dreamers(asked))
     runs = [*dreamer, *asked.train(rivals(asked, dreamer))]
     rows = [row for setting in asked.seen() for row in asked.examined(setting, runs, "full")]
-    publish("adaptive", brief(judged(rows)))
+    verdict = judged(rows)
+    publish("adaptive", brief(verdict))
+    draw_verdict("adaptive", verdict)
 
     dreamer = asked.train(hidden_dreamers(asked))
     runs = [*dreamer, *asked.train(hidden_rivals(asked, dreamer))]
     rows = [row for setting in asked.hidden() for row in asked.examined(setting, runs, "counts")]
-    publish("hidden", brief(judged(rows, against=ADAPTIVE)))
+    verdict = judged(rows, against=ADAPTIVE)
+    publish("hidden", brief(verdict))
+    draw_verdict("hidden", verdict)
 
 
 if __name__ == "__main__":

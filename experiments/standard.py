@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
-from study import Study, brief, judged, publish, study, with_memory, with_steps_of, with_time_of
+from study import Study, brief, draw_verdict, judged, publish, study, with_memory, with_steps_of, with_time_of
 
 from reverie.envs.fleet.traces import read_trace
 from reverie.evaluate.examination import STANDARD, Setting, bounds, of_family, of_trace
@@ -66,7 +66,9 @@ def main() -> None:
         rows += asked.kept(
             f"{setting.name.replace(' ', '-')}-bound", lambda setting=setting: bounds(setting, asked.exam)
         )
-    publish("standard", brief(judged(rows)))
+    verdict = judged(rows)
+    publish("standard", brief(verdict))
+    draw_verdict("standard", verdict)
     spent = [
         {"agent": run.path.name.rsplit("-", 1)[0], "seed": int(run.path.name.rsplit("-", 1)[1])}
         | {name: last[name] for name in ("step", "updates", "cpu_seconds", "wall_seconds")}

@@ -24,6 +24,8 @@ from reverie.envs.fleet.env import View
 from reverie.evaluate.examination import Exam, Setting, hold, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant
+from reverie.report.figures import forest
+from reverie.report.style import save_png
 from reverie.tables import Row, read_csv, write_csv
 from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
 from reverie.train.run import RunFolder
@@ -121,6 +123,13 @@ def publish(name: str, rows: Sequence[Mapping[str, object]]) -> None:
     for row in rounded:
         table.add_row(*("" if v is None else str(v) for v in row.values()))
     print_table(table)
+
+
+def draw_verdict(name: str, rows: Sequence[Row]) -> None:
+    """A forest plot of whole trials, without those that are half as slow again as the opponent everywhere."""
+    whole = [row for row in rows if row["level"] is None and row["role"] != "bound"]
+    near = {row["agent"] for row in whole if row["role"] == "agent" or float(str(row["ratio"])) < 1.5}
+    save_png(forest([row for row in whole if row["agent"] in near]), PICTURES / f"{name}.png", dpi=100)
 
 
 SHOWN = ("experiment", "task", "level", "agent", "role", "seeds", "episodes", "against", "ratio", "low", "high", "mean")
