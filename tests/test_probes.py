@@ -73,7 +73,7 @@ def test_memory_is_that_after_the_moment_was_seen_and_lives_through_the_trial(pl
 
 def test_changes_are_those_of_values_not_of_padding():
     still = schedules.schedule([0, 10, 10, 20], [1, 5, 1, 2])  # never 5; it changes at 20
-    again = schedules.schedule([0, 6], [1, 3], period=15)
+    again = schedules.schedule([0, 6], [1, 3], period=15.0)
     of_task = fleet_task(schedules.stack([still]), workloads.poisson(4.0, workloads.pareto(2.5, 1.0)))
     assert changes(of_task, 100.0).tolist() == [20]
     assert changes(of_task, 19.0).tolist() == []
