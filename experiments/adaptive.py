@@ -95,7 +95,8 @@ def hidden_rivals(asked: Study, dreamer: Sequence[RunFolder]) -> list[TrainConfi
 def main() -> None:
     asked = study(Adaptive, __doc__)
     dreamer = asked.train(dreamers(asked))
-    runs = [*dreamer, *asked.train(rivals(asked, dreamer))]
+    able = [plan for plan in rivals(asked, dreamer) if plan.agent.algorithm.network.memory]  # those that could adapt
+    runs = [*dreamer, *asked.train(able)]
     rows = [row for setting in asked.seen() for row in asked.examined(setting, runs, "full")]
     verdict = judged(rows)
     publish("adaptive", brief(verdict))

@@ -76,7 +76,7 @@ def test_calm_jobs_are_as_large_as_parks_and_vary_less(seen):
     for task in seen["calm"][:5]:
         mean, square = workloads.moments(task.workload.sizes)
         assert mean == pytest.approx(PARK_MEAN_SIZE)
-        assert square / mean**2 - 1 == pytest.approx(2.0, rel=1e-4)
+        assert square / mean**2 - 1 == pytest.approx(1.0, rel=1e-4)
         assert set(np.round(loads(task), 3)) <= {0.455, 0.667, 0.909, 1.111}
 
 

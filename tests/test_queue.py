@@ -152,6 +152,18 @@ def test_tokens_cover_all_sizes_and_are_drawn_where_they_stand():
         assert highest / lowest < 1.3
 
 
+def test_giants_look_alike_but_cost_what_they_cost():
+    model = make(QueueConfig(units=16, deter=16, unit=1.0, largest=5.0))
+    state = jax.tree.map(lambda x: x[:, 5], observe(model, model.initial(4), played(KEY)))
+    large, giant = (model.features(state._replace(size=jnp.full((4,), size))) for size in (5.0, 500.0))
+    np.testing.assert_array_equal(large.servers, giant.servers)
+    np.testing.assert_array_equal(large.context, giant.context)
+    action = jnp.tile(jnp.eye(3)[0], (4, 1))
+    one, two = (model.imagine(state._replace(size=jnp.full((4,), size)), action, KEY) for size in (5.0, 500.0))
+    np.testing.assert_allclose(two.response - one.response, 495.0 / state.speed[:, 0], rtol=1e-4)
+    assert (model.reward(model.features(two)) < model.reward(model.features(one))).all()
+
+
 def test_siblings_meet_the_same_jobs():
     """What is drawn hangs on the key and on the jobs so far, not on the action."""
     model = make()
@@ -216,6 +228,7 @@ def test_rewards_of_another_kind_are_learned_by_a_head():
     [
         ({"units": 0}, "units must be at least 1, got 0"),
         ({"unit": 0.0}, r"unit must be greater than 0, got 0\.0"),
+        ({"largest": 0.0}, r"largest must be greater than 0, got 0\.0"),
         ({"horizon": 1.0}, r"horizon must be more than 1 step, got 1\.0"),
     ],
 )

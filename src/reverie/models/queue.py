@@ -36,6 +36,9 @@ class QueueConfig:
     """Width of the recurrent state."""
     unit: float = 300.0
     """Work of a usual job, and a usual time: what networks read is measured in it."""
+    largest: float = 16.0
+    """Units of work beyond which jobs that wait look alike to actor and critic: too rare to learn from, and networks
+    that never saw such a number do with it what they please. In dreams they have their full size."""
     rewards: Literal["response", "any"] = "response"
     """`response`: rewards are minus a price times the response time of the job just placed, which is the fleet's
     `admission`; only the price is learned. `any`: rewards are learned from what is seen."""
@@ -46,8 +49,9 @@ class QueueConfig:
         for name in ("units", "deter"):
             if getattr(self, name) < 1:
                 raise ValueError(f"QueueModel {name} must be at least 1, got {getattr(self, name)}")
-        if not self.unit > 0:
-            raise ValueError(f"QueueModel unit must be greater than 0, got {self.unit}")
+        for name in ("unit", "largest"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"QueueModel {name} must be greater than 0, got {getattr(self, name)}")
         if not self.horizon > 1:
             raise ValueError(f"QueueModel horizon must be more than 1 step, got {self.horizon}")
 
@@ -167,11 +171,12 @@ class QueueModel(eqx.Module):
         The context: the job, the response time of the one before, and the recurrent state."""
         unit = self.config.unit
         speed = jnp.maximum(state.speed, _SLOWEST)
-        wait, service = state.backlog / speed, state.size[..., None] / speed
+        size = jnp.minimum(state.size, self.config.largest * unit)
+        wait, service = state.backlog / speed, size[..., None] / speed
         lengths = jnp.stack([state.backlog, wait, service, wait + service], -1)
         others = jnp.stack([state.speed, (state.backlog == 0).astype(jnp.float32)], -1)
         rows = jnp.concatenate([jnp.log1p(lengths / unit), others], -1)
-        numbers = jnp.log1p(jnp.stack([state.size, state.gap, state.response], -1) / unit)
+        numbers = jnp.log1p(jnp.stack([size, state.gap, state.response], -1) / unit)
         return Features(
             jnp.concatenate([numbers, state.deter], -1), jnp.where(state.mask[..., None], rows, 0.0), state.mask
         )

@@ -124,8 +124,8 @@ def shifting(rng: np.random.Generator) -> Task:
 
 
 def calm_sizes() -> Sizes:
-    """As large as Park's in the mean, but of squared CV 2, where those have no finite variance."""
-    return workloads.lognormal(mean=PARK_MEAN_SIZE, scv=2.0)
+    """As large as Park's in the mean, but of squared CV 1, where those have no finite variance."""
+    return workloads.lognormal(mean=PARK_MEAN_SIZE, scv=1.0)
 
 
 def levels(
