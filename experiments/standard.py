@@ -20,6 +20,8 @@ from reverie.train.config import TrainConfig
 from reverie.train.presets import preset
 from reverie.train.run import RunFolder
 
+TIMED_SEEDS = 3
+"""Training seeds of those that train for as much time as Dreamer, at most: they take most of this experiment's."""
 MEMORY = 64
 """Units of the recurrent A2C and PPO, for each server."""
 
@@ -48,7 +50,8 @@ def rivals(asked: Study, dreamer: Sequence[RunFolder]) -> list[TrainConfig]:
     plain = [preset("a2c", "cpu"), preset("ppo", "cpu")]
     of_steps = [with_steps_of(dreamers(asked)[0], plan) for plan in (*plain, *(with_memory(p, MEMORY) for p in plain))]
     of_time = [with_time_of(dreamer, plan) for plan in plain]
-    return [replace(plan, seed=seed) for plan in (*of_steps, *of_time) for seed in range(asked.seeds)]
+    seeds = dict.fromkeys(of_steps, asked.seeds) | {plan: min(asked.seeds, TIMED_SEEDS) for plan in of_time}
+    return [replace(plan, seed=seed) for plan, count in seeds.items() for seed in range(count)]
 
 
 def trained(asked: Study) -> list[RunFolder]:
