@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from standard import MEMORY, dreamers, rivals
+from standard import MEMORY, TIMED_SEEDS, dreamers, rivals
 from study import Study, brief, draw_verdict, judged, publish, study, with_memory, with_steps_of, with_time_of
 
 from reverie.envs.core import TaskFamily
@@ -89,7 +89,8 @@ def hidden_rivals(asked: Study, dreamer: Sequence[RunFolder]) -> list[TrainConfi
     named = [replace(plan, label=f"{plan.agent.name}-hidden") for plan in plans]
     of_steps = [with_steps_of(hidden_dreamers(asked)[0], plan) for plan in named]
     of_time = [with_time_of(dreamer, named[0])]
-    return [replace(plan, seed=seed) for plan in (*of_steps, *of_time) for seed in range(asked.seeds)]
+    seeds = dict.fromkeys(of_steps, asked.seeds) | dict.fromkeys(of_time, min(asked.seeds, TIMED_SEEDS))
+    return [replace(plan, seed=seed) for plan, count in seeds.items() for seed in range(count)]
 
 
 def main() -> None:

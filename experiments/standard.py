@@ -50,7 +50,7 @@ def rivals(asked: Study, dreamer: Sequence[RunFolder]) -> list[TrainConfig]:
     plain = [preset("a2c", "cpu"), preset("ppo", "cpu")]
     of_steps = [with_steps_of(dreamers(asked)[0], plan) for plan in (*plain, *(with_memory(p, MEMORY) for p in plain))]
     of_time = [with_time_of(dreamer, plan) for plan in plain]
-    seeds = dict.fromkeys(of_steps, asked.seeds) | {plan: min(asked.seeds, TIMED_SEEDS) for plan in of_time}
+    seeds = dict.fromkeys(of_steps, asked.seeds) | dict.fromkeys(of_time, min(asked.seeds, TIMED_SEEDS))
     return [replace(plan, seed=seed) for plan, count in seeds.items() for seed in range(count)]
 
 
