@@ -150,8 +150,9 @@ def test_hidden_rivals_see_what_dreamer_sees(load, tmp_path):
     adaptive = load("adaptive")
     asked = tyro.cli(adaptive.Adaptive, args=["--runs", str(tmp_path), "--episodes", "3", "--jobs", "40"])
     (dreamer, *_) = adaptive.hidden_dreamers(asked)
-    for plan in adaptive.hidden_rivals(asked, [FinishedRun([{"cpu_seconds": 60.0}])])[:: asked.seeds]:
-        assert plan.world == dreamer.world
+    for plan in adaptive.hidden_rivals(asked)[:: asked.seeds]:
+        assert plan.world == dataclasses.replace(dreamer.world, reward="admission")
+        assert plan.loop.steps == dreamer.loop.steps
         assert plan.agent.algorithm.network.memory == adaptive.MEMORY
         build(plan)
     assert [setting.tasks.mask.shape[:-1] for setting in asked.seen()][:3] == [(2, 3), (4, 3), (2, 3)]
