@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import tyro
+from matplotlib.figure import Figure
 from study import PICTURES, Study, brief, judged, publish, study
 
 from reverie.agents.dreamer import DreamerConfig
@@ -78,8 +79,6 @@ def variants(steps: int) -> list[TrainConfig]:
 
 def draw(rows: Sequence[Row]) -> None:
     """The ratio to the best rule of every variant, on hard and on changing loads."""
-    from matplotlib.figure import Figure
-
     tasks = ("hard", "levels")
     by_task: Mapping[str, list[Row]] = {task: [row for row in rows if row["task"] == task] for task in tasks}
     names = [row["agent"] for row in sorted(by_task["hard"], key=lambda row: str(row["agent"]), reverse=True)]

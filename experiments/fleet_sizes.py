@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from standard import dreamers
 from study import PICTURES, Study, brief, judged, publish, study
 
@@ -42,8 +44,6 @@ class FleetSizes(Study):
 
 def draw(rows: Sequence[Row]) -> None:
     """The ratio to the best rule, by fleet size."""
-    from matplotlib.figure import Figure
-
     agents = [row for row in rows if row["role"] == "agent"]
     with setting():
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
@@ -63,6 +63,7 @@ def draw(rows: Sequence[Row]) -> None:
         )
         axis.set(xscale="log", xlabel="servers", ylabel="mean response / best rule")
         axis.set_xticks(sizes, [str(n) for n in sizes])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.legend(frameon=False)
         save_png(figure, PICTURES / "fleet_sizes.png")
 
