@@ -49,7 +49,7 @@ def forest(verdict: Table) -> Figure:
             mine = [(y, cells[name, task, level]) for y, name in enumerate(names) if (name, task, level) in cells]
             _forest_panel(axis, mine, look)
             title = _place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1)
-            axis.set_title(textwrap.fill(title.replace("_", " "), 64 // columns))  # names of files have no spaces
+            axis.set_title(textwrap.fill(title.replace("_", " "), 64 // columns, break_long_words=False))
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         axes[0].set_yticks(range(len(names)), names)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 from rich.console import Console
 
 from reverie.train import checkpoint
@@ -271,7 +271,7 @@ def _line(updates: int, wall: float, cpu: float, metrics: Mapping[str, Metric]) 
 
 
 def _means(
-    measured: Mapping[str, Float[np.ndarray, "U *S"]], updates: int, run: RunFolder | RunFolders
+    measured: Mapping[str, Shaped[np.ndarray, "U *S"]], updates: int, run: RunFolder | RunFolders
 ) -> dict[str, Metric]:
     """The mean of each metric over a chunk that began after `updates` updates; NaN where none of its values exists."""
     finite = {name: np.isfinite(x).reshape(len(x), -1) for name, x in measured.items()}  # [U, seeds]
@@ -288,10 +288,10 @@ def _means(
             f"{names} became infinite or NaN at update {updates + first + 1}. The last good checkpoint is kept in "
             f"{folder.checkpoints}; start a new run with a smaller learning rate or another seed"
         )
-    return {name: np.apply_along_axis(_mean, 0, values) for name, values in measured.items()}
+    return {name: _mean(x) if x.ndim == 1 else np.array([_mean(seed) for seed in x.T]) for name, x in measured.items()}
 
 
-def _mean(values: Float[np.ndarray, " U"]) -> float:
+def _mean(values: Shaped[np.ndarray, " U"]) -> float:
     """The mean of those that are finite; NaN where none is."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else math.nan
