@@ -80,7 +80,7 @@ def test_different_settings_do_not_go_side_by_side():
 
 
 def train(folders: RunFolders | RunFolder, trainer, seed, steps: int, evaluate=None):
-    limits = LoopConfig(steps=steps, evaluate_every=10**6, save_every=0)
+    limits = LoopConfig(steps=steps, evaluate_every=10**6, save_every=0.0)
     return loop.train(trainer, limits, folders, ["test"], seed, evaluate, quiet=True)
 
 

@@ -99,7 +99,7 @@ def a_run_goes_on_with_another_number_of_devices(name: str, folder: Path) -> Non
     shared, chunk = spread(alone, 2), alone.env_steps
 
     def train(run: RunFolder, trainer, chunks: int):
-        limits = LoopConfig(steps=alone.first_steps + chunks * chunk, evaluate_every=10**6, save_every=0)
+        limits = LoopConfig(steps=alone.first_steps + chunks * chunk, evaluate_every=10**6, save_every=0.0)
         return loop.train(trainer, limits, run, ["test"], 1, lambda policy: {}, quiet=True).state
 
     whole, parts = (RunFolder.create(folder / f"{name}-{way}", config(name)) for way in ("whole", "parts"))

@@ -205,7 +205,8 @@ def _close(process: subprocess.Popen[str]) -> str:
     """Let go of the pipes of a process that has ended; returns its words."""
     assert process.stdin is not None
     assert process.stdout is not None
-    with process.stdin, process.stdout:
+    process.stdin.close()  # it may have been already, which is how a worker is told to end
+    with process.stdout:
         return process.stdout.read().strip()
 
 

@@ -101,5 +101,5 @@ def _of(state: PyTree, seed: int) -> PyTree:
     return jax.tree.map(part, state)
 
 
-def _stack(*leaves: Array | float) -> Array | float:
+def _stack(*leaves: Array | float | int) -> Array | float | int:
     return jnp.stack(leaves) if isinstance(leaves[0], jax.Array) else leaves[0]
