@@ -152,7 +152,6 @@ def test_sweeps_are_those_of_bsuite():
         (lambda: RepeatPrevious(k=52), "k must lie in 1 .. 51, got 52"),
         (lambda: Autoencode(decks=0), "decks must be at least 1, got 0"),
         (lambda: Concentration(decks=0), "decks must be at least 1, got 0"),
-        (lambda: Concentration(match="suits"), "'colors' or 'ranks', got 'suits'"),
         (lambda: MemoryChain(length=0), "length must be at least 1, got 0"),
         (lambda: MemoryChain(bits=0), "bits must be at least 1, got 0"),
     ],

@@ -252,7 +252,7 @@ def test_no_mode_becomes_unstable_however_hard_it_is_pushed(kind, config):
 
     (layer, _), _ = jax.lax.scan(push, (layer, chain.init(layer)), length=400)
     assert (layer.eigenvalues().real <= -1e-4).all()
-    assert layer.eigenvalues().real.max() > -2e-3, "it was pushed"
+    assert layer.eigenvalues().real.max() > -0.1, "it was pushed, from -0.5"
     assert (jnp.abs(layer.discrete()[0]) <= 1).all()
     y, _ = layer(jnp.ones((200, 1, 3)), jnp.zeros((1, *layer.start.shape)), jnp.zeros((200, 1), bool))
     assert jnp.isfinite(y).all()
