@@ -52,7 +52,7 @@ def plans(asked: Latents) -> dict[str, list[TrainConfig]]:
     plan = preset("dreamer", "learned")
     plan = replace(
         plan,
-        world=replace(plan.world, family="mixed"),
+        world=replace(plan.fleet, family="mixed"),
         loop=replace(plan.loop, steps=asked.steps, evaluate_every=asked.steps),
     )
     assert isinstance(plan.agent, DreamerRun)
@@ -66,7 +66,7 @@ def plans(asked: Latents) -> dict[str, list[TrainConfig]]:
 
 def states(run: RunFolder, stream: int) -> dict[str, np.ndarray]:
     """Of all moments taken, a row each: the three sources, and `workload` and `trial` as numbers."""
-    world, policy = run.config(TrainConfig).world, agent(run).policy
+    world, policy = run.config(TrainConfig).fleet, agent(run).policy
     moments = []
     for number, workload in enumerate(WORKLOADS):
         tasks = draw_tasks(family(workload), TRIALS, stream)

@@ -66,7 +66,7 @@ def in_trials(plan: TrainConfig, episodes: int = 4) -> TrainConfig:
     next."""
     assert isinstance(plan.agent, DreamerRun)
     run = replace(plan.agent, experience=replace(plan.agent.experience, episodes=episodes))
-    world = replace(plan.world, jobs=plan.world.jobs // episodes)
+    world = replace(plan.fleet, jobs=plan.fleet.jobs // episodes)
     return replace(plan, agent=run, world=world, label=f"{plan.name}-trials")
 
 
@@ -82,7 +82,7 @@ def of_trials(name: str, exam: Exam) -> Setting:
 
 def played(asked: Memory, runs: Sequence[RunFolder]) -> list[Row]:
     """Results of agents of one kind, with memory kept and wiped, and of the rules, for whole episodes."""
-    world = runs[0].config(TrainConfig).world
+    world = runs[0].config(TrainConfig).fleet
     place = of_trials(world.family, asked.exam)
     rows = asked.examined(place, runs, world.view)
     for run in runs:
@@ -129,8 +129,8 @@ def _logs(rows: Sequence[Row], name: str, episode: int) -> np.ndarray:
 
 def probed(contestant: Contestant, plan: TrainConfig, stream: int) -> list[Row]:
     """R^2 on held-out trials of each target from each source, for one agent on the family that it was trained on."""
-    tasks = draw_tasks(family(plan.world.family), PROBED_TRIALS, stream)
-    env = FleetEnv(tasks.mask.shape[-1], PROBED_JOBS, plan.world.view, plan.world.reward)
+    tasks = draw_tasks(family(plan.fleet.family), PROBED_TRIALS, stream)
+    env = FleetEnv(tasks.mask.shape[-1], PROBED_JOBS, plan.fleet.view, plan.fleet.reward)
     recorded = record(env, contestant.policy, tasks, jax.random.key(stream))
     seen: Any = jax.tree.map(lambda leaf: np.swapaxes(leaf[0, ::EVERY], 0, 1), recorded)  # [E, Q, ...]
     policy: Any = contestant.policy
@@ -144,7 +144,7 @@ def probed(contestant: Contestant, plan: TrainConfig, stream: int) -> list[Row]:
         if np.ptp(truth) > 0
         for source, state in sources.items()
     }
-    if plan.world.view == "counts":  # each server's speed, from its own row
+    if plan.fleet.view == "counts":  # each server's speed, from its own row
         speed = np.log(seen.speed)  # [E, Q, N]
         for source, rows in {"model": features.servers, CONTROL: observation["servers"]}.items():
             flat = numbers(rows, 3)

@@ -97,7 +97,7 @@ def agent(run: RunFolder, servers: int | None = None) -> Contestant:
 
 def untrained(plan: TrainConfig) -> Contestant:
     """The agent that a plan begins with."""
-    trainer, world = build(plan), plan.world
+    trainer, world = build(plan), plan.fleet
     policy = trainer.policy(trainer.init(jax.random.key(plan.seed)))
     return Contestant(f"{plan.name}-{UNTRAINED}", policy, world.view, training_seed=plan.seed, reward=world.reward)
 

@@ -1,11 +1,23 @@
-"""What every test shares: shape annotations are checked, and the data beside the checkout is found."""
+"""What every test shares: shape annotations are checked, programs are compiled quickly and once, data are found."""
 
+import os
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("reverie", "beartype.beartype")
+
+# Most of the time of these tests goes into compiling small programs that run once. Before JAX is imported.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once() -> None:
+    """Programs are kept on disk, for the other worker and the next run of the tests."""
+    from reverie import runtime
+
+    runtime.configure(fast_malloc=False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie import runtime
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.envs.core import TimeStep, stack_tasks
 from reverie.envs.fleet import workload
@@ -27,12 +26,6 @@ from reverie.train.run import RunFolder
 from reverie.train.trainers import WorldTrainer
 
 STEPS = 30  # of the walk below, in one chunk
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once():
-    """Keep compiled programs, as the command line does: a second run of these tests is quick."""
-    runtime.configure()
 
 
 class WalkState(NamedTuple):

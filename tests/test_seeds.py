@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from reverie import runtime
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
@@ -31,11 +30,6 @@ DREAMER = DreamerRun(
 A2C = OnPolicyRun(A2CConfig(network=NetworkConfig(units=16)), OnPolicyConfig(streams=8, steps=4), chunk=3)
 WORLD = WorldConfig(family="easy", tasks=4, jobs=10)
 SEEDS = (3, 4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once():
-    runtime.configure()
 
 
 def configs(agent) -> list[TrainConfig]:

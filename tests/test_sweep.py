@@ -1,5 +1,6 @@
 """Runs trained side by side end with the numbers of runs trained alone, whatever is killed, stopped or failing."""
 
+import importlib.util
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from reverie import cli, runtime
+from reverie import cli
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.ppo import PPOConfig
@@ -43,10 +44,10 @@ EXAM = ["--episodes", "6", "--jobs", "30"]
 COMMAND = ["test"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once():
-    """Keep compiled programs, as workers do: a second run of these tests is quick."""
-    runtime.configure()
+def skip_without_ray() -> None:
+    """Without importing it: that is for the engine, which says first how."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: it is part of the dev group and of reverie[ray]")
 
 
 def plans(folder: Path, config: TrainConfig = TINY, seeds: int = 2) -> dict[Path, TrainConfig]:
@@ -192,7 +193,7 @@ def test_a_run_that_fails_is_reported_while_the_others_finish(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_ray_replaces_a_killed_worker_and_ends_with_the_same_bits(tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: it is part of the dev group and of reverie[ray]")
+    skip_without_ray()
     mixed = {tmp_path / "killed": LONG, tmp_path / "diverging": DIVERGING}
     killer = once_saved(tmp_path / "killed", lambda process: os.kill(process, signal.SIGKILL))
     with pytest.raises(RunsFailedError, match=r"became infinite or NaN") as failed:
@@ -383,7 +384,7 @@ def test_a_sweep_gives_the_same_tables_on_this_machine_and_on_ray_and_goes_on_wh
     assert cli.main([*words, "--out", "here", "--steps", "64"]) == 1
     assert "steps: None, now 64" in capsys.readouterr().err
 
-    pytest.importorskip("ray", reason="Ray is not installed: it is part of the dev group and of reverie[ray]")
+    skip_without_ray()
     assert cli.main([*words, "--out", "there", "--engine", "ray"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == first["rows"]
     assert tables("there") == before

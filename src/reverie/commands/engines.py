@@ -127,6 +127,9 @@ class Ray:
             ValueError: fewer than one worker, or Ray is not installed.
         """
         _check_workers(workers)
+        # Started by `uv run`, Ray would copy the project and make an environment of its own for each worker. Ours run
+        # this one, which like the run folders is on a shared disk. Ray reads this when it is imported.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         try:
             import ray.exceptions
         except ImportError as error:

@@ -76,7 +76,7 @@ class SweepConfig:
         if family is not None:
             several = len(self.family) > 1
             label = f"{plan.name}-{family}" if several else plan.label
-            plan = replace(plan, world=replace(plan.world, family=family), label=label)
+            plan = replace(plan, world=replace(plan.fleet, family=family), label=label)
         limits = {"steps": self.steps, "minutes": self.minutes}
         return replace(plan, loop=replace(plan.loop, **{name: v for name, v in limits.items() if v is not None}))
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     failed = None
     with run.writer(command):
         results = Results(run.tables, asked.config.examination)
-        view = plans[0].world.view  # presets of one name agree on it
+        view = plans[0].fleet.view  # presets of one name agree on it
         say("examining the classical rules")
         results.examine_rules(view)
         try:

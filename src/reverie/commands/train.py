@@ -11,7 +11,7 @@ from reverie.commands.output import say
 from reverie.commands.training import train_run, train_seeds
 from reverie.train.config import TrainConfig
 from reverie.train.devices import spread
-from reverie.train.presets import Algorithm, Preset, preset
+from reverie.train.presets import Algorithm, ModelKind, Preset, preset, with_model
 from reverie.train.run import RunFolder
 from reverie.train.runs import RunFolders
 from reverie.train.seeds import side_by_side
@@ -26,6 +26,9 @@ class Choice:
     """The algorithm."""
     preset: Preset = "cpu"
     """The settings to begin with; each of them can be changed by its own option below."""
+    model: ModelKind | None = None
+    """Dreamer's kind of world model, instead of the preset's: `queue` and `counts` know what a queue is, `set_rssm`
+    learns servers as a set; `rssm` (DreamerV3's) and `s3m` (R2I's, with a long memory) read anything."""
     out: Path | None = None
     """The folder of the run, which must not exist yet; runs/AGENT-SEED unless given."""
     seeds: int = 1
@@ -70,6 +73,10 @@ class Train:
 
     Example: reverie train --agent a2c --world.family medium --seed 3
 
+    Example: reverie train --preset learned --model s3m
+
+    Example: reverie train --preset memory --world.game repeat_previous/medium
+
     Example: reverie train --resume --out runs/first
 
     Example: reverie train --agent a2c --seeds 5 --out runs/a2c
@@ -86,9 +93,12 @@ def parse(arguments: Sequence[str]) -> Train:
     if choice.resume:
         if choice.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
+        if choice.model is not None:
+            raise ValueError(f"--model {choice.model} is for a new run; one that goes on keeps the model it began with")
         default = RunFolder.open(choice.folder("", choice.seed)).config(TrainConfig)
     else:
         default = preset(choice.agent, choice.preset)
+        default = with_model(default, choice.model) if choice.model else default
     return tyro.cli(
         Train,
         prog="reverie train",

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from reverie.evaluate.curve import LearningCurve, learning_curve
+from reverie.evaluate.returns import ReturnCurve
 from reverie.evaluate.trials import Contestant
 from reverie.policies.core import Policy
 from reverie.tables import write_csv
 from reverie.train import loop
-from reverie.train.config import TrainConfig
+from reverie.train.config import GameConfig, TrainConfig
 from reverie.train.devices import DevicesTrainer
 from reverie.train.loop import Outcome
 from reverie.train.run import RunFolder
@@ -23,7 +24,15 @@ from reverie.train.trainers import InWorld, WorldTrainer, build
 CURVE_RULES = "curve_rules.csv"
 """In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""
 
-_SHOWN = ("episode/return", "evaluation/ratio", "model/reward", "actor/loss", "actor/entropy", "critic/loss")
+_SHOWN = (
+    "episode/return",
+    "evaluation/ratio",
+    "evaluation/return",
+    "model/reward",
+    "actor/loss",
+    "actor/entropy",
+    "critic/loss",
+)
 
 
 def train_run(
@@ -37,7 +46,7 @@ def train_run(
     spread over devices."""
 
     @cache
-    def curve() -> LearningCurve:  # only where there is something to train: the rules take some seconds
+    def curve() -> LearningCurve | ReturnCurve:  # only where there is something to train: the rules take some seconds
         return _judge(config, [run])
 
     def evaluate(policy: Policy) -> dict[str, float]:
@@ -66,7 +75,7 @@ def train_seeds(
     """`train_run` for several seeds at once. `configs` differ in their seed alone; `trainer` is made of all of them."""
 
     @cache
-    def curve() -> LearningCurve:  # its episodes are the same for all seeds
+    def curve() -> LearningCurve | ReturnCurve:  # its episodes are the same for all seeds
         return _judge(configs[0], runs.runs)
 
     def evaluate(policies: tuple[Policy, ...]) -> dict[str, np.ndarray]:
@@ -79,8 +88,10 @@ def train_seeds(
     return loop.train(trainer, limits, runs, command, seeds, evaluate, title=title, shown=_SHOWN, quiet=quiet)
 
 
-def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve:
-    """The learning curve of a configuration; what the rules achieve is put down in the runs."""
+def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | ReturnCurve:
+    """The learning curve of a configuration; what the rules achieve in a fleet is put down in the runs."""
+    if isinstance(config.world, GameConfig):
+        return ReturnCurve(config)
     judged = learning_curve(config)
     means = [{"agent": name, "response": float(response.mean())} for name, response in judged.rules.items()]
     for run in runs:
@@ -112,8 +123,8 @@ def load_agents(folders: Sequence[Path], servers: int | None = None) -> list[Con
     for run, config, setting in zip(runs, configs, settings, strict=True):
         rivals = {other for other in settings if other.name == config.name}
         name = config.name if len(rivals) == 1 else folders[settings.index(setting)].name
-        trainer = build(config)
+        world, trainer = config.fleet, build(config)
         _, state = loop.newest_state(trainer, run)
-        policy, world = trainer.policy(state, servers=servers), config.world
+        policy = trainer.policy(state, servers=servers)
         contestants.append(Contestant(name, policy, world.view, training_seed=config.seed, reward=world.reward))
     return contestants

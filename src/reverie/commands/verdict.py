@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     with run.writer(command):
         results = Results(run.tables, asked.config.examination)
         plans = [plan for seed in range(asked.config.seeds) for plan in asked.config.plans(seed)]
-        view = plans[0].world.view
+        view = plans[0].fleet.view
         say("examining the classical rules")
         results.examine_rules(view)
         results.watch([], view)

@@ -32,7 +32,7 @@ class LearningCurve:
     def __call__(self, policy: Policy) -> dict[str, float]:
         """`evaluation/response`, the mean response time in time units, and `evaluation/ratio`, the geometric mean of
         the per-episode ratios to the best rule."""
-        world = self.config.world
+        world = self.config.fleet
         contestant = Contestant("agent", policy, world.view, training_seed=self.config.seed, reward=world.reward)
         (response,) = _responses([contestant], self.tasks, self.key, self.config.curve.jobs).values()
         ratio = np.exp(np.log(response / self.rules[self.best_rule]).mean())
@@ -45,9 +45,9 @@ def learning_curve(config: TrainConfig) -> LearningCurve:
     They are the same for all training seeds and algorithms, so that their curves can be compared.
     """
     seed = stream_seed(0, "learning curve")
-    tasks = replace(config.world, jobs=config.curve.jobs).draw(config.curve.episodes, seed)
+    tasks = replace(config.fleet, jobs=config.curve.jobs).draw(config.curve.episodes, seed)
     batch = jax.tree.map(lambda leaf: leaf[None], tasks)
-    rules = [c for c in opponents(tasks, config.world.view) if c.role == "rule"]
+    rules = [c for c in opponents(tasks, config.fleet.view) if c.role == "rule"]
     key = jax.random.key(seed)
     return LearningCurve(config, batch, key, _responses(rules, batch, key, config.curve.jobs))
 

@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 from tyro.conf import arg
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
+from reverie.envs.core import Environment
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
 from reverie.envs.fleet.families import draw_tasks, traced
 from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.traces import read_trace
+from reverie.envs.memory.games import find_game
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -69,7 +73,7 @@ class OnPolicyRun:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What an agent is trained in."""
+    """The fleets and the traffic that an agent is trained in."""
 
     family: str = "hard"
     """The family that tasks are drawn from."""
@@ -104,6 +108,27 @@ class WorldConfig:
             return draw_tasks(find_family(self.family), count, seed)
         return draw_tasks(traced(read_trace(self.trace).halves()[0], self.load, self.jobs), count, seed)
 
+    def open(self, seed: int) -> tuple[FleetEnv, Task]:
+        """The world, and the tasks [K, ...] to train on."""
+        tasks = self.draw(self.tasks, seed)
+        return FleetEnv(tasks.mask.shape[-1], self.jobs, self.view, self.reward), tasks
+
+
+@dataclass(frozen=True)
+class GameConfig:
+    """A world in which nothing is hard but to remember (`envs/memory/`)."""
+
+    game: str = "repeat_previous/easy"
+    """Its name and level; a wrong one is answered by the list of them."""
+
+    def __post_init__(self):
+        find_game(self.game)
+
+    def open(self, seed: int) -> tuple[Environment, Int[Array, "1"]]:
+        """The world, and its one task: episodes differ by their random keys alone."""
+        game = find_game(self.game)
+        return game.world, jnp.full(1, game.task, jnp.int32)
+
 
 @dataclass(frozen=True)
 class CurveConfig:
@@ -112,7 +137,7 @@ class CurveConfig:
     episodes: int = 16
     """Episodes of each point."""
     jobs: int = 1000
-    """Their length in jobs."""
+    """Their length in jobs; the games of a `GameConfig` have theirs."""
 
     def __post_init__(self):
         for name in ("episodes", "jobs"):
@@ -126,7 +151,7 @@ class TrainConfig:
 
     agent: DreamerRun | OnPolicyRun
     """The algorithm."""
-    world: WorldConfig = field(default_factory=WorldConfig)
+    world: WorldConfig | GameConfig = field(default_factory=WorldConfig)
     """What it is trained in."""
     loop: Annotated[LoopConfig, arg(name="")] = field(default_factory=LoopConfig)
     """When it stops, is evaluated and saved."""
@@ -150,6 +175,19 @@ class TrainConfig:
     def name(self) -> str:
         """What tables call the agent."""
         return self.label or self.agent.name
+
+    @property
+    def fleet(self) -> WorldConfig:
+        """The world, where it is one of fleets.
+
+        Raises:
+            ValueError: it is a game.
+        """
+        if isinstance(self.world, GameConfig):
+            raise ValueError(
+                f"{self.name} is trained in the game {self.world.game}: it has never seen a fleet to dispatch to"
+            )
+        return self.world
 
 
 def stream_seed(seed: int, purpose: str) -> int:

@@ -4,7 +4,10 @@
 `hidden` sees how many jobs each server holds and nothing else: neither sizes nor speeds (`models/counts.py`).
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
 by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
-is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units.
+is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. `memory` plays games
+in which one has to remember (`envs/memory/`), with R2I's state-space model (`models/s3m.py`).
+
+`with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`).
 """
 
 from collections.abc import Mapping
@@ -17,16 +20,31 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.models import rssm
+from reverie.models.build import ModelConfig
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
+from reverie.models.rssm import RSSMConfig
+from reverie.models.s3m import S3MConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.config import CurveConfig, DreamerRun, GameConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo"]
-Preset = Literal["cpu", "hidden", "learned", "paper"]
+Preset = Literal["cpu", "hidden", "learned", "paper", "memory"]
+ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m"]
+
+MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
+    {
+        "queue": QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
+        "counts": CountsConfig(),
+        "set_rssm": SetRSSMConfig(),
+        "rssm": RSSMConfig(units=64, deter=256, stoch=8, classes=8, servers="set"),
+        "s3m": S3MConfig(units=128, layers=2, state=64, blocks=4, deter=128, stoch=8, classes=8, servers="set"),
+    }
+)
+"""World models of each kind, of a size for two cores. The last two read anything."""
 
 _CPU_WORLD = WorldConfig(family="calm", jobs=250)  # without giants, less of what happens is luck
 _CPU_LOOP = LoopConfig(steps=160_000, evaluate_every=20_000)
@@ -42,6 +60,17 @@ _CPU_DREAMER = DreamerConfig(
     entropy=3e-3,
     reward_scale=1 / PARK_MEAN_SIZE,
 )
+_MEMORY_DREAMER = DreamerConfig(
+    model=replace(MODELS["s3m"], horizon=20.0),
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup=100),
+    memory=0,
+    units=128,
+    layers=2,
+    horizon=10,
+    starts=128,
+    entropy=3e-3,
+)
+_MEMORY_EXPERIENCE = DreamingConfig(batch=8, length=64, ratio=8.0)
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
@@ -76,6 +105,12 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                     world=_CPU_WORLD,
                     loop=_CPU_LOOP,
                 ),
+                "memory": TrainConfig(
+                    agent=DreamerRun(algorithm=_MEMORY_DREAMER, experience=_MEMORY_EXPERIENCE, chunk=50),
+                    world=GameConfig(),
+                    loop=LoopConfig(steps=400_000, evaluate_every=20_000),
+                    curve=CurveConfig(episodes=64),
+                ),
                 "paper": TrainConfig(
                     agent=DreamerRun(algorithm=DreamerConfig(model=rssm.PRESETS["size1m"], memory=256)),
                     world=WorldConfig(family="hard", jobs=1000, view="park", reward="elapsed"),
@@ -99,6 +134,18 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
     }
 )
 """By algorithm, then by name."""
+
+
+def with_model(plan: TrainConfig, kind: ModelKind) -> TrainConfig:
+    """The plan with a world model of another kind.
+
+    Raises:
+        ValueError: the algorithm has no world model.
+    """
+    if not isinstance(plan.agent, DreamerRun):
+        raise ValueError(f"{plan.agent.name} has no world model, and model is {kind!r}; dreamer has one")
+    algorithm = replace(plan.agent.algorithm, model=MODELS[kind])
+    return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
 
 
 def preset(algorithm: Algorithm, name: Preset) -> TrainConfig:

@@ -13,12 +13,13 @@ from jaxtyping import Array, Float, Key, PyTree
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.ppo import PPO
-from reverie.envs.fleet.env import FleetEnv, Task
+from reverie.envs.core import Environment, Task
+from reverie.envs.fleet.env import FleetEnv
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.policies.core import Policy
 from reverie.train import dreaming, on_policy
-from reverie.train.config import DreamerRun, TrainConfig, stream_seed
+from reverie.train.config import DreamerRun, TrainConfig, WorldConfig, stream_seed
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.on_policy import OnPolicyConfig
 
@@ -38,7 +39,7 @@ class WorldTrainer:
 
     agent: Dreamer | A2C | PPO
     config: DreamingConfig | OnPolicyConfig
-    env: FleetEnv
+    env: Environment
     pool: Task
     updates: int
     averaging: float = 1.0
@@ -72,14 +73,15 @@ class WorldTrainer:
 
         Errors: ValueError where the networks are made for one size of fleet.
         """
-        if servers is None or servers == self.pool.mask.shape[-1]:
+        if servers is None:
             return self.agent.policy(state.averaged, greedy)
+        assert isinstance(self.env, FleetEnv)
         agent = _for_fleet(self.agent, replace(self.env, servers=servers))
         wanted = jax.eval_shape(agent.init, jax.random.key(0)).networks
         shapes = [[leaf.shape for leaf in jax.tree.leaves(networks)] for networks in (wanted, state.averaged)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"an agent trained on {self.pool.mask.shape[-1]} servers cannot act for {servers}: its networks read "
+                f"an agent trained on {self.env.servers} servers cannot act for {servers}: its networks read "
                 "servers in a fixed order. Train one that reads them as a set (`cpu`, `hidden` and `learned` presets)"
             )
         return agent.policy(jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(state.averaged)), greedy)
@@ -120,19 +122,19 @@ def build(config: TrainConfig) -> WorldTrainer:
         ValueError: the agent cannot read what the view shows, or make nothing of the rewards.
     """
     world, run = config.world, config.agent
-    pool = world.draw(world.tasks, stream_seed(config.seed, "training tasks"))
-    env = FleetEnv(pool.mask.shape[-1], world.jobs, world.view, world.reward)
+    env, pool = world.open(stream_seed(config.seed, "training tasks"))
     specs = env.observation_spec, env.action_spec
     if isinstance(run, DreamerRun):
         model = run.algorithm.model
-        if isinstance(model, QueueConfig) and model.rewards == "response" and world.reward != "admission":
+        reward = world.reward if isinstance(world, WorldConfig) else None
+        if isinstance(model, QueueConfig) and model.rewards == "response" and reward not in ("admission", None):
             raise ValueError(
-                f"the queue model takes rewards for response times, and reward is {world.reward!r}: "
+                f"the queue model takes rewards for response times, and reward is {reward!r}: "
                 "give the model rewards `any`, or the world reward `admission`"
             )
-        if isinstance(model, CountsConfig) and world.reward != "elapsed":
+        if isinstance(model, CountsConfig) and reward not in ("elapsed", None):
             raise ValueError(
-                f"the counts model takes rewards for time in the system, and reward is {world.reward!r}: "
+                f"the counts model takes rewards for time in the system, and reward is {reward!r}: "
                 "give the world reward `elapsed`"
             )
         agent = Dreamer(run.algorithm, *specs)

@@ -1,0 +1,44 @@
+"""Worlds of memory by name, such as `repeat_previous/hard`."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from reverie.envs.core import Environment
+from reverie.envs.memory import autoencode, concentration, discounting_chain, memory_chain, repeat_previous
+from reverie.envs.memory.discounting_chain import DiscountingChain
+from reverie.envs.memory.memory_chain import MemoryChain
+
+
+class Game(NamedTuple):
+    """A world, and the one of its variants that is played."""
+
+    world: Environment
+    task: int = 0
+
+
+def _games() -> dict[str, Game]:
+    popgym = {"repeat_previous": repeat_previous, "autoencode": autoencode, "concentration": concentration}
+    found = {f"{name}/{level}": Game(world) for name, of in popgym.items() for level, world in of.LEVELS.items()}
+    found |= {f"memory_length/{length}": Game(MemoryChain(length)) for length in memory_chain.LENGTHS}
+    found |= {f"memory_size/{bits}": Game(MemoryChain(2, bits)) for bits in memory_chain.SIZES}
+    delays = discounting_chain.DELAYS
+    return found | {f"discounting_chain/{delay}": Game(DiscountingChain(), arm) for arm, delay in enumerate(delays)}
+
+
+GAMES: Mapping[str, Game] = MappingProxyType(_games())
+"""POPGym's by level, bsuite's by the steps or bits to remember, or by the delay of the arm that pays most."""
+
+
+def find_game(name: str) -> Game:
+    """The game of that name.
+
+    Errors: ValueError where there is none, with those that there are.
+    """
+    if name not in GAMES:
+        kinds: dict[str, list[str]] = {}
+        for kind, level in (each.split("/") for each in GAMES):
+            kinds.setdefault(kind, []).append(level)
+        known = "; ".join(f"{kind}/ {', '.join(levels)}" for kind, levels in kinds.items())
+        raise ValueError(f"there is no game {name!r}; there are {known}")
+    return GAMES[name]

@@ -1,0 +1,110 @@
+"""Games by name: as worlds of training, on the command line, and as something that no fleet can be given to."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reverie import cli
+from reverie.commands.train import parse
+from reverie.envs.memory.discounting_chain import DELAYS
+from reverie.envs.memory.games import GAMES, find_game
+from reverie.evaluate.returns import ReturnCurve, returns
+from reverie.models.rssm import RSSMConfig
+from reverie.models.s3m import PRESETS, S3MConfig
+from reverie.train.config import CurveConfig, GameConfig
+from reverie.train.presets import MODELS, preset, with_model
+from reverie.train.run import RunFolder
+from reverie.train.trainers import build
+
+
+class Always:
+    """A policy that repeats one action."""
+
+    def __init__(self, action: int):
+        self.action = action
+
+    def initial_state(self, batch):
+        return jnp.zeros(batch)
+
+    def act(self, state, timestep, key):
+        return jnp.full(timestep.reward.shape, self.action), state
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_games_open_with_the_observation_that_they_announce(name):
+    world, task = GAMES[name]
+    opened = jax.eval_shape(lambda key: world.reset(jnp.int32(task), key)[1], jax.random.key(0))
+    assert {entry: spec.shape for entry, spec in world.observation_spec.items()} == {
+        entry: leaf.shape for entry, leaf in opened.observation.items()
+    }
+
+
+def test_an_unknown_game_is_answered_with_those_that_there_are():
+    with pytest.raises(ValueError, match=r"no game 'repeat/easy'; there are repeat_previous/ easy, medium, hard; auto"):
+        GameConfig("repeat/easy")
+
+
+@pytest.mark.parametrize("arm", range(len(DELAYS)))
+def test_returns_are_those_of_whole_episodes(arm):
+    """In the discounting chain whose arm of delay 30 pays most, every arm pays 1 once, and that one 1.1."""
+    env, task = GameConfig("discounting_chain/30").open(0)
+    played = returns(env, Always(arm), jnp.repeat(task, 3), jax.random.key(0))
+    np.testing.assert_allclose(played, 1.1 if DELAYS[arm] == 30 else 1.0, rtol=1e-6)
+
+
+def test_episodes_that_end_earlier_are_counted_once():
+    """Turning one card again and again loses as often as the rules of Concentration say, and an episode is cut."""
+    world = find_game("concentration/easy").world
+    played = returns(world, Always(0), jnp.zeros(2, jnp.int32), jax.random.key(0))
+    np.testing.assert_allclose(played, -2.0 / world.limit * (world.limit // 2), rtol=1e-5)
+
+
+def small(model) -> object:
+    """The preset `memory`, so small that it compiles quickly."""
+    plan = with_model(preset("dreamer", "memory"), "s3m")
+    algorithm = replace(plan.agent.algorithm, model=model, units=8, layers=1, horizon=3, starts=4)
+    experience = replace(plan.agent.experience, streams=2, batch=2, length=6, ratio=3.0, capacity=100)
+    agent = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=2)
+    return replace(plan, agent=agent, world=GameConfig("memory_length/3"), curve=CurveConfig(episodes=3))
+
+
+def test_a_state_space_model_is_trained_and_judged_in_a_game():
+    plan = small(PRESETS["tiny"])
+    trainer = build(plan)
+    state, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
+    assert all(np.isfinite(values).all() for name, values in metrics.items() if name != "episode/return")
+    judged = ReturnCurve(plan)(trainer.policy(state))
+    assert set(judged) == {"evaluation/return"}
+    assert round(3 * judged["evaluation/return"], 5) in (-3, -1, 1, 3)  # each game is won or lost
+
+
+@pytest.mark.parametrize(
+    ("words", "model"), [("--model s3m", S3MConfig), ("--model rssm --agent.model.units 32", RSSMConfig)]
+)
+def test_the_world_model_is_chosen_by_its_kind(words, model):
+    chosen = parse(["--preset", "learned", *words.split()]).config
+    assert isinstance(chosen.agent.algorithm.model, model)
+    build(replace(chosen, world=replace(chosen.world, tasks=2)))  # it reads a fleet
+
+
+def test_every_kind_of_model_is_a_choice():
+    for kind, model in MODELS.items():
+        assert with_model(preset("dreamer", "cpu"), kind).agent.algorithm.model == model
+    with pytest.raises(ValueError, match="a2c has no world model"):
+        with_model(preset("a2c", "cpu"), "rssm")
+
+
+def test_what_was_learned_in_a_game_is_not_asked_to_dispatch(tmp_path, capsys):
+    plan = replace(small(PRESETS["tiny"]), label="player")
+    run = RunFolder.create(tmp_path / "player", plan)
+    assert cli.main(["evaluate", str(run.path)]) == 1
+    assert "trained in the game memory_length/3" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_model(tmp_path, capsys):
+    run = RunFolder.create(tmp_path / "player", small(PRESETS["tiny"]))
+    assert cli.main(["train", "--resume", "--out", str(run.path), "--model", "rssm"]) == 1
+    assert "keeps the model it began with" in capsys.readouterr().err
