@@ -81,6 +81,29 @@ class Environment(Protocol):
     def step(self, task: Task, state: State, action: Array, key: Key[Array, ""]) -> tuple[State, TimeStep]: ...
 
 
+@runtime_checkable
+class BatchEnvironment(Protocol):
+    """A world that can only be stepped as a batch of B, because it is no pure function: one that lives outside JAX.
+
+    `batch_reset` and `batch_step` hand over to it, so whoever uses those need not tell the two kinds apart. Any array
+    [B] will do as its tasks; `jax.vmap` over its steps will not.
+    """
+
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]: ...
+
+    @property
+    def action_spec(self) -> ActionSpec: ...
+
+    def batch_reset(self, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]: ...
+
+    def batch_step(
+        self, tasks: Task, states: State, timesteps: TimeStep, actions: Array, key: Key[Array, ""]
+    ) -> tuple[State, TimeStep]: ...
+
+
+World = Environment | BatchEnvironment
+
 TaskFamily = Callable[[np.random.Generator], Task]
 """A distribution over tasks: draws one, on the host. Training draws a pool of them once and keeps it on the device."""
 
@@ -115,19 +138,23 @@ def stack_tasks(tasks: Sequence[Task]) -> Task:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
 
 
-def batch_reset(env: Environment, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:
+def batch_reset(env: World, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:
     """Open one episode for each of the B tasks (a pytree whose leaves begin with the axis B)."""
+    if isinstance(env, BatchEnvironment):
+        return env.batch_reset(tasks, key)
     keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
     return jax.vmap(env.reset)(tasks, keys)
 
 
 def batch_step(
-    env: Environment, tasks: Task, states: State, timesteps: TimeStep, actions: Array, key: Key[Array, ""]
+    env: World, tasks: Task, states: State, timesteps: TimeStep, actions: Array, key: Key[Array, ""]
 ) -> tuple[State, TimeStep]:
     """Step B environments; those whose last timestep closed an episode are reset instead and their action is ignored.
 
     The resets are computed only in steps in which at least one episode begins.
     """
+    if isinstance(env, BatchEnvironment):
+        return env.batch_step(tasks, states, timesteps, actions, key)
     step_key, reset_key = jax.random.split(key)
     keys = jax.random.split(step_key, timesteps.is_last.shape[0])
     stepped = jax.vmap(env.step)(tasks, states, actions, keys)

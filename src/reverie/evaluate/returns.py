@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from reverie.envs.core import Environment, State, Task, TimeStep, batch_reset, batch_step
+from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step
 from reverie.policies.core import Policy, PolicyState
 from reverie.train.config import GameConfig, TrainConfig, stream_seed
 
@@ -26,7 +26,7 @@ class _Play(NamedTuple):
 
 
 @eqx.filter_jit
-def returns(env: Environment, policy: Policy, tasks: Task, key: Key[Array, ""]) -> Float[Array, " E"]:
+def returns(env: World, policy: Policy, tasks: Task, key: Key[Array, ""]) -> Float[Array, " E"]:
     """The return of one whole episode of each task [E, ...]. It ends when all of them have ended."""
     reset_key, key = jax.random.split(key)
     states, timesteps = batch_reset(env, tasks, reset_key)

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key, PyTree
 
-from reverie.envs.core import Environment, State, Task, TimeStep, batch_reset, batch_step
+from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step
 from reverie.policies.core import Policy, PolicyState
 
 
 def rollout(
-    env: Environment,
+    env: World,
     policy: Policy,
     tasks: Task,
     key: Key[Array, ""],

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from reverie.envs.core import Environment, State, Task, TimeStep, batch_reset, batch_step, select
+from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step, select
 from reverie.policies.core import Policy, PolicyState
 
 
@@ -44,7 +44,7 @@ class Experience(NamedTuple):
     """Return of the episode that `timestep` closes; NaN where it closes none."""
 
 
-def start(env: Environment, pool: Task, policy: Policy, batch: int, key: Key[Array, ""]) -> Collector:
+def start(env: World, pool: Task, policy: Policy, batch: int, key: Key[Array, ""]) -> Collector:
     """Open `batch` (B) streams. `pool`: tasks, leaves [K, ...]."""
     key, task_key, reset_key = jax.random.split(key, 3)
     task = jax.random.randint(task_key, (batch,), 0, pool_size(pool))
@@ -62,7 +62,7 @@ def start(env: Environment, pool: Task, policy: Policy, batch: int, key: Key[Arr
 
 
 def collect(
-    env: Environment,
+    env: World,
     pool: Task,
     policy: Policy,
     collector: Collector,

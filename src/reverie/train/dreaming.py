@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from reverie.agents.dreamer import Batch, Dreamer, Learner, Memory, encode_action
-from reverie.envs.core import Environment, Task, TimeStep
+from reverie.envs.core import Task, TimeStep, World
 from reverie.models.core import Sequence
 from reverie.nn.devices import divide
 from reverie.train import replay as replays
@@ -91,7 +91,7 @@ class Dreaming(NamedTuple):
     key: Key[Array, ""]
 
 
-def init(agent: Dreamer, config: DreamingConfig, env: Environment, pool: Task, key: Key[Array, ""]) -> Dreaming:
+def init(agent: Dreamer, config: DreamingConfig, env: World, pool: Task, key: Key[Array, ""]) -> Dreaming:
     """Fresh networks, and just enough experience of the untrained policy to draw a batch from.
 
     Arguments: `pool`, the tasks [K, ...] that trials are drawn from.
@@ -105,7 +105,7 @@ def init(agent: Dreamer, config: DreamingConfig, env: Environment, pool: Task, k
 
 
 def train(
-    agent: Dreamer, config: DreamingConfig, env: Environment, pool: Task, state: Dreaming, updates: int
+    agent: Dreamer, config: DreamingConfig, env: World, pool: Task, state: Dreaming, updates: int
 ) -> tuple[Dreaming, dict[str, Float[Array, " U"]]]:
     """Alternate experience and updates `updates` (U) times; metrics come back one number per update."""
 
@@ -127,7 +127,7 @@ def train(
 def gather(
     agent: Dreamer,
     config: DreamingConfig,
-    env: Environment,
+    env: World,
     pool: Task,
     learner: Learner,
     collector: Collector,

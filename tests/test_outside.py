@@ -1,0 +1,495 @@
+"""Worlds outside JAX: what our side sees of them is what they say, and Dreamer learns from them.
+
+Packages that are not installed here are skipped; Gymnasium's CartPole always runs.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from reverie.agents.dreamer import DreamerConfig
+from reverie.envs.core import ArraySpec, Continuous, Discrete, batch_reset, batch_step
+from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, open_outside
+from reverie.models.rssm import RSSMConfig
+from reverie.train import checkpoint
+from reverie.train.collect import collect, start
+from reverie.train.config import DreamerRun
+from reverie.train.dreaming import DreamingConfig
+from reverie.train.hosting import host_trainer
+
+COPIES = 3
+
+
+class Probe(gymnasium.Env):
+    """Shows the number of steps, pays it, ends after `length` steps, and notes the actions that it is told."""
+
+    def __init__(
+        self,
+        action_space=spaces.Discrete(2),  # noqa: B008 - spaces are not changed
+        observation_space=spaces.Box(-np.inf, np.inf, (1,)),  # noqa: B008
+        length=3,
+        truncates=False,
+        shows=None,
+    ):
+        self.action_space = action_space
+        self.observation_space = observation_space
+        self.length, self.truncates, self.shows, self.told = length, truncates, shows, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        assert self.time < self.length, "a step after the end"
+        self.told.append(action)
+        self.time += 1
+        ends = self.time == self.length
+        return self._seen(), float(self.time), ends and not self.truncates, ends and self.truncates, {}
+
+    def _seen(self):
+        return np.array([self.time], np.float32) if self.shows is None else self.shows
+
+
+class Drawing(NamedTuple):
+    """A policy that acts at random."""
+
+    spec: Discrete | Continuous
+
+    def initial_state(self, batch):
+        return ()
+
+    def act(self, state, timestep, key):
+        batch = timestep.reward.shape[0]
+        if isinstance(self.spec, Discrete):
+            return jax.random.randint(key, (batch,), 0, self.spec.n), state
+        return jax.random.normal(key, (batch, self.spec.size)), state
+
+
+def played(worlds: OutsideWorlds, actions, key=None):
+    """The timesteps [T + 1, B, ...] that follow from actions [T, B, ...], stepped within one compiled program."""
+
+    @jax.jit
+    def run(actions, key):
+        reset_key, key = jax.random.split(key)
+        opened = batch_reset(worlds, worlds.tasks, reset_key)
+
+        def step(carry, now):
+            carry = batch_step(worlds, worlds.tasks, *carry, *now)
+            return carry, carry[1]
+
+        _, later = jax.lax.scan(step, opened, (actions, jax.random.split(key, len(actions))))
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), opened[1], later)
+
+    return jax.tree.map(np.asarray, run(jnp.asarray(actions), jax.random.key(0) if key is None else key))
+
+
+def seeds(key, copies=COPIES):
+    """With which `played` opens the copies."""
+    drawn = jax.random.bits(jax.random.split(key)[0])
+    return [int(each) for each in np.random.SeedSequence(int(drawn)).generate_state(copies)]
+
+
+def check(seen, row, column, observation, reward, is_first, is_last, is_terminal):
+    """One timestep, bit for bit."""
+    for name, value in observation.items():
+        np.testing.assert_array_equal(seen.observation[name][row, column], value)
+    assert seen.reward[row, column] == np.float32(reward)
+    flags = (seen.is_first, seen.is_last, seen.is_terminal)
+    assert [bool(flag[row, column]) for flag in flags] == [is_first, is_last, is_terminal]
+
+
+def check_gymnasium(name: str, world: str, actions, told=lambda action: action, read=lambda seen: {"vector": seen}):
+    """`world`, opened by us, does what the environment `name` does when it is stepped by hand."""
+    key = jax.random.key(7)
+    seen = played(open_outside(world, COPIES), actions, key)
+    for column, seed in enumerate(seeds(key)):
+        env = gymnasium.make(name)
+        observation, ended = env.reset(seed=seed)[0], False
+        check(seen, 0, column, read(observation), 0, True, False, False)
+        for row, action in enumerate(actions[:, column], start=1):
+            if ended:
+                observation, ended = env.reset()[0], False
+                check(seen, row, column, read(observation), 0, True, False, False)
+                continue
+            observation, reward, terminated, truncated, _ = env.step(told(action))
+            ended = terminated or truncated
+            check(seen, row, column, read(observation), reward, False, ended, terminated)
+    return seen
+
+
+def check_dm_env(worlds: OutsideWorlds, make, actions, told, read):
+    """The same for an environment of dm_env's interface; `make(seed)` makes it."""
+    key = jax.random.key(7)
+    seen = played(worlds, actions, key)
+    for column, seed in enumerate(seeds(key)):
+        env = make(seed)
+        for row in range(len(actions) + 1):  # after the last timestep, a step begins an episode
+            raw = env.step(told(actions[row - 1, column])) if row else env.reset()
+            ends = raw.last()
+            check(
+                seen, row, column, read(raw.observation), raw.reward or 0, raw.first(), ends, ends and not raw.discount
+            )
+    return seen
+
+
+def collected(worlds: OutsideWorlds, steps: int):
+    """Experience [T, B, ...] of the collector that training uses."""
+    pool, policy = jnp.zeros((1,)), Drawing(worlds.action_spec)
+
+    @jax.jit
+    def run(key):
+        return collect(worlds, pool, policy, start(worlds, pool, policy, COPIES, key), steps, episodes=1)[1]
+
+    return jax.tree.map(np.asarray, run(jax.random.key(0)))
+
+
+# --- what is seen is what the world says -----------------------------------------------------------------------------
+
+
+def test_cartpole_does_what_it_does_when_stepped_by_hand():
+    actions = np.random.default_rng(0).integers(0, 2, (60, COPIES))
+    seen = check_gymnasium("CartPole-v1", "gym:CartPole-v1", actions)
+    assert seen.is_terminal.sum() >= COPIES, "no copy has seen an end"
+    assert len(np.unique(seen.observation["vector"][0, :, 0])) == COPIES, "the copies have one seed"
+
+
+def test_the_collector_stores_what_the_world_says():
+    seen = collected(open_outside("gym:CartPole-v1", COPIES), 60)
+    length = np.diff(np.flatnonzero(seen.timestep.is_first[:, 0]))
+    finished = seen.finished[seen.timestep.is_last[:, 0], 0]
+    np.testing.assert_array_equal(finished[: len(length)], length - 1)  # each step pays 1
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_an_episode_that_is_cut_off_is_last_and_not_terminal(truncates):
+    worlds = OutsideWorlds([FromGymnasium(Probe(truncates=truncates)) for _ in range(2)])
+    seen = played(worlds, np.zeros((8, 2), int))
+    for column in range(2):
+        np.testing.assert_array_equal(seen.observation["vector"][:, column, 0], [0, 1, 2, 3, 0, 1, 2, 3, 0])
+        np.testing.assert_array_equal(seen.reward[:, column], [0, 1, 2, 3, 0, 1, 2, 3, 0])
+        np.testing.assert_array_equal(seen.is_first[:, column], np.arange(9) % 4 == 0)
+        np.testing.assert_array_equal(seen.is_last[:, column], np.arange(9) % 4 == 3)
+        np.testing.assert_array_equal(seen.is_terminal[:, column], (np.arange(9) % 4 == 3) & (not truncates))
+
+
+def test_the_action_after_an_end_is_ignored():
+    probe = Probe(spaces.Discrete(10))
+    played(OutsideWorlds([FromGymnasium(probe)]), np.arange(8)[:, None])
+    assert probe.told == [0, 1, 2, 4, 5, 6]
+
+
+def test_repeated_actions_add_up_and_stop_at_the_end():
+    probe = Probe(spaces.Discrete(10), length=3)
+    seen = played(OutsideWorlds([FromGymnasium(probe)], repeat=2), np.arange(2)[:, None])
+    np.testing.assert_array_equal(seen.reward[:, 0], [0, 1 + 2, 3])
+    np.testing.assert_array_equal(seen.is_last[:, 0], [False, False, True])
+    assert probe.told == [0, 0, 1]
+
+
+# --- spaces ----------------------------------------------------------------------------------------------------------
+
+PICTURE = np.arange(32 * 48 * 3).reshape(32, 48, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "spec", "read"),
+    [
+        (spaces.Box(-1, 1, (2, 2)), np.eye(2), {"vector": ArraySpec((4,))}, {"vector": [1, 0, 0, 1]}),
+        (spaces.Box(-1, 1, ()), 0.5, {"vector": ArraySpec((1,))}, {"vector": [0.5]}),
+        (
+            spaces.Box(0, 255, (32, 48, 3), np.uint8),
+            PICTURE,
+            {"image": ArraySpec((32, 48, 3), "image")},
+            {"image": PICTURE},
+        ),
+        (
+            spaces.Box(0, 255, (1, 2, 2), np.uint8),
+            [[[1, 2], [3, 4]]],
+            {"vector": ArraySpec((4,))},
+            {"vector": [1, 2, 3, 4]},
+        ),
+        (spaces.Discrete(5, start=-1), 2, {"vector": ArraySpec((1,), categories=5)}, {"vector": [3]}),
+        (spaces.MultiDiscrete([2, 4]), [1, 3], {"vector": ArraySpec((2,), categories=4)}, {"vector": [1, 3]}),
+        (spaces.MultiBinary(3), [1, 0, 1], {"vector": ArraySpec((3,), categories=2)}, {"vector": [1, 0, 1]}),
+        (
+            spaces.Tuple(
+                [spaces.Discrete(3, start=1), spaces.Tuple([spaces.Discrete(4), spaces.MultiDiscrete([2, 2])])]
+            ),
+            (3, (1, np.array([0, 1]))),
+            {"vector": ArraySpec((4,), categories=4)},
+            {"vector": [2, 1, 0, 1]},
+        ),
+        (
+            spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Tuple([spaces.Box(0, 1, (2,)), spaces.Discrete(2)])}),
+            {"a": 2, "b": (np.array([0.25, 0.75]), 1)},
+            {"a": ArraySpec((1,), categories=3), "b/0": ArraySpec((2,)), "b/1": ArraySpec((1,), categories=2)},
+            {"a": [2], "b/0": [0.25, 0.75], "b/1": [1]},
+        ),
+    ],
+    ids=["numbers", "number", "picture", "symbols", "integer", "integers", "bits", "tuple", "dict"],
+)
+def test_observations_arrive_as_the_spec_says(space, shown, spec, read):
+    worlds = OutsideWorlds([FromGymnasium(Probe(observation_space=space, shows=shown))])
+    assert dict(worlds.observation_spec) == spec
+    seen = played(worlds, np.zeros((1, 1), int))
+    assert set(seen.observation) == set(read)
+    for name, value in read.items():
+        kind = np.uint8 if spec[name].kind == "image" else np.int32 if spec[name].categories else np.float32
+        assert seen.observation[name].dtype == kind
+        np.testing.assert_array_equal(seen.observation[name][1, 0], value)
+
+
+def test_continuous_actions_are_clipped_and_scaled_to_the_bounds():
+    probe = Probe(spaces.Box(np.array([[-2.0, 0.0]], np.float32), np.array([[2.0, 10.0]], np.float32)), length=4)
+    worlds = OutsideWorlds([FromGymnasium(probe)])
+    assert worlds.action_spec == Continuous(2)
+    played(worlds, np.array([[-1, -1], [0, 0.5], [1, 1], [-3, 7]], np.float32)[:, None])
+    np.testing.assert_allclose(np.concatenate(probe.told), [[-2, 0], [0, 7.5], [2, 10], [-2, 10]])
+    assert all(told in probe.action_space for told in probe.told)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.MultiDiscrete([2, 3, 2], start=[0, 5, -1]), spaces.MultiDiscrete([[2, 3], [1, 2]]), spaces.MultiBinary(3)],
+    ids=["start", "matrix", "bits"],
+)
+def test_each_combination_of_separate_actions_is_one_action(space):
+    counts = np.full(3, 2) if isinstance(space, spaces.MultiBinary) else space.nvec.ravel()
+    start = 0 if isinstance(space, spaces.MultiBinary) else space.start.ravel()
+    probe = Probe(space, length=99)
+    worlds = OutsideWorlds([FromGymnasium(probe)])
+    assert worlds.action_spec == Discrete(int(counts.prod()))
+    played(worlds, np.arange(counts.prod())[:, None])
+    assert all(told in space for told in probe.told)
+    back = [np.ravel_multi_index(tuple(np.ravel(told) - start), counts) for told in probe.told]
+    np.testing.assert_array_equal(back, np.arange(counts.prod()))
+
+
+def test_the_first_discrete_action_is_the_least():
+    probe = Probe(spaces.Discrete(3, start=-1))
+    played(OutsideWorlds([FromGymnasium(probe)]), np.arange(3)[:, None])
+    assert probe.told == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (Probe(observation_space=spaces.Text(3)), "no counterpart"),
+        (Probe(observation_space=spaces.Dict({"mask": spaces.Discrete(2)})), "rename it"),
+        (Probe(spaces.Box(-np.inf, np.inf, (2,))), "not bounded"),
+        (Probe(spaces.MultiBinary(13)), "has 8,192"),
+        (Probe(spaces.Tuple([spaces.Discrete(2)])), "no counterpart"),
+    ],
+    ids=["text", "mask", "unbounded", "many", "tuple"],
+)
+def test_a_space_without_counterpart_is_refused(probe, message):
+    with pytest.raises(ValueError, match=message):
+        OutsideWorlds([FromGymnasium(probe)])
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "gym:", "brax:ant"])
+def test_a_name_without_a_known_source_is_answered_by_the_sources(name):
+    with pytest.raises(ValueError, match="gym:NAME, popgym:NAME, bsuite:NAME, dmc:NAME, memory_maze:NAME"):
+        open_outside(name, 1)
+
+
+@pytest.mark.parametrize("name", ["CartPole-v9", "Cartpole-v1", "nowhere/CartPole-v1"])
+def test_an_unknown_world_is_answered_by_those_there_are(name):
+    with pytest.raises(ValueError, match="CartPole-v1"):
+        open_outside(f"gym:{name}", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("popgym:RepeatPreviousEasy", "popgym", "popgym"),
+        ("bsuite:memory_len/7", "bsuite", "bsuite"),
+        ("dmc:walker_walk", "dm_control", "dmc"),
+        ("memory_maze:9x9", "memory_maze", "memory-maze"),
+    ],
+)
+def test_a_missing_package_is_answered_by_the_extra_to_install(name, package, extra, monkeypatch):
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"pip install 'reverie\[{extra}\]'"):
+        open_outside(name, 1)
+
+
+def test_another_number_of_streams_is_refused():
+    worlds = open_outside("gym:CartPole-v1", 2)
+    with pytest.raises(ValueError, match="2 copies of a world were opened, and 3"):
+        batch_reset(worlds, jnp.zeros(3), jax.random.key(0))
+
+
+# --- dm_env ----------------------------------------------------------------------------------------------------------
+
+
+class _Raw(NamedTuple):
+    observation: float
+    reward: float | None
+    discount: float | None
+    ends: bool
+
+    def last(self):
+        return self.ends
+
+
+class _DmProbe:
+    """Of dm_env's interface, without the package: ends after one step, at discount `discount`."""
+
+    def __init__(self, seed, discount):
+        self.seed, self.discount = seed, discount
+
+    def reset(self):
+        return _Raw(0.0, None, None, False)
+
+    def step(self, action):
+        return _Raw(1.0, 2.0, self.discount, True)
+
+
+@pytest.mark.parametrize(("discount", "is_terminal"), [(0.0, True), (1.0, False)])
+def test_the_end_of_a_dm_env_is_terminal_where_nothing_is_worth_anything_after_it(discount, is_terminal):
+    world = FromDmEnv(lambda seed: _DmProbe(seed, discount))
+    assert world.reset(3) == Seen(0.0)
+    assert world.step(0) == Seen(1.0, 2.0, True, is_terminal)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training():
+    """A trainer, its state at the beginning, and the program that makes two updates, compiled as the loop does."""
+    model = RSSMConfig(units=16, deter=16, stoch=2, classes=4, blocks=2, encoder_layers=1, decoder_layers=1)
+    config = DreamerRun(
+        algorithm=DreamerConfig(model=model, memory=0, units=8, layers=1, starts=4, horizon=2),
+        experience=DreamingConfig(streams=COPIES, batch=3, length=4, capacity=300, ratio=0.2),
+        chunk=2,
+    )
+    trainer = host_trainer(config, "gym:CartPole-v1")
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0))
+    chunk = jax.jit(trainer.train, donate_argnums=0).lower(trainer.place(shapes)).compile()
+    return trainer, trainer.init(jax.random.key(0)), chunk
+
+
+def rows(state):
+    """The timesteps [T, B, ...] of replay, the oldest first."""
+    replay = state.learning.replay
+    assert int(replay.filled) == int(replay.position), "the ring is full: make it larger"
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: int(replay.filled)], replay.rows.timestep)
+
+
+def test_dreamer_learns_from_cartpole_and_goes_on_from_a_checkpoint_with_new_episodes(training, tmp_path):
+    trainer, begun, chunk = training
+    before = jax.tree.map(np.array, begun.learning.learner.networks)
+    state, metrics = chunk(begun)
+    assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))
+    moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max() > 0, before, state.learning.learner.networks)
+    assert any(jax.tree.leaves(moved))
+    seen = rows(state)
+    assert len(seen.reward) * COPIES == trainer.first_steps + trainer.env_steps
+
+    checkpoint.save(tmp_path / "step-1.safetensors", state, {})
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0))
+    loaded = [checkpoint.load(tmp_path / "step-1.safetensors", shapes) for _ in range(2)]
+    resumed = [rows(chunk(trainer.place(each))[0]) for each in loaded]
+    cut = len(seen.reward)
+    for later in resumed:
+        assert later.is_last[cut].all(), "the episodes of before do not end where the run stopped"
+        assert later.is_first[cut + 1].all(), "the run does not go on with new episodes"
+        opens = later.is_first[1:]
+        np.testing.assert_array_equal(opens, later.is_last[:-1], "an episode begins inside another")
+        pole = later.observation["vector"]
+        assert (np.abs(pole[later.is_first]) <= 0.05).all(), "an episode does not begin where CartPole begins"
+    jax.tree.map(np.testing.assert_array_equal, *resumed)  # a checkpoint goes on to the same numbers each time
+
+
+def test_a_loaded_state_that_was_not_placed_is_refused(training):
+    trainer, _, _ = training
+    trainer.worlds.go_on(0)
+    opened = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), trainer.worlds._shapes)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="begun in another process"):
+        jax.block_until_ready(
+            batch_step(trainer.worlds, trainer.worlds.tasks, (), opened, jnp.zeros(3, int), jax.random.key(0))
+        )
+    jax.effects_barrier()
+
+
+# --- packages that are extras ----------------------------------------------------------------------------------------
+
+
+def needs(package: str):
+    """Skip where the package is not installed. It is not imported: our side may have to say something before."""
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+
+
+def test_popgym():
+    needs("popgym")
+    actions = np.random.default_rng(0).integers(0, 4, (60, COPIES))
+    check_gymnasium(
+        "popgym-RepeatPreviousEasy-v0",
+        "popgym:RepeatPreviousEasy",
+        actions,
+        told=int,
+    )
+    seen = collected(open_outside("popgym:MineSweeperEasy", COPIES), 30)  # its actions are pairs
+    assert seen.action.max() > 4
+
+
+def test_bsuite():
+    needs("bsuite")
+    bsuite = import_module("bsuite")
+    actions = np.random.default_rng(0).integers(0, 2, (40, COPIES))
+    check_dm_env(
+        open_outside("bsuite:memory_len/7", COPIES),
+        lambda seed: bsuite.load("memory_len", {"memory_length": 8, "seed": seed}),
+        actions,
+        told=int,
+        read=lambda seen: {"vector": seen.ravel()},
+    )
+    collected(open_outside("bsuite:discounting_chain/0", COPIES), 10)  # it takes no seed
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dm-control sets shapes of arrays
+def test_deepmind_control():
+    needs("dm_control")
+    worlds = open_outside("dmc:walker_walk", COPIES)
+    suite = import_module("dm_control.suite")
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, COPIES, 6)).astype(np.float32)
+    seen = check_dm_env(
+        worlds,
+        lambda seed: suite.load("walker", "walk", task_kwargs={"random": seed}),
+        actions,
+        told=np.float64,
+        read=lambda seen: {name: np.float32(np.ravel(value)) for name, value in seen.items()},
+    )
+    assert set(seen.observation) == {"orientations", "height", "velocity"}
+
+
+@pytest.mark.filterwarnings("ignore")  # gym warns that it is old
+def test_memory_maze():
+    needs("memory_maze")
+    worlds = open_outside("memory_maze:9x9", COPIES)
+    make = import_module("memory_maze.tasks").memory_maze_9x9
+    actions = np.random.default_rng(0).integers(0, 6, (5, COPIES))
+    check_dm_env(
+        worlds,
+        lambda seed: make(image_only_obs=True, seed=seed),
+        actions,
+        told=int,
+        read=lambda seen: {"image": seen},
+    )
