@@ -1,1 +1,1 @@
-"""Worlds whose only difficulty is to remember: three games of POPGym, and bsuite's memory and discounting chains."""
+"""Worlds whose only difficulty is to remember: games of POPGym, bsuite's memory and discounting chains, a maze."""
