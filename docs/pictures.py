@@ -3,7 +3,7 @@
 The pictures of the experiments are drawn by the experiments.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from reverie.commands.results import Results
@@ -14,7 +14,9 @@ AGENTS = ("a2c", "dreamer-rl2")
 
 
 def main() -> None:
-    rule, *agents = Results.of(Path(sys.argv[1]) / "tables").watched()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("verdict", type=Path, help="the folder that `reverie verdict` wrote")
+    rule, *agents = Results.of(parser.parse_args().verdict / "tables").watched()
     shown = [rule, *(episode for episode in agents if episode.jobs[0]["agent"] in AGENTS)]
     save_png(figures.fleet_over_time(shown), Path(__file__).parent / "pictures" / "fleet.png", dpi=100)
 

@@ -203,7 +203,8 @@ def examples(module) -> list[str]:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_examples_that_can_be_typed_as_they_stand(name):
+def test_every_command_has_examples_that_can_be_typed_as_they_stand(name, monkeypatch):
+    monkeypatch.undo()  # with the presets as they are
     module = import_module(f"reverie.commands.{name}")
     found = examples(module)
     assert found

@@ -11,10 +11,10 @@ from reverie import cli
 from reverie.commands.train import parse
 from reverie.envs.memory.discounting_chain import DELAYS
 from reverie.envs.memory.games import GAMES, find_game
-from reverie.evaluate.returns import ReturnCurve, returns
+from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import PRESETS, S3MConfig
-from reverie.train.config import CurveConfig, GameConfig
+from reverie.train.config import GameConfig
 from reverie.train.presets import MODELS, preset, with_model
 from reverie.train.run import RunFolder
 from reverie.train.trainers import build
@@ -50,8 +50,8 @@ def test_an_unknown_game_is_answered_with_those_that_there_are():
 @pytest.mark.parametrize("arm", range(len(DELAYS)))
 def test_returns_are_those_of_whole_episodes(arm):
     """In the discounting chain whose arm of delay 30 pays most, every arm pays 1 once, and that one 1.1."""
-    env, task = GameConfig("discounting_chain/30").open(0)
-    played = returns(env, Always(arm), jnp.repeat(task, 3), jax.random.key(0))
+    env, tasks = GameConfig("discounting_chain/30").open(3)
+    played = returns(env, Always(arm), tasks, jax.random.key(0))
     np.testing.assert_allclose(played, 1.1 if DELAYS[arm] == 30 else 1.0, rtol=1e-6)
 
 
@@ -68,7 +68,7 @@ def small(model) -> object:
     algorithm = replace(plan.agent.algorithm, model=model, units=8, layers=1, horizon=3, starts=4)
     experience = replace(plan.agent.experience, streams=2, batch=2, length=6, ratio=3.0, capacity=100)
     agent = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=2)
-    return replace(plan, agent=agent, world=GameConfig("memory_length/3"), curve=CurveConfig(episodes=3))
+    return replace(plan, agent=agent, world=GameConfig("memory_length/3"))
 
 
 def test_a_state_space_model_is_trained_and_judged_in_a_game():
@@ -76,7 +76,7 @@ def test_a_state_space_model_is_trained_and_judged_in_a_game():
     trainer = build(plan)
     state, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
     assert all(np.isfinite(values).all() for name, values in metrics.items() if name != "episode/return")
-    judged = ReturnCurve(plan)(trainer.policy(state))
+    judged = return_curve(plan.world, 3)(trainer.policy(state))
     assert set(judged) == {"evaluation/return"}
     assert round(3 * judged["evaluation/return"], 5) in (-3, -1, 1, 3)  # each game is won or lost
 

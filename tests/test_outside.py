@@ -4,6 +4,7 @@ Packages that are not installed here are skipped; Gymnasium's CartPole always ru
 """
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -21,9 +22,12 @@ from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, 
 from reverie.models.rssm import RSSMConfig
 from reverie.train import checkpoint
 from reverie.train.collect import collect, start
-from reverie.train.config import DreamerRun
+from reverie.train.config import DreamerRun, GameConfig, OnPolicyRun, TrainConfig
+from reverie.train.devices import spread
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.hosting import host_trainer
+from reverie.train.presets import preset
+from reverie.train.seeds import side_by_side
+from reverie.train.trainers import build
 
 COPIES = 3
 
@@ -379,7 +383,7 @@ def training():
         experience=DreamingConfig(streams=COPIES, batch=3, length=4, capacity=300, ratio=0.2),
         chunk=2,
     )
-    trainer = host_trainer(config, "gym:CartPole-v1")
+    trainer = build(TrainConfig(config, GameConfig("gym:CartPole-v1")))
     shapes = jax.eval_shape(trainer.init, jax.random.key(0))
     chunk = jax.jit(trainer.train, donate_argnums=0).lower(trainer.place(shapes)).compile()
     return trainer, trainer.init(jax.random.key(0)), chunk
@@ -419,13 +423,29 @@ def test_dreamer_learns_from_cartpole_and_goes_on_from_a_checkpoint_with_new_epi
 
 def test_a_loaded_state_that_was_not_placed_is_refused(training):
     trainer, _, _ = training
-    trainer.worlds.go_on(0)
-    opened = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), trainer.worlds._shapes)
+    worlds = trainer.env
+    worlds.go_on(0)
+    opened = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), worlds._shapes)
     with pytest.raises(jax.errors.JaxRuntimeError, match="begun in another process"):
-        jax.block_until_ready(
-            batch_step(trainer.worlds, trainer.worlds.tasks, (), opened, jnp.zeros(3, int), jax.random.key(0))
-        )
+        jax.block_until_ready(batch_step(worlds, worlds.tasks, (), opened, jnp.zeros(3, int), jax.random.key(0)))
     jax.effects_barrier()
+
+
+def test_only_dreamer_trains_there_and_each_seed_by_itself():
+    world = GameConfig("gym:CartPole-v1")
+    with pytest.raises(ValueError, match="a2c does not train in worlds outside JAX, such as gym:CartPole-v1"):
+        build(TrainConfig(OnPolicyRun(), world))
+    plan = replace(preset("dreamer", "memory"), world=world)
+    with pytest.raises(ValueError, match="outside JAX are stepped on the host"):
+        side_by_side([build(plan)])
+    with pytest.raises(ValueError, match="outside JAX are stepped on the host"):
+        spread(build(plan), 1)
+
+
+def test_actions_are_repeated_outside_alone():
+    assert GameConfig("gym:CartPole-v1", repeat=2).open(1)[0]._repeat == 2
+    with pytest.raises(ValueError, match="repeat is for worlds outside"):
+        GameConfig("repeat_previous/easy", repeat=2)
 
 
 # --- packages that are extras ----------------------------------------------------------------------------------------

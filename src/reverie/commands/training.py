@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reverie.evaluate.curve import LearningCurve, learning_curve
-from reverie.evaluate.returns import ReturnCurve
+from reverie.evaluate.returns import ReturnCurve, return_curve
 from reverie.evaluate.trials import Contestant
 from reverie.policies.core import Policy
 from reverie.tables import write_csv
@@ -91,7 +91,7 @@ def train_seeds(
 def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | ReturnCurve:
     """The learning curve of a configuration; what the rules achieve in a fleet is put down in the runs."""
     if isinstance(config.world, GameConfig):
-        return ReturnCurve(config)
+        return return_curve(config.world, config.curve.episodes)
     judged = learning_curve(config)
     means = [{"agent": name, "response": float(response.mean())} for name, response in judged.rules.items()]
     for run in runs:

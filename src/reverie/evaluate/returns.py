@@ -6,12 +6,11 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step
 from reverie.policies.core import Policy, PolicyState
-from reverie.train.config import GameConfig, TrainConfig, stream_seed
+from reverie.train.config import GameConfig, stream_seed
 
 
 class _Play(NamedTuple):
@@ -47,14 +46,16 @@ def returns(env: World, policy: Policy, tasks: Task, key: Key[Array, ""]) -> Flo
 
 @dataclass(frozen=True)
 class ReturnCurve:
-    """Judges policies in training by the mean return of a few games, dealt alike for all of them."""
+    """Judges policies in training by the mean return of a few episodes. Make one with `return_curve`."""
 
-    config: TrainConfig
+    env: World
+    tasks: Shaped[Array, " E"]
+    key: Key[Array, ""]
 
     def __call__(self, policy: Policy) -> dict[str, float]:
-        world = self.config.world
-        assert isinstance(world, GameConfig)
-        seed = stream_seed(0, "learning curve")
-        env, task = world.open(seed)
-        played = returns(env, policy, jnp.repeat(task, self.config.curve.episodes), jax.random.key(seed))
-        return {"evaluation/return": float(np.mean(played))}
+        return {"evaluation/return": float(returns(self.env, policy, self.tasks, self.key).mean())}
+
+
+def return_curve(world: GameConfig, episodes: int) -> ReturnCurve:
+    """The same episodes for all training seeds and algorithms, as far as the world can repeat itself."""
+    return ReturnCurve(*world.open(episodes), jax.random.key(stream_seed(0, "learning curve")))

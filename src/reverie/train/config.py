@@ -11,18 +11,19 @@ from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Shaped
 from tyro.conf import arg
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
-from reverie.envs.core import Environment
+from reverie.envs.core import World
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
 from reverie.envs.fleet.families import draw_tasks, traced
 from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.traces import read_trace
 from reverie.envs.memory.games import find_game
+from reverie.envs.outside import open_outside
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -116,18 +117,38 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class GameConfig:
-    """A world in which nothing is hard but to remember (`envs/memory/`)."""
+    """A world that is no fleet: one in which nothing is hard but to remember (`envs/memory/`), or one outside."""
 
     game: str = "repeat_previous/easy"
-    """Its name and level; a wrong one is answered by the list of them."""
+    """Its name and level, or the name of a world outside JAX, such as gym:CartPole-v1 (`envs/outside.py`). A wrong one
+    is answered by the list of them."""
+    repeat: int = 1
+    """How often each action is done in a row in a world outside; a step is all of them."""
 
     def __post_init__(self):
-        find_game(self.game)
+        if not self.is_outside:
+            find_game(self.game)
+            if self.repeat != 1:
+                raise ValueError(f"repeat is for worlds outside, and {self.game} has repeat {self.repeat}: give it 1")
+        if self.repeat < 1:
+            raise ValueError(f"repeat must be at least 1, got {self.repeat}")
 
-    def open(self, seed: int) -> tuple[Environment, Int[Array, "1"]]:
-        """The world, and its one task: episodes differ by their random keys alone."""
+    @property
+    def is_outside(self) -> bool:
+        return ":" in self.game
+
+    def open(self, copies: int) -> tuple[World, Shaped[Array, " B"]]:
+        """The world, and as many tasks (B) as there are to be copies of it: they differ by their random keys alone.
+
+        Raises:
+            ValueError: there is no such world outside.
+            ModuleNotFoundError: its package is not installed.
+        """
+        if self.is_outside:
+            worlds = open_outside(self.game, copies, self.repeat)
+            return worlds, worlds.tasks
         game = find_game(self.game)
-        return game.world, jnp.full(1, game.task, jnp.int32)
+        return game.world, jnp.full(copies, game.task, jnp.int32)
 
 
 @dataclass(frozen=True)

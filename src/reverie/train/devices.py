@@ -21,7 +21,7 @@ from reverie.train.collect import Collector
 from reverie.train.dreaming import Dreaming, DreamingConfig
 from reverie.train.on_policy import OnPolicy, OnPolicyConfig
 from reverie.train.replay import Replay
-from reverie.train.trainers import InWorld, WorldTrainer
+from reverie.train.trainers import InWorld, WorldTrainer, check_inside
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,10 @@ def spread(trainer: WorldTrainer, count: int) -> DevicesTrainer:
     """`trainer` on the first `count` devices.
 
     Raises:
-        ValueError: there are fewer devices, or something that is to be divided is no multiple of their number.
+        ValueError: there are fewer devices, or something that is to be divided is no multiple of their number, or the
+            world is outside JAX.
     """
+    check_inside(trainer)
     mesh = first_devices(count)
     agent, config = trainer.agent, trainer.config
     if isinstance(config, DreamingConfig):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from reverie.envs.core import Task, stack_tasks
 from reverie.policies.core import Policy
-from reverie.train.trainers import InWorld, WorldTrainer
+from reverie.train.trainers import InWorld, WorldTrainer, check_inside
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ def side_by_side(trainers: Sequence[WorldTrainer]) -> SeedsTrainer:
     """Trainers that differ in their tasks alone, as one.
 
     Raises:
-        ValueError: they differ in something else.
+        ValueError: they differ in something else, or their world is outside JAX.
     """
     first = trainers[0]
+    check_inside(first)
     if any(replace(trainer, pool=first.pool) != first for trainer in trainers):
         raise ValueError("trainers go side by side where only their tasks differ; give all of them the same settings")
     return SeedsTrainer(first, stack_tasks([trainer.pool for trainer in trainers]))

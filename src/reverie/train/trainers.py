@@ -13,14 +13,16 @@ from jaxtyping import Array, Float, Key, PyTree
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.ppo import PPO
-from reverie.envs.core import Environment, Task
+from reverie.envs.core import Task, World
 from reverie.envs.fleet.env import FleetEnv
+from reverie.envs.outside import OutsideWorlds
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.policies.core import Policy
 from reverie.train import dreaming, on_policy
 from reverie.train.config import DreamerRun, TrainConfig, WorldConfig, stream_seed
 from reverie.train.dreaming import DreamingConfig
+from reverie.train.hosting import go_on
 from reverie.train.on_policy import OnPolicyConfig
 
 
@@ -39,7 +41,7 @@ class WorldTrainer:
 
     agent: Dreamer | A2C | PPO
     config: DreamingConfig | OnPolicyConfig
-    env: Environment
+    env: World
     pool: Task
     updates: int
     averaging: float = 1.0
@@ -57,8 +59,12 @@ class WorldTrainer:
         return jax.jit(self._init)(key, self.pool)
 
     def place(self, state: PyTree) -> PyTree:
-        """It may lie where it does."""
-        return state
+        """It may lie where it does. In a world outside JAX, a state that was loaded begins new episodes."""
+        shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
+        if shapes or not isinstance(self.env, OutsideWorlds):
+            return state
+        learning = state.learning
+        return state._replace(learning=learning._replace(collector=go_on(self.env, learning.collector)))
 
     def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, " U"]]]:
         learning, metrics = self._way.train(self.agent, self.config, self.env, state.pool, state.learning, self.updates)
@@ -119,10 +125,18 @@ def build(config: TrainConfig) -> WorldTrainer:
     """The trainer that a configuration describes, with its tasks drawn.
 
     Raises:
-        ValueError: the agent cannot read what the view shows, or make nothing of the rewards.
+        ValueError: the agent cannot read what the view shows, or make nothing of the rewards, or is not for worlds
+            outside JAX.
+        ModuleNotFoundError: a world outside needs a package that is not installed.
     """
     world, run = config.world, config.agent
-    env, pool = world.open(stream_seed(config.seed, "training tasks"))
+    if isinstance(world, WorldConfig):
+        env, pool = world.open(stream_seed(config.seed, "training tasks"))
+    else:
+        env, tasks = world.open(run.experience.streams)
+        pool = tasks[:1]
+        if isinstance(env, OutsideWorlds) and not isinstance(run, DreamerRun):
+            raise ValueError(f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer does")
     specs = env.observation_spec, env.action_spec
     if isinstance(run, DreamerRun):
         model = run.algorithm.model
@@ -143,6 +157,12 @@ def build(config: TrainConfig) -> WorldTrainer:
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
     jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
     return trainer
+
+
+def check_inside(trainer: WorldTrainer) -> None:
+    """Errors: ValueError where the world is outside JAX."""
+    if isinstance(trainer.env, OutsideWorlds):
+        raise ValueError("worlds outside JAX are stepped on the host, for one seed and one device at a time")
 
 
 def _for_fleet(agent: Dreamer | A2C | PPO, env: FleetEnv) -> Dreamer | A2C | PPO:

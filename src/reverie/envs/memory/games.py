@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from reverie.envs.core import Environment
-from reverie.envs.memory import autoencode, concentration, discounting_chain, memory_chain, repeat_previous
+from reverie.envs.memory import autoencode, concentration, discounting_chain, maze, memory_chain, repeat_previous
 from reverie.envs.memory.discounting_chain import DiscountingChain
 from reverie.envs.memory.memory_chain import MemoryChain
 
@@ -18,8 +18,9 @@ class Game(NamedTuple):
 
 
 def _games() -> dict[str, Game]:
-    popgym = {"repeat_previous": repeat_previous, "autoencode": autoencode, "concentration": concentration}
-    found = {f"{name}/{level}": Game(world) for name, of in popgym.items() for level, world in of.LEVELS.items()}
+    cards = {"repeat_previous": repeat_previous, "autoencode": autoencode, "concentration": concentration}
+    leveled = cards | {"maze": maze}
+    found = {f"{name}/{level}": Game(world) for name, of in leveled.items() for level, world in of.LEVELS.items()}
     found |= {f"memory_length/{length}": Game(MemoryChain(length)) for length in memory_chain.LENGTHS}
     found |= {f"memory_size/{bits}": Game(MemoryChain(2, bits)) for bits in memory_chain.SIZES}
     delays = discounting_chain.DELAYS
@@ -27,7 +28,7 @@ def _games() -> dict[str, Game]:
 
 
 GAMES: Mapping[str, Game] = MappingProxyType(_games())
-"""POPGym's by level, bsuite's by the steps or bits to remember, or by the delay of the arm that pays most."""
+"""POPGym's and mazes by level, bsuite's by the steps or bits to remember, or by the delay of the arm that pays most."""
 
 
 def find_game(name: str) -> Game:
@@ -40,5 +41,5 @@ def find_game(name: str) -> Game:
         for kind, level in (each.split("/") for each in GAMES):
             kinds.setdefault(kind, []).append(level)
         known = "; ".join(f"{kind}/ {', '.join(levels)}" for kind, levels in kinds.items())
-        raise ValueError(f"there is no game {name!r}; there are {known}")
+        raise ValueError(f"there is no game {name!r}; there are {known}; and worlds outside, such as gym:CartPole-v1")
     return GAMES[name]
