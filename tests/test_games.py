@@ -1,5 +1,6 @@
 """Games by name: as worlds of training, on the command line, and as something that no fleet can be given to."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -9,12 +10,14 @@ import pytest
 
 from reverie import cli
 from reverie.commands.train import parse
+from reverie.commands.training import train_run
 from reverie.envs.memory.discounting_chain import DELAYS
 from reverie.envs.memory.games import GAMES, find_game
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import PRESETS, S3MConfig
 from reverie.train.config import GameConfig
+from reverie.train.loop import LoopConfig
 from reverie.train.presets import MODELS, preset, with_model
 from reverie.train.run import RunFolder
 from reverie.train.trainers import build
@@ -97,10 +100,29 @@ def test_every_kind_of_model_is_a_choice():
         with_model(preset("a2c", "cpu"), "rssm")
 
 
-def test_what_was_learned_in_a_game_is_not_asked_to_dispatch(tmp_path, capsys):
-    plan = replace(small(PRESETS["tiny"]), label="player")
+@pytest.fixture
+def player(tmp_path) -> RunFolder:
+    """A run that has learned a game, a little."""
+    plan = replace(small(PRESETS["tiny"]), label="player", loop=LoopConfig(steps=40, evaluate_every=10))
     run = RunFolder.create(tmp_path / "player", plan)
-    assert cli.main(["evaluate", str(run.path)]) == 1
+    train_run(plan, build(plan), run, ["test"], quiet=True)
+    return run
+
+
+def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):
+    assert cli.main(["evaluate", str(player.path), "--episodes", "20", "--output", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["game"], row["episodes"], row["best"]) == ("memory_length/3", 20, 1.0)
+    assert -1 <= row["mean_low"] <= row["mean"] <= row["mean_high"] <= 1
+    assert cli.main(["report", str(player.path)]) == 0
+    page = player.report.read_text()
+    assert "memory_length/3" in page
+    assert page.count("<svg") == 1
+    assert {"step", "evaluation/return"} <= player.metrics()[-1].keys()
+
+
+def test_what_was_learned_in_a_game_is_not_asked_to_dispatch(player, capsys):
+    assert cli.main(["compare", "--run", str(player.path)]) == 1
     assert "trained in the game memory_length/3" in capsys.readouterr().err
 
 

@@ -155,6 +155,10 @@ def dense_system(layer, channel=None):
     kept = vectors[:, size // 2 :]
     values = np.asarray(layer.eigenvalues() if channel is None else layer.eigenvalues()[channel])
     a = 2 * (kept @ np.diag(values) @ kept.conj().T).real
+    if layer.Q is not None:
+        q = np.asarray(layer.Q[0] + 1j * layer.Q[1]).reshape(-1, size // 2)[channel or 0]
+        p = 2 * (kept @ q).real
+        a -= np.outer(p, p)
     b, c = (np.asarray(x[0] + 1j * x[1]) for x in (layer.B, layer.C))
     if channel is None:
         b, c = b.T, c.T
@@ -179,10 +183,15 @@ def dense_outputs(a, b, c, u, step, discretisation):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("discretisation", ["bilinear", "zoh"])
+@pytest.mark.parametrize(
+    ("transition", "discretisation"), [("diagonal", "bilinear"), ("diagonal", "zoh"), ("dplr", "bilinear")]
+)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_layer_is_the_real_system_that_its_modes_stand_for(kind, discretisation):
-    layer = LAYERS[kind](3, 8, discretisation=discretisation, key=KEY)
+def test_a_layer_is_the_real_system_that_its_modes_stand_for(kind, transition, discretisation):
+    layer = LAYERS[kind](3, 8, discretisation=discretisation, transition=transition, key=KEY)
+    if transition == "dplr":
+        np.testing.assert_allclose(dense_system(layer, 2 if kind == "siso" else None)[0], legs(8)[0], atol=1e-4)
+        layer = eqx.tree_at(lambda m: m.Q, layer, layer.Q * 1.3)
     step = 0.07
     layer = eqx.tree_at(lambda m: m.log_step, layer, jnp.full_like(layer.log_step, np.log(step)))
     u = np.asarray(jax.random.normal(KEY, (30, 3)))
@@ -200,10 +209,11 @@ def test_a_layer_is_the_real_system_that_its_modes_stand_for(kind, discretisatio
     assert np.abs(expected - direct).max() > 0.1
 
 
+@pytest.mark.parametrize(("transition", "blocks"), [("diagonal", 2), ("dplr", 1)])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_half_of_the_modes_give_what_all_give(kind):
-    half = moved(LAYERS[kind](3, 8, 2, key=KEY))
-    full = LAYERS[kind](3, 8, 2, symmetric=False, key=KEY)
+def test_half_of_the_modes_give_what_all_give(kind, transition, blocks):
+    half = moved(LAYERS[kind](3, 8, blocks, transition=transition, key=KEY))
+    full = LAYERS[kind](3, 8, blocks, symmetric=False, transition=transition, key=KEY)
     per_mode = 1 if kind == "siso" else 0
     matrices = {"mimo": ((2, 1), (1, 0)), "siso": ((2, 1), (2, 1))}[kind]  # axes of the modes in B, C
 
@@ -225,7 +235,10 @@ def test_half_of_the_modes_give_what_all_give(kind):
         "D": half.D,
         "start": start(np.asarray(half.start)),
     }
-    assert parts.keys() == set(SSM_PARAMETERS)
+    if half.Q is not None:
+        q = np.asarray(half.Q).reshape(2, *half.decay.shape)
+        parts["Q"] = both(q, q.ndim - 1).reshape(2, -1)
+    assert parts.keys() | {"Q"} == set(SSM_PARAMETERS)
     for name, value in parts.items():
         assert getattr(full, name).shape == value.shape, name
         full = eqx.tree_at(lambda m, name=name: getattr(m, name), full, jnp.asarray(value))
@@ -235,6 +248,40 @@ def test_half_of_the_modes_give_what_all_give(kind):
     y, _ = half(u, state, is_first)
     all_y, _ = full(u, jnp.stack([jnp.asarray(start(np.asarray(s))) for s in state]), is_first)
     np.testing.assert_allclose(y, all_y, rtol=1e-5, atol=5e-5)
+
+
+def test_blocks_are_corrected_each_by_itself():
+    """A layer of two blocks moves as two layers of one block that share inputs and outputs."""
+    two = moved(MIMO(3, 16, 2, transition="dplr", key=KEY))
+    u, state = jax.random.normal(KEY, (20, 2, 3)), jax.random.normal(KEY, (2, 8, 2))
+    no = jnp.zeros((20, 2), bool)
+    _, both = two(u, state, no)
+    for half in (slice(0, 4), slice(4, 8)):
+        one = MIMO(3, 8, 1, transition="dplr", key=KEY)
+        for name in ("decay", "frequency", "log_step", "start"):
+            one = eqx.tree_at(lambda m, name=name: getattr(m, name), one, getattr(two, name)[half])
+        where = (lambda m: m.B, lambda m: m.C, lambda m: m.Q)
+        for pick, part in zip(where, (two.B[..., half], two.C[:, half], two.Q[:, half]), strict=True):
+            one = eqx.tree_at(pick, one, part)
+        _, alone = one(u, state[:, half], no)
+        np.testing.assert_allclose(both[:, :, half], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_convolution_gives_the_outputs_of_the_scan(symmetric):
+    layer = moved(SISO(3, 8, 2, symmetric, key=KEY))
+    u = jax.random.normal(KEY, (50, 2, 3))
+    y, _ = layer(u, jnp.ones((2, *layer.start.shape)), jnp.zeros((50, 2), bool).at[0].set(True))
+    np.testing.assert_allclose(layer.convolve(u), y, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_corrected_transition_cannot_is_said():
+    with pytest.raises(ValueError, match="'dplr' needs the discretisation 'bilinear', got 'zoh'"):
+        SISO(3, 8, discretisation="zoh", transition="dplr", key=KEY)
+    with pytest.raises(ValueError, match="no convolution here: scan it"):
+        SISO(3, 8, transition="dplr", key=KEY).convolve(jnp.zeros((4, 1, 3)))
+    with pytest.raises(ValueError, match="'dplr' has no parallel scan"):
+        S3MConfig(transition="dplr", scan="parallel")
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -274,8 +321,14 @@ def sequence(batch=3, steps=24):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"scan": "parallel"}, {"ssm": "siso", "state": 8}, {"symmetric": False, "discretisation": "zoh"}],
-    ids=["mimo", "parallel", "siso", "full-zoh"],
+    [
+        {},
+        {"scan": "parallel"},
+        {"ssm": "siso", "state": 8},
+        {"symmetric": False, "discretisation": "zoh"},
+        {"transition": "dplr"},
+    ],
+    ids=["mimo", "parallel", "siso", "full-zoh", "dplr"],
 )
 def test_states_in_training_are_those_in_acting_across_resets(options):
     model, (observation, action, is_first) = world_model(**options), sequence()

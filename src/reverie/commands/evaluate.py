@@ -9,6 +9,7 @@ import tyro
 
 from reverie.commands.output import Output, print_json, print_table, say
 from reverie.commands.pages import brief
+from reverie.commands.players import evaluate_player, game_of, returns_table
 from reverie.commands.results import Examination, Results
 from reverie.commands.training import load_agents
 from reverie.evaluate.statistics import verdict
@@ -19,7 +20,8 @@ from reverie.train.run import RunFolder
 @dataclass(frozen=True)
 class Evaluate:
     """Examine the agent of a run, as its newest checkpoint has it, beside all rules: standard trials at three loads,
-    adaptive trials whose load changes at unknown moments, and windows of a trace. The tables go into the run.
+    adaptive trials whose load changes at unknown moments, and windows of a trace. The tables go into the run. An agent
+    that learned a game plays episodes of it.
 
     Example: reverie evaluate runs/first
     """
@@ -38,6 +40,13 @@ def parse(arguments: Sequence[str]) -> Evaluate:
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     run = RunFolder.open(asked.run)
+    if (game := game_of(run)) is not None:
+        row = evaluate_player(run, game, asked.examination.exam.episodes, asked.examination.exam.seed)
+        if asked.output == "json":
+            print_json({"run": str(asked.run), "rows": [row]})
+        else:
+            print_table(rich_table(returns_table(row)))
+        return
     results = evaluate_run(run, asked.examination)
     judged = verdict(results.tables().results)
     if asked.output == "json":

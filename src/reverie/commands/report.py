@@ -9,6 +9,7 @@ import tyro
 from reverie.commands.evaluate import evaluate_run
 from reverie.commands.output import say
 from reverie.commands.pages import write_report
+from reverie.commands.players import RETURNS, evaluate_player, game_of, write_player_report
 from reverie.commands.results import Examination, Results
 from reverie.train.run import RunFolder
 
@@ -31,6 +32,13 @@ def parse(arguments: Sequence[str]) -> Report:
 
 def main(arguments: Sequence[str]) -> None:
     run = RunFolder.open(parse(arguments).run)
+    if (game := game_of(run)) is not None:
+        if not (run.tables / RETURNS).exists():
+            exam = Examination().exam
+            evaluate_player(run, game, exam.episodes, exam.seed)
+        write_player_report(run)
+        say(f"written: {run.report}")
+        return
     trained = training_runs(run)
     results = Results.of(run.tables) if Results.are_in(run.tables) else evaluate_run(run, Examination())
     write_report(run, trained, results, f"Report on {run.path.name}")

@@ -29,7 +29,7 @@ from reverie.models.core import Features, Sequence
 from reverie.models.encoders import Decoder, Encoder
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
 from reverie.nn.layers import Dense, Head, Linear
-from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Scan
+from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Scan, Transition, check_transition
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class S3MConfig:
     """Keep one of each pair of conjugate modes, as of a real system; the authors keep both, at twice the cost."""
     discretisation: Discretisation = "bilinear"
     """How a layer's continuous system becomes a recurrence; the authors use `zoh` for bsuite."""
+    transition: Transition = "diagonal"
+    """Whether a layer's transition is diagonal or has S4's low-rank correction as well, which is taken step by step."""
     scan: Scan = "auto"
     """How a sequence is taken; `auto` is `parallel` on accelerators and `sequential` on CPUs."""
     deter: int = 1024
@@ -97,6 +99,9 @@ class S3MConfig:
         if self.state % unit:
             of = "2 x blocks" if self.symmetric else "blocks"
             raise ValueError(f"S3M state must be a multiple of {of} = {unit}, got {self.state}")
+        check_transition(self.transition, self.discretisation)
+        if self.transition == "dplr" and self.scan == "parallel":
+            raise ValueError("S3M with transition 'dplr' has no parallel scan: give scan 'auto' or 'sequential'")
         if not 2 <= self.classes <= 256:
             raise ValueError(f"S3M classes must lie in 2 .. 256, got {self.classes}")
         if not 0 <= self.unimix < 1:
@@ -179,7 +184,8 @@ class Dynamics(eqx.Module):
 
         def block(key: Key[Array, ""]) -> Block:
             ssm_key, block_key = jax.random.split(key)
-            return Block(layer(units, c.state, c.blocks, c.symmetric, c.discretisation, key=ssm_key), key=block_key)
+            ssm = layer(units, c.state, c.blocks, c.symmetric, c.discretisation, c.transition, key=ssm_key)
+            return Block(ssm, key=block_key)
 
         self.inputs = Dense(stoch + actions, units, key=inputs_key)
         self.layers = tuple(block(k) for k in jax.random.split(layers_key, c.layers))

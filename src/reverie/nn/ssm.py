@@ -1,4 +1,5 @@
-"""Linear state-space layers with resets: S5 (Smith et al., arXiv 2208.04933), diagonal S4 (Gu et al., 2206.11893).
+"""Linear state-space layers with resets: S5 (Smith et al., arXiv 2208.04933), S4 diagonal (Gu et al., 2206.11893) and
+with its low-rank correction (2111.00396).
 
 A layer carries a complex vector x through time, x_t = A x_{t-1} + B u_t with a diagonal A, and reads y_t = Re(C x_t)
 + D u_t from it. It is linear in x, so a sequence can be taken in a number of parallel steps that grows with the
@@ -23,6 +24,7 @@ from reverie.nn.layers import Linear, RMSNorm, truncated_normal
 
 Scan = Literal["auto", "sequential", "parallel"]
 Discretisation = Literal["bilinear", "zoh"]
+Transition = Literal["diagonal", "dplr"]
 
 SLOWEST_DECAY = 1e-4
 """Real parts of eigenvalues stay below minus this, so that no mode can grow, whatever is learned."""
@@ -135,6 +137,11 @@ class SSM(eqx.Module):
     D: Float[Array, " H"]
     start: Float[Array, "S 2"]
     """The state before an episode, real and imaginary part."""
+    Q: Float[Array, "2 S"] | None
+    """What is taken off a diagonal transition, Q Q^* in each block: with it the continuous system starts as HiPPO-LegS
+    itself, without it as its normal part. It makes no system unstable."""
+    blocks: int = eqx.field(static=True)
+    """Blocks of the S states that Q Q^* couples."""
     symmetric: bool = eqx.field(static=True)
     discretisation: Discretisation = eqx.field(static=True)
 
@@ -142,10 +149,14 @@ class SSM(eqx.Module):
         self, u: Float[Array, "T B H"], state: Float[Array, "B S 2"], is_first: Bool[Array, "T B"], scan: Scan = "auto"
     ) -> tuple[Float[Array, "T B H"], Float[Array, "T B S 2"]]:
         """Outputs and states of a sequence that begins right after `state`, the start taking over where `is_first`."""
-        transition, gain = self.discrete()
-        run = sequential_scan if scan_by_platform(scan) == "sequential" else parallel_scan
         u = u.astype(jnp.float32)
-        x = run(transition, gain * self.drive(u), as_complex(state), is_first, as_complex(self.start))
+        given = as_complex(state), is_first, as_complex(self.start)
+        if self.Q is None:
+            transition, gain = self.discrete()
+            run = sequential_scan if scan_by_platform(scan) == "sequential" else parallel_scan
+            x = run(transition, gain * self.drive(u), *given)
+        else:
+            x = self._corrected_scan(self.drive(u), *given)
         y = (1 + self.symmetric) * self.read(x) + self.D * u
         return y, as_pair(x)
 
@@ -167,6 +178,42 @@ class SSM(eqx.Module):
             transition, gain = jnp.exp(z), jnp.expm1(z) / eigenvalue
         return transition.reshape(-1), gain.reshape(-1)
 
+    def _corrected_scan(
+        self,
+        driven: Complex[Array, "T B S"],
+        state: Complex[Array, "B S"],
+        is_first: Bool[Array, "T B"],
+        start: Complex[Array, " S"],
+    ) -> Complex[Array, "T B S"]:
+        """The bilinear recurrence of x' = (diagonal - Q Q^*) x + B u, one step after the other.
+
+        With M = 1 - step / 2 (diagonal - Q Q^*), a step is M^-1 (2 x + step B u) - x. M is diagonal but for a product
+        of two vectors, so M^-1 costs a division and a sum over each block (Sherman and Morrison).
+        """
+        assert self.Q is not None
+        step = jnp.broadcast_to(jnp.exp(self.log_step), self.decay.shape).reshape(-1)
+        q = jax.lax.complex(self.Q[0], self.Q[1])
+        inverse = 1 / (1 - self.eigenvalues().reshape(-1) * step / 2)
+        back = inverse * step / 2 * q
+
+        def along(x: Complex[Array, "*B S"]) -> Complex[Array, "*B S"]:
+            """Q^* x of each block, the conjugates that x stands for included, beside each of its states."""
+            cut = (q.conj() * x).reshape(*x.shape[:-1], self.blocks, -1)
+            total = cut.sum(-1, keepdims=True)
+            total = 2 * total.real + 0j if self.symmetric else total
+            return jnp.broadcast_to(total, cut.shape).reshape(x.shape)
+
+        back = back / (1 + along(back))
+
+        def advance(x, now):
+            drive, begins = now
+            x = jnp.where(begins[:, None], start, x)
+            y = inverse * (2 * x + drive)
+            x = y - back * along(y) - x
+            return x, x
+
+        return jax.lax.scan(advance, state, (step * driven, is_first))[1]
+
     @abc.abstractmethod
     def drive(self, u: Float[Array, "*T H"]) -> Complex[Array, "*T S"]:
         """B u."""
@@ -186,14 +233,16 @@ class MIMO(SSM):
         blocks: int = 1,
         symmetric: bool = True,
         discretisation: Discretisation = "bilinear",
+        transition: Transition = "diagonal",
         *,
         key: Key[Array, ""],
     ):
         """`width` is H, `size` is P, conjugates included; A starts as `blocks` blocks of HiPPO-LegS.
 
         Raises:
-            ValueError: P cannot be cut into the blocks.
+            ValueError: P cannot be cut into the blocks, or the discretisation is not for the transition.
         """
+        check_transition(transition, discretisation)
         b_key, c_key, d_key, step_key = jax.random.split(key, 4)
         values, vectors = _modes(size, blocks, symmetric)
         states = len(values)
@@ -204,7 +253,8 @@ class MIMO(SSM):
         self.C = _pair(truncated_normal(c_key, (width, size), size), vectors).swapaxes(1, 2)  # [2, S, H]
         self.D = jax.random.normal(d_key, (width,))
         self.start = jnp.zeros((states, 2))
-        self.symmetric, self.discretisation = symmetric, discretisation
+        self.Q = _correction(size, blocks, vectors) if transition == "dplr" else None
+        self.blocks, self.symmetric, self.discretisation = blocks, symmetric, discretisation
 
     def drive(self, u: Float[Array, "*T H"]) -> Complex[Array, "*T S"]:
         return jax.lax.complex(u @ self.B[0], u @ self.B[1])
@@ -223,14 +273,16 @@ class SISO(SSM):
         blocks: int = 1,
         symmetric: bool = True,
         discretisation: Discretisation = "bilinear",
+        transition: Transition = "diagonal",
         *,
         key: Key[Array, ""],
     ):
         """`width` is H, `size` is N, conjugates included; A starts as `blocks` blocks of HiPPO-LegS, B as theirs.
 
         Raises:
-            ValueError: N cannot be cut into the blocks.
+            ValueError: N cannot be cut into the blocks, or the discretisation is not for the transition.
         """
+        check_transition(transition, discretisation)
         c_key, d_key, step_key = jax.random.split(key, 3)
         values, vectors = _modes(size, blocks, symmetric)
         _, b = legs(size // blocks)
@@ -242,7 +294,29 @@ class SISO(SSM):
         self.C = _pair(jax.random.normal(c_key, (width, size)), vectors)  # [2, H, S]
         self.D = jax.random.normal(d_key, (width,))
         self.start = jnp.zeros((width * len(values), 2))
-        self.symmetric, self.discretisation = symmetric, discretisation
+        self.Q = jnp.tile(_correction(size, blocks, vectors), width) if transition == "dplr" else None
+        self.blocks, self.symmetric, self.discretisation = width * blocks, symmetric, discretisation
+
+    def convolve(self, u: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
+        """The outputs of an episode from its start on, by a convolution with what one impulse leads to (S4's way to
+        train): there are no states and no resets within.
+
+        Errors: ValueError where the transition has a low-rank correction.
+        """
+        if self.Q is not None:
+            raise ValueError("a state-space layer with a low-rank correction has no convolution here: scan it")
+        steps, u = u.shape[0], u.astype(jnp.float32)
+        transition, gain = self.discrete()
+        powers = jnp.exp(jnp.arange(steps)[:, None] * jnp.log(transition))  # [T, S]
+        twice, (b, c) = 1 + self.symmetric, (jax.lax.complex(*pair).reshape(-1) for pair in (self.B, self.C))
+
+        def heard(amplitude: Complex[Array, " S"]) -> Float[Array, "T H"]:
+            """What is read, in time, of modes that begin with this amplitude."""
+            return twice * (powers * (c * amplitude)).real.reshape(steps, self.D.shape[0], -1).sum(-1)
+
+        kernel = jnp.fft.rfft(heard(gain * b), 2 * steps, 0)
+        y = jnp.fft.irfft(jnp.fft.rfft(u, 2 * steps, 0) * kernel[:, None], axis=0)[:steps]
+        return y + heard(transition * as_complex(self.start))[:, None] + self.D * u
 
     def drive(self, u: Float[Array, "*T H"]) -> Complex[Array, "*T S"]:
         driven = u[..., None] * jax.lax.complex(self.B[0], self.B[1])
@@ -287,6 +361,19 @@ def as_complex(pair: Float[Array, "*B 2"]) -> Complex[Array, "*B"]:
 
 def as_pair(x: Complex[Array, "*B"]) -> Float[Array, "*B 2"]:
     return jnp.stack([x.real, x.imag], -1)
+
+
+def check_transition(transition: Transition, discretisation: Discretisation) -> None:
+    """Errors: ValueError where there is no such combination."""
+    if transition == "dplr" and discretisation != "bilinear":
+        raise ValueError(f"transition 'dplr' needs the discretisation 'bilinear', got {discretisation!r}")
+
+
+def _correction(size: int, blocks: int, vectors: Complex[np.ndarray, "N S"]) -> Float[Array, "2 S"]:
+    """The P of S4 (theorem 1): HiPPO-LegS is its normal part minus P P^T. In the coordinates of the modes."""
+    p = np.tile(np.sqrt(np.arange(size // blocks) + 0.5), blocks)
+    modes = vectors.conj().T @ p
+    return jnp.asarray(np.stack([modes.real, modes.imag]), jnp.float32)
 
 
 def _parameters(values: Complex[np.ndarray, " S"]) -> tuple[Float[Array, " S"], Float[Array, " S"]]:

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from scipy.optimize import isotonic_regression
 
 from reverie.evaluate.watch import Watched, waits
-from reverie.report.style import GREY, GRID, INK, MUTED, SILVER, SKY, Look, looks, setting
+from reverie.report.style import BLUE, GREY, GRID, INK, MUTED, SILVER, SKY, Look, looks, setting
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -187,6 +187,35 @@ def learning_curves(
         _label_lines(axis, rules)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         axis.legend(handles.values(), handles.keys(), loc="upper right")
+    return figure
+
+
+def return_curve(curve: Table, best: float | None = None) -> Figure:
+    """How the mean return of a game rose in training; `curve` has the columns `step` and `evaluation/return`.
+
+    Arguments: `best`, the highest return that is possible, drawn as a line.
+    """
+    with setting():
+        figure = Figure(figsize=(WIDTH, 3.0))
+        axis = figure.subplots()
+        points = [(row["step"], row["evaluation/return"]) for row in curve]
+        axis.plot(*np.array(points, float).reshape(-1, 2).T, color=BLUE, linewidth=1.6)
+        if best is not None:
+            axis.axhline(best, color=GREY, linewidth=1, linestyle="--")
+            axis.annotate(
+                "best possible",
+                (1, best),
+                (0, -3),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="top",
+                textcoords="offset points",
+                color=MUTED,
+            )
+        axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axis.set_xlabel("environment steps")
+        axis.set_ylabel("mean return")
+        axis.margins(x=0.01)
     return figure
 
 
