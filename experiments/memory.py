@@ -220,6 +220,7 @@ def probe_picture(rows: Sequence[Row]) -> Figure:
                 axis.plot([], [], "o", color=colour, label=words)
             axis.set_title(target)
             axis.set_xticks(range(len(trained)), trained, rotation=20, ha="right")
+            axis.set_xlim(-0.5, len(trained) - 0.5)
             axis.set_ylim(-0.02, 1.02)
         figure.axes[0].set_ylabel("R² on held-out trials")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
