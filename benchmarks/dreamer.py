@@ -64,9 +64,7 @@ def parts(agent: Dreamer, learner, batch: Batch) -> dict[str, tuple[float, float
     memory = weights(networks.memory) if networks.memory else 0
     start = jax.tree.map(lambda x: jnp.repeat(x, n // B, 0), (batch.model, batch.recurrent))
     programs = {
-        "model": jax.jit(eqx.filter_grad(lambda m, b: m.loss(b.model, b.sequence, key)[0]))
-        .lower(model, batch)
-        .compile(),
+        "model": jax.jit(jax.grad(lambda m, b: m.loss(b.model, b.sequence, key)[0])).lower(model, batch).compile(),
         "dreams": jax.jit(lambda w, s: dream(w, *s, H, 1, key)).lower(networks, start).compile(),
         "whole": jax.jit(agent.update).lower(learner, batch, key).compile(),
     }
