@@ -402,6 +402,46 @@ def test_actor_and_critic_see_what_policy_says_and_the_heads_see_h_and_z(policy,
         assert changed == [part != "hidden"] * 2, part
 
 
+def test_recall_is_of_the_same_episode_alone():
+    """Its loss feels what was seen before in the episode, up to R steps back, and nothing of an episode before."""
+    model = world_model(recall=3)
+    observation, _, _ = sequence()
+    is_first = jnp.zeros((3, 24), bool).at[:, 10].set(True)
+    deter = jax.random.normal(KEY, (3, 24, TINY.deter))
+
+    def recalled(vector):  # [B, T, seeds], over many draws of how far back
+        keys = jax.random.split(KEY, 64)
+        losses = jax.vmap(lambda key: model._recall(model.rec, deter, {"vector": vector}, is_first, key))(keys)
+        return losses.sum((0, 1))  # [T]
+
+    felt = jax.jit(jax.jacrev(recalled))(observation["vector"])  # [T, B, T, 3]
+    felt = jnp.abs(felt).sum((1, 3)) > 0
+    expected = np.zeros((24, 24), bool)
+    for t in range(24):
+        begun = 10 if t >= 10 else 0
+        expected[t, max(begun, t - 3) : t] = True
+    np.testing.assert_array_equal(felt, expected)
+    assert recalled(observation["vector"])[10] == 0
+
+
+def test_recall_teaches_h_and_not_what_is_recalled():
+    model, (observation, action, is_first) = world_model(recall=4), sequence()
+    zero = jnp.zeros(is_first.shape)
+    given = Sequence(observation, action, zero, is_first, zero > 0, zero > 0)
+
+    def term(model):
+        return model.loss(model.initial(3), given, KEY)[1][1]["model/recall"]
+
+    gradient = jax.jit(jax.grad(term))(model)
+    strength = {
+        name: optax.tree.norm(eqx.filter(getattr(gradient, name), eqx.is_inexact_array))
+        for name in ("rec", "dyn", "enc")
+    }
+    assert all(value > 0 for value in strength.values()), strength
+    assert optax.tree.norm(eqx.filter(gradient.dec, eqx.is_inexact_array)) == 0
+    assert world_model().rec is None
+
+
 def test_the_start_learns_where_episodes_begin_and_only_there():
     model, (observation, action, is_first) = world_model(), sequence()
     state = jax.tree.map(jax.lax.stop_gradient, model.initial(3))
@@ -444,6 +484,7 @@ def test_half_precision_leaves_the_recurrence_in_single():
         ({"state": 24}, r"state must be a multiple of 2 x blocks = 16, got 24"),
         ({"state": 20, "symmetric": False}, r"state must be a multiple of blocks = 8, got 20"),
         ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"recall": -1}, "recall must be at least 0, got -1"),
         ({"classes": 1}, "classes must lie in 2 .. 256, got 1"),
         ({"unimix": 1.0}, "unimix.*1.0"),
         ({"horizon": 1.0}, "horizon.*1.0"),

@@ -11,6 +11,8 @@ into the next one. Here an episode's first step knows nothing of the past, in tr
 a_{t-1} is 0, and z_{t-1} is uniform, which no drawn z is. (The authors take the mode of the prior at a learned h, which
 jumps as the prior learns. Zeros would make u_t zero at first, where gradients through norms are steeper by orders of
 magnitude.)
+
+The recall loss is ours as well, and off unless asked for: what only rewards ask for is learned slowly.
 """
 
 from collections.abc import Mapping
@@ -74,6 +76,9 @@ class S3MConfig:
     """Whether the encoder reads servers in their order or as a set."""
     policy: Literal["output", "hidden", "full"] = "hidden"
     """What actor and critic see beside z: `output` is h, `hidden` the states x of all layers, `full` both."""
+    recall: int = 0
+    """Most steps back (R) of the recall loss, which reconstructs an earlier observation from h; 0 is none, as
+    published. What has to be remembered is otherwise learned from the few rewards that depend on it."""
     unimix: float = 0.01
     """Share of the uniform distribution in every latent variable."""
     free_nats: float = 1.0
@@ -91,7 +96,7 @@ class S3MConfig:
     def __post_init__(self):
         least = {"units": 1, "layers": 1, "state": 1, "blocks": 1, "deter": 1, "stoch": 1, "depth": 1}
         least |= {"encoder_layers": 1, "decoder_layers": 1, "reward_layers": 1, "continue_layers": 1}
-        least |= {"free_nats": 0, "dyn_scale": 0, "rep_scale": 0}
+        least |= {"recall": 0, "free_nats": 0, "dyn_scale": 0, "rep_scale": 0}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"S3M {name} must be at least {value}, got {getattr(self, name)}")
@@ -240,6 +245,8 @@ class S3M(eqx.Module):
     dec: Decoder
     rew: Head
     con: Head
+    rec: Decoder | None
+    """Reconstructs an earlier observation from h and how long ago that was."""
     config: S3MConfig = eqx.field(static=True)
 
     def __init__(
@@ -250,7 +257,7 @@ class S3M(eqx.Module):
         Raises:
             ValueError: an entry of `observation_spec` cannot be encoded (the message says which and why).
         """
-        enc_key, dyn_key, dec_key, rew_key, con_key = jax.random.split(key, 5)
+        enc_key, dyn_key, dec_key, rew_key, con_key, rec_key = jax.random.split(key, 6)
         c, deter, stoch, units = config, config.deter, config.stoch_size, config.units
         self.config = config
         self.enc = Encoder(observation_spec, units, c.encoder_layers, c.depth, c.servers, key=enc_key)
@@ -258,6 +265,9 @@ class S3M(eqx.Module):
         self.dec = Decoder(observation_spec, deter, stoch, 1, units, c.decoder_layers, c.depth, key=dec_key)
         self.rew = Head(deter + stoch, TwoHot.BINS, units, c.reward_layers, scale=0.0, key=rew_key)
         self.con = Head(deter + stoch, 1, units, c.continue_layers, key=con_key)
+        self.rec = None
+        if c.recall:
+            self.rec = Decoder(observation_spec, deter, c.recall, 1, units, c.decoder_layers, c.depth, key=rec_key)
 
     @property
     def discount(self) -> float:
@@ -316,13 +326,14 @@ class S3M(eqx.Module):
     def loss(
         self, state: S3MState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[S3MState, dict[str, Float[Array, ""]]]]:
-        """Reconstruction, reward, continue and the two KL losses, averaged over batch and time.
+        """Reconstruction, reward, continue, the two KL losses and, if asked for, recall, averaged over batch and time.
 
         Metrics, all in nats or squared units per step: `model/dyn` and `model/rep` (both at least the free nats),
-        `model/kl` (before that), `model/reconstruction`, `model/reward`, `model/continue`, and the entropies of all
-        latent variables together, `model/entropy_posterior` and `model/entropy_prior`.
+        `model/kl` (before that), `model/reconstruction`, `model/reward`, `model/continue`, `model/recall`, and the
+        entropies of all latent variables together, `model/entropy_posterior` and `model/entropy_prior`.
         """
         observation, action, reward, is_first, _, is_terminal = sequence
+        key, recall_key = jax.random.split(key)
         noise = self._noise(is_first.shape, key)
         states, logits = self._observe(state, observation, action, is_first, noise)
         posterior, prior = self.dyn.latents(logits), self.dyn.latents(self.dyn.prior(states.deter))
@@ -337,6 +348,8 @@ class S3M(eqx.Module):
             "model/reward": TwoHot(self.rew(read)).loss(reward),
             "model/continue": Bernoulli(self.con(read)[..., 0]).loss(self.config.discount * (1.0 - is_terminal)),
         }
+        if self.rec is not None:
+            terms["model/recall"] = self._recall(self.rec, states.deter, observation, is_first, recall_key)
         metrics = {name: term.mean() for name, term in terms.items()}
         scales = {"model/dyn": self.config.dyn_scale, "model/rep": self.config.rep_scale}
         loss = sum((scales.get(name, 1.0) * value for name, value in metrics.items()), jnp.zeros(()))
@@ -344,6 +357,25 @@ class S3M(eqx.Module):
         metrics["model/entropy_posterior"] = posterior.entropy().sum(-1).mean()
         metrics["model/entropy_prior"] = prior.entropy().sum(-1).mean()
         return loss, (states, metrics)
+
+    def _recall(
+        self,
+        decoder: Decoder,
+        deter: Float[Array, "B T D"],
+        observation: dict[str, Array],
+        is_first: Bool[Array, "B T"],
+        key: Key[Array, ""],
+    ) -> Float[Array, "B T"]:
+        """How badly an earlier observation of the same episode and sequence is reconstructed from h: for each step one
+        of the last R, drawn anew. 0 where there is none."""
+        time = jnp.arange(is_first.shape[1])
+        begun = jax.lax.cummax(jnp.where(is_first, time, 0), 1)
+        most = jnp.minimum(time - begun, self.config.recall)  # [B, T]
+        lag = 1 + jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
+        then = jnp.maximum(time - lag, 0)
+        earlier = jax.vmap(lambda rows, at: jax.tree.map(lambda leaf: leaf[at], rows))(observation, then)
+        ago = jax.nn.one_hot(lag - 1, self.config.recall, dtype=deter.dtype)
+        return jnp.where(most > 0, decoder.loss(jnp.concatenate([deter, ago], -1), earlier), 0.0)
 
     def compress(self, state: S3MState) -> StoredState:
         """The state as replay keeps it. z must be one-hot, which is true of every state but `initial`."""
