@@ -5,7 +5,8 @@
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
 by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
 is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. `memory` plays games
-in which one has to remember (`envs/memory/`), with R2I's state-space model (`models/s3m.py`).
+in which one has to remember (`envs/memory/`), with R2I's state-space model (`models/s3m.py`); the unit of rewards, the
+discount and how far back the model is to recall are those of `repeat_previous/easy`.
 
 `with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`).
 """
@@ -35,13 +36,26 @@ Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "hidden", "learned", "paper", "memory"]
 ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m"]
 
+_MEMORY_MODEL = S3MConfig(
+    units=128,
+    layers=2,
+    state=64,
+    blocks=4,
+    deter=128,
+    stoch=8,
+    classes=8,
+    reward_layers=1,
+    continue_layers=1,
+    recall=8,
+    horizon=10.0,
+)
 MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
     {
         "queue": QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
         "counts": CountsConfig(),
         "set_rssm": SetRSSMConfig(),
         "rssm": RSSMConfig(units=64, deter=256, stoch=8, classes=8, servers="set"),
-        "s3m": S3MConfig(units=128, layers=2, state=64, blocks=4, deter=128, stoch=8, classes=8, servers="set"),
+        "s3m": replace(_MEMORY_MODEL, recall=0, horizon=333.0, servers="set"),
     }
 )
 """World models of each kind, of a size for two cores. The last two read anything."""
@@ -61,16 +75,17 @@ _CPU_DREAMER = DreamerConfig(
     reward_scale=1 / PARK_MEAN_SIZE,
 )
 _MEMORY_DREAMER = DreamerConfig(
-    model=replace(MODELS["s3m"], horizon=20.0),
-    optimiser=OptimiserConfig(learning_rate=1e-3, warmup=100),
+    model=_MEMORY_MODEL,
+    optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
     memory=0,
     units=128,
     layers=2,
     horizon=10,
-    starts=128,
+    starts=64,
     entropy=3e-3,
+    reward_scale=48.0,  # of repeat_previous/easy, where a right answer pays 1 / 48
 )
-_MEMORY_EXPERIENCE = DreamingConfig(batch=8, length=64, ratio=8.0)
+_MEMORY_EXPERIENCE = DreamingConfig(ratio=16.0)
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
@@ -108,7 +123,7 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                 "memory": TrainConfig(
                     agent=DreamerRun(algorithm=_MEMORY_DREAMER, experience=_MEMORY_EXPERIENCE, chunk=50),
                     world=GameConfig(),
-                    loop=LoopConfig(steps=400_000, evaluate_every=20_000),
+                    loop=LoopConfig(steps=300_000, evaluate_every=20_000),
                     curve=CurveConfig(episodes=64),
                 ),
                 "paper": TrainConfig(
