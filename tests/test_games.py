@@ -114,6 +114,8 @@ def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["game"], row["episodes"], row["best"]) == ("memory_length/3", 20, 1.0)
     assert -1 <= row["mean_low"] <= row["mean"] <= row["mean_high"] <= 1
+    assert cli.main(["evaluate", str(player.path), "--jobs", "5"]) == 1
+    assert "--episodes and --seed are all" in capsys.readouterr().err
     assert cli.main(["report", str(player.path)]) == 0
     page = player.report.read_text()
     assert "memory_length/3" in page
@@ -124,6 +126,13 @@ def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):
 def test_what_was_learned_in_a_game_is_not_asked_to_dispatch(player, capsys):
     assert cli.main(["compare", "--run", str(player.path)]) == 1
     assert "trained in the game memory_length/3" in capsys.readouterr().err
+
+
+def test_games_are_not_swept_beside_dispatch_rules(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", "--preset", "memory", "--agent", "dreamer"]) == 1
+    assert "trained in the game repeat_previous/easy" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_resumed_run_keeps_its_model(tmp_path, capsys):

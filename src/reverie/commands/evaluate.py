@@ -12,6 +12,7 @@ from reverie.commands.pages import brief
 from reverie.commands.players import evaluate_player, game_of, returns_table
 from reverie.commands.results import Examination, Results
 from reverie.commands.training import load_agents
+from reverie.evaluate.examination import Exam
 from reverie.evaluate.statistics import verdict
 from reverie.report.tables import rich_table
 from reverie.train.run import RunFolder
@@ -21,7 +22,7 @@ from reverie.train.run import RunFolder
 class Evaluate:
     """Examine the agent of a run, as its newest checkpoint has it, beside all rules: standard trials at three loads,
     adaptive trials whose load changes at unknown moments, and windows of a trace. The tables go into the run. An agent
-    that learned a game plays episodes of it.
+    that learned a game plays episodes of it, as many as --episodes says.
 
     Example: reverie evaluate runs/first
     """
@@ -41,7 +42,12 @@ def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     run = RunFolder.open(asked.run)
     if (game := game_of(run)) is not None:
-        row = evaluate_player(run, game, asked.examination.exam.episodes, asked.examination.exam.seed)
+        exam = Exam(episodes=asked.examination.exam.episodes, seed=asked.examination.exam.seed)
+        if asked.examination != Examination(exam=exam):
+            raise ValueError(
+                f"{game.game} is a game: --episodes and --seed are all that can be said of how it is played"
+            )
+        row = evaluate_player(run, game, exam.episodes, exam.seed)
         if asked.output == "json":
             print_json({"run": str(asked.run), "rows": [row]})
         else:

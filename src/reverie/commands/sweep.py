@@ -62,7 +62,8 @@ class SweepConfig:
         """What is trained: all agents with the first seed, then with the next.
 
         Raises:
-            ValueError: an agent has no such preset, or there is no such family, or a limit is impossible.
+            ValueError: an agent has no such preset, or it is one of games, or there is no such family, or a limit is
+                impossible.
         """
         settings = [
             self._plan(agent, family) for agent in self.agent or ("dreamer", "a2c") for family in self.family or (None,)
@@ -73,10 +74,11 @@ class SweepConfig:
         plan = preset(_ALGORITHMS[agent], self.preset)
         if agent.endswith("-rl2"):
             plan = _with_memory(plan, preset("dreamer", self.preset))
+        fleet = plan.fleet  # what is swept is examined beside the rules: a game is refused before anything is trained
         if family is not None:
             several = len(self.family) > 1
             label = f"{plan.name}-{family}" if several else plan.label
-            plan = replace(plan, world=replace(plan.fleet, family=family), label=label)
+            plan = replace(plan, world=replace(fleet, family=family), label=label)
         limits = {"steps": self.steps, "minutes": self.minutes}
         return replace(plan, loop=replace(plan.loop, **{name: v for name, v in limits.items() if v is not None}))
 
