@@ -67,6 +67,29 @@ def test_a_fresh_layer_has_the_modes_of_legs_and_memories_of_20_to_2000_steps():
     assert 1800 < memory.max() < 2001
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("discretisation", ["bilinear", "zoh"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_ring_has_all_frequencies_and_states_and_outputs_as_large_as_its_inputs(kind, discretisation, symmetric):
+    layer = LAYERS[kind](64, 32, 1, symmetric, discretisation, modes="ring", key=KEY)
+    factors = layer.discrete()[0].reshape(-1, 16 if symmetric else 32)[0]
+    expected = np.pi * (np.arange(16) + 0.5) / 16
+    expected = expected if symmetric else np.concatenate([expected, -expected])
+    np.testing.assert_allclose(np.angle(factors), expected, atol=1e-4)
+    memory = -1 / np.log(np.abs(factors))
+    assert 19.9 < memory.min() < memory.max() < 400.1
+    layer = eqx.tree_at(lambda layer: layer.D, layer, jnp.zeros(64))
+    noise = jax.random.normal(KEY, (2000, 4, 64))
+    y, x = layer(noise, jnp.zeros((4, *layer.start.shape)), jnp.zeros((2000, 4), bool))
+    assert (x[1000:] ** 2).sum(-1).mean() == pytest.approx(1.0, rel=0.25)
+    assert (y[1000:] ** 2).mean() == pytest.approx(1.0, rel=0.35)
+
+
+def test_a_ring_is_for_a_diagonal_transition():
+    with pytest.raises(ValueError, match="transition 'dplr' corrects modes 'legs' and no others, got 'ring'"):
+        S3MConfig(transition="dplr", modes="ring")
+
+
 @pytest.mark.parametrize(
     ("size", "blocks", "symmetric", "message"),
     [
@@ -327,8 +350,10 @@ def sequence(batch=3, steps=24):
         {"ssm": "siso", "state": 8},
         {"symmetric": False, "discretisation": "zoh"},
         {"transition": "dplr"},
+        {"modes": "ring"},
+        {"posterior": "recurrent"},
     ],
-    ids=["mimo", "parallel", "siso", "full-zoh", "dplr"],
+    ids=["mimo", "parallel", "siso", "full-zoh", "dplr", "ring", "recurrent"],
 )
 def test_states_in_training_are_those_in_acting_across_resets(options):
     model, (observation, action, is_first) = world_model(**options), sequence()

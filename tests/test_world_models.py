@@ -48,6 +48,9 @@ STATE_SPACE = {
         S3M,
         dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, ssm="siso", state=4, policy="full", scan="parallel"),
     ),
+    "s3m_ring_recurrent": Case(
+        S3M, dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, modes="ring", posterior="recurrent")
+    ),
 }
 MODELS = DISCRETE | GAUSSIAN | STATE_SPACE
 

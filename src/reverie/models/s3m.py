@@ -24,14 +24,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float, Float16, Key, UInt8
+from jaxtyping import Array, Bool, Float, Float16, Int, Key, UInt8
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Features, Sequence
 from reverie.models.encoders import Decoder, Encoder
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
 from reverie.nn.layers import Dense, Head, Linear
-from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Scan, Transition, check_transition
+from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Modes, Scan, Transition, check_transition
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class S3MConfig:
     """How a layer's continuous system becomes a recurrence; the authors use `zoh` for bsuite."""
     transition: Transition = "diagonal"
     """Whether a layer's transition is diagonal or has S4's low-rank correction as well, which is taken step by step."""
+    modes: Modes = "legs"
+    """What a layer's memory is before training: blocks of HiPPO-LegS, or a `ring` of all frequencies, which keeps what
+    changes at random from step to step far better (`nn/ssm.py`); it has no blocks."""
     scan: Scan = "auto"
     """How a sequence is taken; `auto` is `parallel` on accelerators and `sequential` on CPUs."""
     deter: int = 1024
@@ -74,6 +77,9 @@ class S3MConfig:
     """Hidden layers of the continue head."""
     servers: Literal["flat", "set"] = "flat"
     """Whether the encoder reads servers in their order or as a set."""
+    posterior: Literal["parallel", "recurrent"] = "parallel"
+    """Whether z is told of the observation alone, as published, or of h as well, as in an RSSM: sequences are
+    then taken step by step, on a GPU too."""
     policy: Literal["output", "hidden", "full"] = "hidden"
     """What actor and critic see beside z: `output` is h, `hidden` the states x of all layers, `full` both."""
     recall: int = 0
@@ -104,7 +110,7 @@ class S3MConfig:
         if self.state % unit:
             of = "2 x blocks" if self.symmetric else "blocks"
             raise ValueError(f"S3M state must be a multiple of {of} = {unit}, got {self.state}")
-        check_transition(self.transition, self.discretisation)
+        check_transition(self.transition, self.discretisation, self.modes)
         if self.transition == "dplr" and self.scan == "parallel":
             raise ValueError("S3M with transition 'dplr' has no parallel scan: give scan 'auto' or 'sequential'")
         if not 2 <= self.classes <= 256:
@@ -189,13 +195,14 @@ class Dynamics(eqx.Module):
 
         def block(key: Key[Array, ""]) -> Block:
             ssm_key, block_key = jax.random.split(key)
-            ssm = layer(units, c.state, c.blocks, c.symmetric, c.discretisation, c.transition, key=ssm_key)
+            ssm = layer(units, c.state, c.blocks, c.symmetric, c.discretisation, c.transition, c.modes, key=ssm_key)
             return Block(ssm, key=block_key)
 
         self.inputs = Dense(stoch + actions, units, key=inputs_key)
         self.layers = tuple(block(k) for k in jax.random.split(layers_key, c.layers))
         self.output = Linear(units, c.deter, key=output_key)
-        self.posterior_head = Head(tokens, stoch, units, layers=1, key=posterior_key)
+        told = tokens + c.deter if c.posterior == "recurrent" else tokens
+        self.posterior_head = Head(told, stoch, units, layers=1, key=posterior_key)
         self.prior_head = Head(c.deter, stoch, units, layers=1, key=prior_key)
         self.config = config
 
@@ -223,9 +230,9 @@ class Dynamics(eqx.Module):
         deter = jax.nn.silu(self.output(x))
         return jnp.swapaxes(deter, 0, 1), jnp.swapaxes(jnp.stack(states, 2), 0, 1)
 
-    def posterior(self, tokens: Float[Array, "*B E"]) -> Float[Array, "*B Z"]:
-        """Logits of z after the observation, of which `tokens` is all that it is told."""
-        return self.posterior_head(tokens)
+    def posterior(self, *told: Float[Array, "*B E"]) -> Float[Array, "*B Z"]:
+        """Logits of z after the observation: it is told what was encoded, and nothing else unless it is recurrent."""
+        return self.posterior_head(jnp.concatenate(told, -1))
 
     def prior(self, deter: Float[Array, "*B D"]) -> Float[Array, "*B Z"]:
         """Logits of z before the observation."""
@@ -237,6 +244,32 @@ class Dynamics(eqx.Module):
         return Categorical.from_logits(logits.reshape(shape), self.config.unimix)
 
 
+class Recall(eqx.Module):
+    """Reconstructs an earlier observation from h and how many steps ago that was.
+
+    The two are multiplied, so that each lag has a reading of its own: read side by side, nothing of 32 steps ago was
+    learned in the time in which this way all 32 were.
+    """
+
+    read: Dense
+    ago: Float[Array, "R U"]
+    decoder: Decoder
+
+    def __init__(self, observation_spec: Mapping[str, ArraySpec], config: S3MConfig, *, key: Key[Array, ""]):
+        read_key, ago_key, decoder_key = jax.random.split(key, 3)
+        c = config
+        self.read = Dense(c.deter, c.units, key=read_key)
+        self.ago = jax.random.normal(ago_key, (c.recall, c.units))
+        sizes = c.units, c.recall, 1, c.units, c.decoder_layers, c.depth
+        self.decoder = Decoder(observation_spec, *sizes, key=decoder_key)
+
+    def loss(self, deter: Float[Array, "*B D"], lag: Int[Array, "*B"], earlier: dict[str, Array]) -> Float[Array, "*B"]:
+        """How badly what was seen `lag` steps ago (1 .. R) is reconstructed."""
+        ago = jax.nn.one_hot(lag - 1, self.ago.shape[0], dtype=deter.dtype)
+        asked = self.read(deter) * (ago @ self.ago.astype(deter.dtype))
+        return self.decoder.loss(jnp.concatenate([asked, ago], -1), earlier)
+
+
 class S3M(eqx.Module):
     """R2I's world model, behind the `WorldModel` protocol."""
 
@@ -245,8 +278,7 @@ class S3M(eqx.Module):
     dec: Decoder
     rew: Head
     con: Head
-    rec: Decoder | None
-    """Reconstructs an earlier observation from h and how long ago that was."""
+    rec: Recall | None
     config: S3MConfig = eqx.field(static=True)
 
     def __init__(
@@ -267,7 +299,7 @@ class S3M(eqx.Module):
         self.con = Head(deter + stoch, 1, units, c.continue_layers, key=con_key)
         self.rec = None
         if c.recall:
-            self.rec = Decoder(observation_spec, deter, c.recall, 1, units, c.decoder_layers, c.depth, key=rec_key)
+            self.rec = Recall(observation_spec, c, key=rec_key)
 
     @property
     def discount(self) -> float:
@@ -360,7 +392,7 @@ class S3M(eqx.Module):
 
     def _recall(
         self,
-        decoder: Decoder,
+        recall: Recall,
         deter: Float[Array, "B T D"],
         observation: dict[str, Array],
         is_first: Bool[Array, "B T"],
@@ -374,8 +406,7 @@ class S3M(eqx.Module):
         lag = 1 + jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
         then = jnp.maximum(time - lag, 0)
         earlier = jax.vmap(lambda rows, at: jax.tree.map(lambda leaf: leaf[at], rows))(observation, then)
-        ago = jax.nn.one_hot(lag - 1, self.config.recall, dtype=deter.dtype)
-        return jnp.where(most > 0, decoder.loss(jnp.concatenate([deter, ago], -1), earlier), 0.0)
+        return jnp.where(most > 0, recall.loss(deter, lag, earlier), 0.0)
 
     def compress(self, state: S3MState) -> StoredState:
         """The state as replay keeps it. z must be one-hot, which is true of every state but `initial`."""
@@ -410,7 +441,21 @@ class S3M(eqx.Module):
     ) -> tuple[S3MState, Float[Array, "B T Z"]]:
         """`observe` with its randomness given, and the logits of z beside the states."""
         dtype = self.config.dtype
-        logits = self.dyn.posterior(self.enc(observation, dtype))
+        tokens = self.enc(observation, dtype)
+        if self.config.posterior == "recurrent":
+
+            def step(state: S3MState, now: tuple[Array, ...]) -> tuple[S3MState, tuple[S3MState, Array]]:
+                tokens, action, is_first, noise = now
+                deter, hidden = self.dyn.advance(state.hidden, state.stoch[:, None], action[:, None], is_first[:, None])
+                logits = self.dyn.posterior(tokens, deter[:, 0])
+                stoch = self.dyn.latents(logits).straight_through(noise).astype(dtype)
+                state = S3MState(deter[:, 0], stoch, hidden[:, 0])
+                return state, (state, logits)
+
+            rows = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (tokens, action, is_first, noise))
+            _, (states, logits) = jax.lax.scan(step, state, rows)
+            return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (states, logits))
+        logits = self.dyn.posterior(tokens)
         stoch = self.dyn.latents(logits).straight_through(noise).astype(dtype)
         before = jnp.concatenate([state.stoch[:, None], stoch[:, :-1]], 1)
         deter, hidden = self.dyn.advance(state.hidden, before, action, is_first)

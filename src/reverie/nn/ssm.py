@@ -25,11 +25,14 @@ from reverie.nn.layers import Linear, RMSNorm, truncated_normal
 Scan = Literal["auto", "sequential", "parallel"]
 Discretisation = Literal["bilinear", "zoh"]
 Transition = Literal["diagonal", "dplr"]
+Modes = Literal["legs", "ring"]
 
 SLOWEST_DECAY = 1e-4
 """Real parts of eigenvalues stay below minus this, so that no mode can grow, whatever is learned."""
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1
 """Initial step sizes: with the real part -1/2, time constants of 20 to 2000 steps."""
+SHORTEST_MEMORY, LONGEST_MEMORY = 20.0, 400.0
+"""Initial time constants of the modes of a ring, in steps."""
 
 
 # --- initial values ------------------------------------------------------------------------------------------------
@@ -63,6 +66,21 @@ def _modes(size: int, blocks: int, symmetric: bool) -> tuple[Complex[np.ndarray,
     values, vectors = legs_modes(size // blocks)
     kept = slice(len(values) // 2 if symmetric else 0, None)
     return np.tile(values[kept], blocks), np.kron(np.eye(blocks), vectors[:, kept])
+
+
+def ring(key: Key[Array, ""], shape: tuple[int, ...], symmetric: bool = True) -> Complex[Array, "*H S"]:
+    """Factors of one step: evenly spaced angles, time constants log-uniform in 20 to 400 steps.
+
+    LegS hears slow things; in white noise, such as cards that are drawn, all frequencies count alike, and S such modes
+    repeat what was S steps ago after a tenth of the training. They are those of the linear recurrent unit (Orvieto et
+    al. 2023, arXiv 2303.06349) but for the angles, which are drawn there. Without `symmetric` both of each pair of
+    conjugates are given.
+    """
+    half = shape[-1] if symmetric else -(-shape[-1] // 2)
+    angle = math.pi * (np.arange(half) + 0.5) / half
+    angle = angle if symmetric else np.concatenate([angle, -angle])[: shape[-1]]
+    draws = jax.random.uniform(key, shape, minval=math.log(SHORTEST_MEMORY), maxval=math.log(LONGEST_MEMORY))
+    return jnp.exp(jax.lax.complex(-jnp.exp(-draws), jnp.broadcast_to(jnp.asarray(angle, jnp.float32), shape)))
 
 
 # --- the recurrence ------------------------------------------------------------------------------------------------
@@ -234,23 +252,33 @@ class MIMO(SSM):
         symmetric: bool = True,
         discretisation: Discretisation = "bilinear",
         transition: Transition = "diagonal",
+        modes: Modes = "legs",
         *,
         key: Key[Array, ""],
     ):
-        """`width` is H, `size` is P, conjugates included; A starts as `blocks` blocks of HiPPO-LegS.
+        """`width` is H, `size` is P, conjugates included; A starts as `blocks` blocks of HiPPO-LegS, or as a `ring`.
 
         Raises:
-            ValueError: P cannot be cut into the blocks, or the discretisation is not for the transition.
+            ValueError: P cannot be cut into the blocks, or the transition is not for the discretisation or the modes.
         """
-        check_transition(transition, discretisation)
+        check_transition(transition, discretisation, modes)
         b_key, c_key, d_key, step_key = jax.random.split(key, 4)
         values, vectors = _modes(size, blocks, symmetric)
         states = len(values)
-        self.decay, self.frequency = _parameters(values)
-        self.log_step = _log_steps(step_key, (states,))
-        # Drawn as the real matrices of the real system, then turned into the coordinates of its modes.
-        self.B = _pair(truncated_normal(b_key, (width, size), width), vectors.conj())  # [2, H, S]
-        self.C = _pair(truncated_normal(c_key, (width, size), size), vectors).swapaxes(1, 2)  # [2, S, H]
+        if modes == "ring":
+            factors = ring(step_key, (states,), symmetric)
+            self.decay, self.frequency, gain = _ring_parameters(factors, discretisation)
+            self.log_step = jnp.zeros(states)
+            # Inputs of variance 1 make states of variance 1, and these outputs of variance 1.
+            norm = jnp.sqrt((1 - jnp.abs(factors) ** 2) / 2) / gain
+            self.B = truncated_normal(b_key, (2, width, states), width) * norm  # [2, H, S]
+            self.C = truncated_normal(c_key, (2, states, width), (1 + symmetric) * size)  # [2, S, H]
+        else:
+            self.decay, self.frequency = _parameters(values)
+            self.log_step = _log_steps(step_key, (states,))
+            # Drawn as the real matrices of the real system, then turned into the coordinates of its modes.
+            self.B = _pair(truncated_normal(b_key, (width, size), width), vectors.conj())  # [2, H, S]
+            self.C = _pair(truncated_normal(c_key, (width, size), size), vectors).swapaxes(1, 2)  # [2, S, H]
         self.D = jax.random.normal(d_key, (width,))
         self.start = jnp.zeros((states, 2))
         self.Q = _correction(size, blocks, vectors) if transition == "dplr" else None
@@ -274,24 +302,34 @@ class SISO(SSM):
         symmetric: bool = True,
         discretisation: Discretisation = "bilinear",
         transition: Transition = "diagonal",
+        modes: Modes = "legs",
         *,
         key: Key[Array, ""],
     ):
-        """`width` is H, `size` is N, conjugates included; A starts as `blocks` blocks of HiPPO-LegS, B as theirs.
+        """`width` is H, `size` is N, conjugates included; A starts as `blocks` blocks of HiPPO-LegS, B as theirs, or
+        as a `ring`.
 
         Raises:
-            ValueError: N cannot be cut into the blocks, or the discretisation is not for the transition.
+            ValueError: N cannot be cut into the blocks, or the transition is not for the discretisation or the modes.
         """
-        check_transition(transition, discretisation)
+        check_transition(transition, discretisation, modes)
         c_key, d_key, step_key = jax.random.split(key, 3)
         values, vectors = _modes(size, blocks, symmetric)
-        _, b = legs(size // blocks)
-        repeated = (width, 1)
-        self.decay, self.frequency = (jnp.tile(x, repeated) for x in _parameters(values))
-        self.log_step = _log_steps(step_key, (width, 1))
-        b = jnp.tile(jnp.asarray(np.tile(b, blocks), jnp.float32), repeated)  # [H, N]
-        self.B = _pair(b, vectors.conj())  # [2, H, S]
-        self.C = _pair(jax.random.normal(c_key, (width, size)), vectors)  # [2, H, S]
+        if modes == "ring":
+            factors = ring(step_key, (width, len(values)), symmetric)
+            self.decay, self.frequency, gain = _ring_parameters(factors, discretisation)
+            self.log_step = jnp.zeros((width, 1))
+            b = jnp.sqrt(1 - jnp.abs(factors) ** 2) / gain
+            self.B = jnp.stack([b, jnp.zeros_like(b)])  # [2, H, S]
+            self.C = truncated_normal(c_key, (2, *factors.shape), (1 + symmetric) * size)  # [2, H, S]
+        else:
+            _, b = legs(size // blocks)
+            repeated = (width, 1)
+            self.decay, self.frequency = (jnp.tile(x, repeated) for x in _parameters(values))
+            self.log_step = _log_steps(step_key, (width, 1))
+            b = jnp.tile(jnp.asarray(np.tile(b, blocks), jnp.float32), repeated)  # [H, N]
+            self.B = _pair(b, vectors.conj())  # [2, H, S]
+            self.C = _pair(jax.random.normal(c_key, (width, size)), vectors)  # [2, H, S]
         self.D = jax.random.normal(d_key, (width,))
         self.start = jnp.zeros((width * len(values), 2))
         self.Q = jnp.tile(_correction(size, blocks, vectors), width) if transition == "dplr" else None
@@ -363,10 +401,12 @@ def as_pair(x: Complex[Array, "*B"]) -> Float[Array, "*B 2"]:
     return jnp.stack([x.real, x.imag], -1)
 
 
-def check_transition(transition: Transition, discretisation: Discretisation) -> None:
+def check_transition(transition: Transition, discretisation: Discretisation, modes: Modes) -> None:
     """Errors: ValueError where there is no such combination."""
     if transition == "dplr" and discretisation != "bilinear":
         raise ValueError(f"transition 'dplr' needs the discretisation 'bilinear', got {discretisation!r}")
+    if transition == "dplr" and modes != "legs":
+        raise ValueError(f"transition 'dplr' corrects modes 'legs' and no others, got {modes!r}")
 
 
 def _correction(size: int, blocks: int, vectors: Complex[np.ndarray, "N S"]) -> Float[Array, "2 S"]:
@@ -379,6 +419,19 @@ def _correction(size: int, blocks: int, vectors: Complex[np.ndarray, "N S"]) -> 
 def _parameters(values: Complex[np.ndarray, " S"]) -> tuple[Float[Array, " S"], Float[Array, " S"]]:
     """`decay` and `frequency` of eigenvalues."""
     return jnp.asarray(np.log(-values.real - SLOWEST_DECAY), jnp.float32), jnp.asarray(values.imag, jnp.float32)
+
+
+def _ring_parameters(
+    factors: Complex[Array, "*H S"], discretisation: Discretisation
+) -> tuple[Float[Array, "*H S"], Float[Array, "*H S"], Float[Array, "*H S"]]:
+    """`decay` and `frequency` of a system whose factors of a step of size 1 are these, and the size of its gain."""
+    if discretisation == "bilinear":
+        z = 2 * (factors - 1) / (factors + 1)
+        gain = 1 / (1 - z / 2)
+    else:
+        z = jnp.log(factors)
+        gain = jnp.expm1(z) / z
+    return jnp.log(-z.real - SLOWEST_DECAY), z.imag, jnp.abs(gain)
 
 
 def _log_steps(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
