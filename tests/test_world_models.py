@@ -52,7 +52,7 @@ STATE_SPACE = {
         S3M, dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, modes="ring", posterior="recurrent")
     ),
 }
-MODELS = DISCRETE | GAUSSIAN | STATE_SPACE
+MODELS = DISCRETE | GAUSSIAN | STATE_SPACE | {"set_ssm": Case(SetRSSM, dataclasses.replace(SMALL, cell="ssm"))}
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -8,7 +8,7 @@ structure is our choice; Redovian (2025) uses the flat model of `rssm.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from reverie.models.encoders import Entries
 from reverie.models.latents import Distribution, LatentKind, Latents, Stored, latents
 from reverie.nn.distributions import Bernoulli, SquaredError, TwoHot, symlog
 from reverie.nn.layers import GRU, MLP, Dense, Head
+from reverie.nn.ssm import SSMCell
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class SetRSSMConfig:
 
     units: int = 64
     """Width of all hidden layers."""
+    cell: Literal["gru", "ssm"] = "gru"
+    """What carries states from step to step: a GRU, or R2I's kind of memory, a linear state-space layer whose modes
+    take 20 to 2000 steps to forget (`nn/ssm.py`)."""
     deter: int = 64
     """Width of each server's recurrent state."""
     latent: LatentKind = "discrete"
@@ -121,8 +125,8 @@ class SetRSSM(eqx.Module):
     server_tokens: MLP
     world_tokens: MLP
     summary: Dense
-    server_gru: GRU
-    world_gru: GRU
+    server_cell: GRU | SSMCell
+    world_cell: GRU | SSMCell
     server_prior: Head
     server_posterior: Head
     world_prior: Head
@@ -156,8 +160,9 @@ class SetRSSM(eqx.Module):
         self.server_tokens = MLP(rows.shape[1], u, 2, key=next(keys))
         self.world_tokens = MLP(world, u, 2, key=next(keys))
         self.summary = Dense(row, u, key=next(keys))
-        self.server_gru = GRU(z + 1 + 2 * world_z + c.world_deter, c.deter, key=next(keys))
-        self.world_gru = GRU(world_z + 2 * u, c.world_deter, key=next(keys))
+        cell = {"gru": GRU, "ssm": SSMCell}[c.cell]
+        self.server_cell = cell(z + 1 + 2 * world_z + c.world_deter, c.deter, key=next(keys))
+        self.world_cell = cell(world_z + 2 * u, c.world_deter, key=next(keys))
         self.server_prior = Head(c.deter, outputs, u, 1, key=next(keys))
         self.server_posterior = Head(c.deter + u, outputs, u, 1, key=next(keys))
         self.world_prior = Head(c.world_deter, world_outputs, u, 1, key=next(keys))
@@ -302,7 +307,7 @@ class SetRSSM(eqx.Module):
         share = state.mask / jnp.maximum(1, state.mask.sum(-1, keepdims=True))
         chosen, average = jnp.einsum("bn,bnu->bu", action, summary), jnp.einsum("bn,bnu->bu", share, summary)
         told = jnp.concatenate([_flat(state.world_stoch), chosen, average], -1)
-        return self.world_gru(state.world_deter, told)
+        return self.world_cell(state.world_deter, told)
 
     def _move_servers(self, state, action, world_deter, world_stoch) -> Float[Array, "B N D"]:
         """Each server's recurrent state: told whether it got the last job, which job that was, and what came next.
@@ -311,10 +316,10 @@ class SetRSSM(eqx.Module):
         """
         own = jnp.concatenate([_flat(state.stoch), action[..., None]], -1)  # [B, N, Z + 1]
         common = jnp.concatenate([_flat(state.world_stoch), _flat(world_stoch), world_deter], -1)  # [B, C]
-        weight, bias = self.server_gru.inputs.weight, self.server_gru.inputs.bias
+        weight, bias = self.server_cell.inputs.weight, self.server_cell.inputs.bias
         width = own.shape[-1]
         projected = own @ weight[:width] + (common @ weight[width:] + bias)[..., None, :]
-        return self.server_gru.step(state.deter, projected)
+        return self.server_cell.step(state.deter, projected)
 
     def _latents(self, logits: Logits) -> tuple[Distribution, Distribution]:
         c = self.config

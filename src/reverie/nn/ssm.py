@@ -390,6 +390,41 @@ class Block(eqx.Module):
         return self.norm(x + self.value(y) * jax.nn.sigmoid(self.gate(y))), states
 
 
+class SSMCell(eqx.Module):
+    """A MIMO layer with the interface of a GRU (`nn/layers.py`): its state h of even width is x, real and imaginary
+    parts, which others read as it is. What is told passes a norm and SiLU, what was told before nothing but the linear
+    recurrence."""
+
+    inputs: Linear
+    norm: RMSNorm
+    ssm: MIMO
+
+    def __init__(self, inputs: int, units: int, *, key: Key[Array, ""]):
+        """Errors: ValueError where `units` is odd."""
+        if units % 2:
+            raise ValueError(
+                f"the state of a state-space cell holds pairs of numbers: its width must be even, got {units}"
+            )
+        inputs_key, ssm_key = jax.random.split(key)
+        self.inputs = Linear(inputs, units, key=inputs_key)
+        self.norm = RMSNorm(units)
+        unread = [None] * 3
+        self.ssm = eqx.tree_at(lambda ssm: (ssm.C, ssm.D, ssm.start), MIMO(units, units, key=ssm_key), unread)
+
+    def project(self, x: Float[Array, "*B I"]) -> Float[Array, "*B U"]:
+        return self.inputs(x)
+
+    def step(self, h: Float[Array, "*B U"], projected: Float[Array, "*B U"]) -> Float[Array, "*B U"]:
+        """The next state from the state h and a row of `project`."""
+        transition, gain = self.ssm.discrete()
+        u = jax.nn.silu(self.norm(projected)).astype(jnp.float32)
+        x = transition * as_complex(h.reshape(*h.shape[:-1], -1, 2)) + gain * self.ssm.drive(u)
+        return as_pair(x).reshape(h.shape)
+
+    def __call__(self, h: Float[Array, "*B U"], x: Float[Array, "*B I"]) -> Float[Array, "*B U"]:
+        return self.step(h, self.project(x))
+
+
 # --- small things --------------------------------------------------------------------------------------------------
 
 
