@@ -17,6 +17,7 @@ The recall loss is ours as well, and off unless asked for: what only rewards ask
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -32,6 +33,11 @@ from reverie.models.encoders import Decoder, Encoder
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
 from reverie.nn.layers import Dense, Head, Linear
 from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Modes, Scan, Transition, check_transition
+
+DRAWS = 8
+"""Earlier observations that are recalled at each step."""
+RECALLED_ANYWAY = 0.1
+"""Weight of what does not surprise at all, in units of the mean surprise."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class S3MConfig:
     policy: Literal["output", "hidden", "full"] = "hidden"
     """What actor and critic see beside z: `output` is h, `hidden` the states x of all layers, `full` both."""
     recall: int = 0
-    """Most steps back (R) of the recall loss, which reconstructs an earlier observation from h; 0 is none, as
+    """Most steps back (R) of the recall loss, which reconstructs earlier observations from h; 0 is none, as
     published. What has to be remembered is otherwise learned from the few rewards that depend on it."""
     unimix: float = 0.01
     """Share of the uniform distribution in every latent variable."""
@@ -263,10 +269,12 @@ class Recall(eqx.Module):
         sizes = c.units, c.recall, 1, c.units, c.decoder_layers, c.depth
         self.decoder = Decoder(observation_spec, *sizes, key=decoder_key)
 
-    def loss(self, deter: Float[Array, "*B D"], lag: Int[Array, "*B"], earlier: dict[str, Array]) -> Float[Array, "*B"]:
-        """How badly what was seen `lag` steps ago (1 .. R) is reconstructed."""
+    def loss(
+        self, deter: Float[Array, "*B D"], lag: Int[Array, "n *B"], earlier: dict[str, Array]
+    ) -> Float[Array, "n *B"]:
+        """How badly what was seen `lag` steps ago (1 .. R) is reconstructed, for each of n lags."""
         ago = jax.nn.one_hot(lag - 1, self.ago.shape[0], dtype=deter.dtype)
-        asked = self.read(deter) * (ago @ self.ago.astype(deter.dtype))
+        asked = self.read(deter) * self.ago[lag - 1].astype(deter.dtype)
         return self.decoder.loss(jnp.concatenate([asked, ago], -1), earlier)
 
 
@@ -398,15 +406,27 @@ class S3M(eqx.Module):
         is_first: Bool[Array, "B T"],
         key: Key[Array, ""],
     ) -> Float[Array, "B T"]:
-        """How badly an earlier observation of the same episode and sequence is reconstructed from h: for each step one
-        of the last R, drawn anew. 0 where there is none."""
-        time = jnp.arange(is_first.shape[1])
-        begun = jax.lax.cummax(jnp.where(is_first, time, 0), 1)
-        most = jnp.minimum(time - begun, self.config.recall)  # [B, T]
-        lag = 1 + jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
-        then = jnp.maximum(time - lag, 0)
-        earlier = jax.vmap(lambda rows, at: jax.tree.map(lambda leaf: leaf[at], rows))(observation, then)
-        return jnp.where(most > 0, recall.loss(deter, lag, earlier), 0.0)
+        """How badly earlier observations of the same episode and sequence are reconstructed from h: at each step
+        `DRAWS` of the last R, drawn anew. 0 where there is none.
+
+        What surprised most is asked for most: one is drawn in proportion to how badly the prior foretells it.
+        """
+        steps = jnp.arange(is_first.shape[1])
+        begun = jax.lax.cummax(jnp.where(is_first, steps, 0), 1)
+        earliest = jnp.maximum(begun, steps - self.config.recall)  # [B, T]
+        draw_key, key = jax.random.split(key)
+        latents = self.dyn.latents(self.dyn.prior(deter))
+        stoch = latents.straight_through(self._noise(is_first.shape, draw_key)).reshape(*is_first.shape, -1)
+        surprise = stop_gradient(self.dec.loss(jnp.concatenate([deter, stoch.astype(deter.dtype)], -1), observation))
+        weight = surprise + RECALLED_ANYWAY * surprise.mean() + jnp.finfo(jnp.float32).tiny
+        before = jnp.cumsum(weight, 1) - weight  # [B, T] sum of the weights of all earlier steps
+        low = jnp.take_along_axis(before, earliest, 1)
+        place = low + (before - low) * jax.random.uniform(key, (DRAWS, *low.shape))  # [n, B, T]
+        find = jax.vmap(partial(jnp.searchsorted, side="right"), (0, 1), 1)
+        then = jnp.clip(find(before, place) - 1, earliest, jnp.maximum(steps - 1, 0))
+        earlier = jax.tree.map(lambda leaf: leaf[jnp.arange(len(leaf))[:, None], then], observation)  # [n, B, T, ...]
+        loss = recall.loss(deter, jnp.maximum(steps - then, 1), earlier).mean(0)
+        return jnp.where(steps > begun, loss, 0.0)
 
     def compress(self, state: S3MState) -> StoredState:
         """The state as replay keeps it. z must be one-hot, which is true of every state but `initial`."""
