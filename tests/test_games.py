@@ -11,12 +11,15 @@ import pytest
 from reverie import cli
 from reverie.commands.train import parse
 from reverie.commands.training import train_run
+from reverie.envs.core import batch_reset, batch_step
 from reverie.envs.memory.discounting_chain import DELAYS
 from reverie.envs.memory.games import GAMES, find_game
+from reverie.envs.memory.memory_chain import LENGTHS
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import PRESETS, S3MConfig
 from reverie.train.config import GameConfig
+from reverie.train.game_plans import game_plan
 from reverie.train.loop import LoopConfig
 from reverie.train.presets import MODELS, preset, with_model
 from reverie.train.run import RunFolder
@@ -38,8 +41,8 @@ class Always:
 
 @pytest.mark.parametrize("name", GAMES)
 def test_games_open_with_the_observation_that_they_announce(name):
-    world, task = GAMES[name]
-    opened = jax.eval_shape(lambda key: world.reset(jnp.int32(task), key)[1], jax.random.key(0))
+    world, tasks = GAMES[name]
+    opened = jax.eval_shape(lambda key: world.reset(jnp.int32(tasks[-1]), key)[1], jax.random.key(0))
     assert {entry: spec.shape for entry, spec in world.observation_spec.items()} == {
         entry: leaf.shape for entry, leaf in opened.observation.items()
     }
@@ -58,6 +61,19 @@ def test_returns_are_those_of_whole_episodes(arm):
     np.testing.assert_allclose(played, 1.1 if DELAYS[arm] == 30 else 1.0, rtol=1e-6)
 
 
+def test_copies_take_turns_at_the_variants_of_a_game():
+    """Of `memory_length/all`, each copy has one length: an episode of it is over when it says so."""
+    world, tasks = GameConfig("memory_length/all").open(30)
+    np.testing.assert_array_equal(tasks, [*range(23), *range(7)])
+    states, steps = batch_reset(world, tasks, jax.random.key(0))
+    ended = np.full(30, -1)
+    for time in range(1, 102):
+        states, steps = batch_step(world, tasks, states, steps, jnp.zeros(30, jnp.int32), jax.random.key(time))
+        ended = np.where((ended < 0) & steps.is_last, time, ended)
+    np.testing.assert_array_equal(ended, np.resize(LENGTHS, 30) + 1)
+    assert build(replace(small(PRESETS["tiny"]), world=GameConfig("memory_length/all"))).pool.tolist() == [*range(23)]
+
+
 def test_episodes_that_end_earlier_are_counted_once():
     """Turning one card again and again loses as often as the rules of Concentration say, and an episode is cut."""
     world = find_game("concentration/easy").world
@@ -66,12 +82,12 @@ def test_episodes_that_end_earlier_are_counted_once():
 
 
 def small(model) -> object:
-    """The preset `memory`, so small that it compiles quickly."""
-    plan = with_model(preset("dreamer", "memory"), "s3m")
+    """The plan of a game, so small that it compiles quickly."""
+    plan = game_plan("memory_length/3")
     algorithm = replace(plan.agent.algorithm, model=model, units=8, layers=1, horizon=3, starts=4)
     experience = replace(plan.agent.experience, streams=2, batch=2, length=6, ratio=3.0, capacity=100)
     agent = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=2)
-    return replace(plan, agent=agent, world=GameConfig("memory_length/3"))
+    return replace(plan, agent=agent)
 
 
 def test_a_state_space_model_is_trained_and_judged_in_a_game():
@@ -82,6 +98,31 @@ def test_a_state_space_model_is_trained_and_judged_in_a_game():
     judged = return_curve(plan.world, 3)(trainer.policy(state))
     assert set(judged) == {"evaluation/return"}
     assert round(3 * judged["evaluation/return"], 5) in (-3, -1, 1, 3)  # each game is won or lost
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_every_game_has_a_plan(name):
+    """Which recalls as far back as the game demands, with sequences that are long enough, in the game's own unit."""
+    plan = game_plan(name)
+    assert plan.world.game == name
+    model, experience = plan.agent.algorithm.model, plan.agent.experience
+    assert 0 < model.recall < 2 * experience.length
+    world, tasks = plan.world.open(2)
+    _, first = batch_reset(world, tasks, jax.random.key(0))
+    assert first.is_first.all()
+
+
+def test_a_game_is_chosen_by_its_name(capsys):
+    chosen = parse(["--game", "repeat_previous/hard", "--agent.model.recall", "7"]).config
+    assert (chosen.world.game, chosen.agent.algorithm.model.recall) == ("repeat_previous/hard", 7)
+    outside = parse(["--game", "gym:CartPole-v1", "--world.repeat", "2"]).config
+    assert (outside.world, type(outside.agent.algorithm.model)) == (GameConfig("gym:CartPole-v1", 2), RSSMConfig)
+    for words in ("--agent a2c", "--preset cpu"):
+        with pytest.raises(SystemExit):
+            parse(["--game", "gym:CartPole-v1", *words.split()])
+        assert f"{words} was given too" in " ".join(capsys.readouterr().err.replace("│", "").split())
+    with pytest.raises(ValueError, match="there is no game 'repeat/easy'"):
+        parse(["--game", "repeat/easy"])
 
 
 @pytest.mark.parametrize(
@@ -126,13 +167,6 @@ def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):
 def test_what_was_learned_in_a_game_is_not_asked_to_dispatch(player, capsys):
     assert cli.main(["compare", "--run", str(player.path)]) == 1
     assert "trained in the game memory_length/3" in capsys.readouterr().err
-
-
-def test_games_are_not_swept_beside_dispatch_rules(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["sweep", "--preset", "memory", "--agent", "dreamer"]) == 1
-    assert "trained in the game repeat_previous/easy" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_resumed_run_keeps_its_model(tmp_path, capsys):

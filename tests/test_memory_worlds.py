@@ -32,11 +32,16 @@ def recorded(name):
         return {field: arrays[f"{name}/{field}"] for field in FIELDS}
 
 
+def chain(length, bits):
+    """A chain of that length, as one of two in the same world."""
+    return MemoryChain((length, 2), bits)
+
+
 def world(name):
     kind, variant = name.split("/")
     if kind in CARD_GAMES:
         return CARD_GAMES[kind].LEVELS[variant]
-    return DiscountingChain() if kind == "discounting_chain" else MemoryChain(*map(int, variant.split("-")))
+    return DiscountingChain() if kind == "discounting_chain" else chain(*map(int, variant.split("-")))
 
 
 def opening(env, chance):
@@ -44,7 +49,7 @@ def opening(env, chance):
     if isinstance(env, DiscountingChain):
         return env.reset(jnp.asarray(chance, jnp.int32), KEY)
     chance = jnp.asarray(chance, jnp.int32)
-    return env.start(chance[:-1], chance[-1]) if isinstance(env, MemoryChain) else env.start(chance)
+    return env.start(chance[:-1], chance[-1], 0) if isinstance(env, MemoryChain) else env.start(chance)
 
 
 def replayed(env, chance, actions):
@@ -108,7 +113,7 @@ def test_decks_are_complete_and_shuffled_anew(env, values):
 
 
 def test_bits_and_queries_of_the_memory_chain_are_fair():
-    states, _ = batch_reset(MemoryChain(length=2, bits=4), jnp.zeros(2000), KEY)
+    states, _ = batch_reset(MemoryChain((2,), bits=4), jnp.zeros(2000), KEY)
     np.testing.assert_allclose(states.context.mean(0), 0.5, atol=0.05)
     np.testing.assert_allclose(np.bincount(states.query) / 2000, 0.25, atol=0.05)
     assert abs(np.corrcoef(states.context[:, 0], states.query)[0, 1]) < 0.1
@@ -116,7 +121,7 @@ def test_bits_and_queries_of_the_memory_chain_are_fair():
 
 @pytest.mark.parametrize(
     "env",
-    [RepeatPrevious(), Autoencode(), Concentration(), MemoryChain(3, 2), DiscountingChain()],
+    [RepeatPrevious(), Autoencode(), Concentration(), MemoryChain((3,), 2), DiscountingChain()],
     ids=lambda x: type(x).__name__,
 )
 def test_episodes_run_in_a_batch_and_begin_again(env):
@@ -152,7 +157,7 @@ def test_sweeps_are_those_of_bsuite():
         (lambda: RepeatPrevious(k=52), "k must lie in 1 .. 51, got 52"),
         (lambda: Autoencode(decks=0), "decks must be at least 1, got 0"),
         (lambda: Concentration(decks=0), "decks must be at least 1, got 0"),
-        (lambda: MemoryChain(length=0), "length must be at least 1, got 0"),
+        (lambda: MemoryChain(lengths=(3, 0)), r"lengths must be one or more, each at least 1, got \(3, 0\)"),
         (lambda: MemoryChain(bits=0), "bits must be at least 1, got 0"),
     ],
 )

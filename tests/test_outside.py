@@ -4,7 +4,6 @@ Packages that are not installed here are skipped; Gymnasium's CartPole always ru
 """
 
 import sys
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from reverie.train.collect import collect, start
 from reverie.train.config import DreamerRun, GameConfig, OnPolicyRun, TrainConfig
 from reverie.train.devices import spread
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.presets import preset
+from reverie.train.game_plans import game_plan
 from reverie.train.seeds import side_by_side
 from reverie.train.trainers import build
 
@@ -435,7 +434,7 @@ def test_only_dreamer_trains_there_and_each_seed_by_itself():
     world = GameConfig("gym:CartPole-v1")
     with pytest.raises(ValueError, match="a2c does not train in worlds outside JAX, such as gym:CartPole-v1"):
         build(TrainConfig(OnPolicyRun(), world))
-    plan = replace(preset("dreamer", "memory"), world=world)
+    plan = game_plan("gym:CartPole-v1")
     with pytest.raises(ValueError, match="outside JAX are stepped on the host"):
         side_by_side([build(plan)])
     with pytest.raises(ValueError, match="outside JAX are stepped on the host"):

@@ -352,8 +352,9 @@ def sequence(batch=3, steps=24):
         {"transition": "dplr"},
         {"modes": "ring"},
         {"posterior": "recurrent"},
+        {"product": True},
     ],
-    ids=["mimo", "parallel", "siso", "full-zoh", "dplr", "ring", "recurrent"],
+    ids=["mimo", "parallel", "siso", "full-zoh", "dplr", "ring", "recurrent", "product"],
 )
 def test_states_in_training_are_those_in_acting_across_resets(options):
     model, (observation, action, is_first) = world_model(**options), sequence()

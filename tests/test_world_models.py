@@ -49,7 +49,7 @@ STATE_SPACE = {
         dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, ssm="siso", state=4, policy="full", scan="parallel"),
     ),
     "s3m_ring_recurrent": Case(
-        S3M, dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, modes="ring", posterior="recurrent")
+        S3M, dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0, modes="ring", posterior="recurrent", product=True)
     ),
 }
 MODELS = DISCRETE | GAUSSIAN | STATE_SPACE | {"set_ssm": Case(SetRSSM, dataclasses.replace(SMALL, cell="ssm"))}

@@ -11,6 +11,7 @@ from reverie.commands.output import say
 from reverie.commands.training import train_run, train_seeds
 from reverie.train.config import TrainConfig
 from reverie.train.devices import spread
+from reverie.train.game_plans import game_plan
 from reverie.train.presets import Algorithm, ModelKind, Preset, preset, with_model
 from reverie.train.run import RunFolder
 from reverie.train.runs import RunFolders
@@ -24,8 +25,11 @@ class Choice:
 
     agent: Algorithm = "dreamer"
     """The algorithm."""
-    preset: Preset = "cpu"
-    """The settings to begin with; each of them can be changed by its own option below."""
+    preset: Preset | None = None
+    """The settings to begin with, `cpu` unless given; each of them can be changed by its own option below."""
+    game: str | None = None
+    """A game instead of a fleet, with settings of its own: one of memory such as repeat_previous/hard, or a world
+    outside such as gym:CartPole-v1 or dmc:walker_walk. A wrong name is answered by those there are."""
     model: ModelKind | None = None
     """Dreamer's kind of world model, instead of the preset's: `queue` and `counts` know what a queue is, `set_rssm`
     learns servers as a set; `rssm` (DreamerV3's) and `s3m` (R2I's, with a long memory) read anything."""
@@ -43,12 +47,21 @@ class Choice:
     """Show no progress."""
 
     def __post_init__(self):
+        if self.game is not None and (self.agent, self.preset) != ("dreamer", None):
+            given = f"--preset {self.preset}" if self.preset else f"--agent {self.agent}"
+            raise ValueError(f"--game {self.game} has settings of its own, for Dreamer, and {given} was given too")
         if self.seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
         if self.seeds > 1 and self.devices != 1:
             raise ValueError(
                 f"--seeds {self.seeds} runs on one device and --devices {self.devices} trains one: give one of them"
             )
+
+    @property
+    def plan(self) -> TrainConfig:
+        """The settings to begin with."""
+        plan = preset(self.agent, self.preset or "cpu") if self.game is None else game_plan(self.game)
+        return with_model(plan, self.model) if self.model else plan
 
     def folder(self, name: str, seed: int) -> Path:
         """Of the run of one seed; `name` is what the agent is called."""
@@ -75,7 +88,9 @@ class Train:
 
     Example: reverie train --preset learned --model s3m
 
-    Example: reverie train --preset memory --world.game repeat_previous/medium
+    Example: reverie train --game repeat_previous/medium
+
+    Example: reverie train --game gym:CartPole-v1 --out runs/cartpole
 
     Example: reverie train --resume --out runs/first
 
@@ -93,12 +108,12 @@ def parse(arguments: Sequence[str]) -> Train:
     if choice.resume:
         if choice.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
-        if choice.model is not None:
-            raise ValueError(f"--model {choice.model} is for a new run; one that goes on keeps the model it began with")
+        for name in ("preset", "model", "game"):
+            if (value := getattr(choice, name)) is not None:
+                raise ValueError(f"--{name} {value} is for a new run; one that goes on keeps what it began with")
         default = RunFolder.open(choice.folder("", choice.seed)).config(TrainConfig)
     else:
-        default = preset(choice.agent, choice.preset)
-        default = with_model(default, choice.model) if choice.model else default
+        default = choice.plan
     return tyro.cli(
         Train,
         prog="reverie train",

@@ -91,6 +91,10 @@ class S3MConfig:
     recall: int = 0
     """Most steps back (R) of the recall loss, which reconstructs earlier observations from h; 0 is none, as
     published. What has to be remembered is otherwise learned from the few rewards that depend on it."""
+    product: bool = False
+    """Whether half of h is multiplied by an embedding of the last action; otherwise the action is known by way of the
+    layers alone, as published. What an action earns for what is remembered is a product of the two, and is learned ten
+    times as soon where the product is offered."""
     unimix: float = 0.01
     """Share of the uniform distribution in every latent variable."""
     free_nats: float = 1.0
@@ -190,12 +194,13 @@ class Dynamics(eqx.Module):
     inputs: Dense
     layers: tuple[Block, ...]
     output: Linear
+    factor: Linear | None
     posterior_head: Head
     prior_head: Head
     config: S3MConfig = eqx.field(static=True)
 
     def __init__(self, actions: int, tokens: int, config: S3MConfig, *, key: Key[Array, ""]):
-        inputs_key, layers_key, output_key, posterior_key, prior_key = jax.random.split(key, 5)
+        inputs_key, layers_key, output_key, factor_key, posterior_key, prior_key = jax.random.split(key, 6)
         c, units, stoch = config, config.units, config.stoch_size
         layer = {"mimo": MIMO, "siso": SISO}[c.ssm]
 
@@ -207,6 +212,9 @@ class Dynamics(eqx.Module):
         self.inputs = Dense(stoch + actions, units, key=inputs_key)
         self.layers = tuple(block(k) for k in jax.random.split(layers_key, c.layers))
         self.output = Linear(units, c.deter, key=output_key)
+        # One-hot actions have one weight each: times the root of their number, factors are of the order of 1.
+        scale = actions**0.5
+        self.factor = Linear(actions, c.deter // 2, scale=scale, key=factor_key) if c.product else None
         told = tokens + c.deter if c.posterior == "recurrent" else tokens
         self.posterior_head = Head(told, stoch, units, layers=1, key=posterior_key)
         self.prior_head = Head(c.deter, stoch, units, layers=1, key=prior_key)
@@ -233,7 +241,12 @@ class Dynamics(eqx.Module):
         for i, block in enumerate(self.layers):
             x, state = block(x, hidden[:, i], begins, self.config.scan)
             states.append(state)
-        deter = jax.nn.silu(self.output(x))
+        y = self.output(x)
+        if self.factor is not None:
+            plain, multiplied = jnp.split(y, [y.shape[-1] - self.config.deter // 2], -1)
+            factor = self.factor(jnp.swapaxes(action, 0, 1).astype(y.dtype))
+            y = jnp.concatenate([plain, multiplied * factor], -1)
+        deter = jax.nn.silu(y)
         return jnp.swapaxes(deter, 0, 1), jnp.swapaxes(jnp.stack(states, 2), 0, 1)
 
     def posterior(self, *told: Float[Array, "*B E"]) -> Float[Array, "*B Z"]:

@@ -137,8 +137,14 @@ class GameConfig:
     def is_outside(self) -> bool:
         return ":" in self.game
 
+    @property
+    def variants(self) -> int:
+        """How many different tasks the game has."""
+        return 1 if self.is_outside else len(find_game(self.game).tasks)
+
     def open(self, copies: int) -> tuple[World, Shaped[Array, " B"]]:
-        """The world, and as many tasks (B) as there are to be copies of it: they differ by their random keys alone.
+        """The world, and as many tasks (B) as there are to be copies of it: these take turns at the variants of
+        a game, and differ by their random keys otherwise.
 
         Raises:
             ValueError: there is no such world outside.
@@ -148,7 +154,7 @@ class GameConfig:
             worlds = open_outside(self.game, copies, self.repeat)
             return worlds, worlds.tasks
         game = find_game(self.game)
-        return game.world, jnp.full(copies, game.task, jnp.int32)
+        return game.world, jnp.resize(jnp.asarray(game.tasks, jnp.int32), (copies,))
 
 
 @dataclass(frozen=True)

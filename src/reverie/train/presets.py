@@ -4,9 +4,8 @@
 `hidden` sees how many jobs each server holds and nothing else: neither sizes nor speeds (`models/counts.py`).
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
 by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
-is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. `memory` plays games
-in which one has to remember (`envs/memory/`), with R2I's state-space model (`models/s3m.py`); the unit of rewards, the
-discount and how far back the model is to recall are those of `repeat_previous/easy`.
+is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. Games have
+settings of their own (`game_plans.py`).
 
 `with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`).
 """
@@ -28,34 +27,32 @@ from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.train.config import CurveConfig, DreamerRun, GameConfig, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo"]
-Preset = Literal["cpu", "hidden", "learned", "paper", "memory"]
+Preset = Literal["cpu", "hidden", "learned", "paper"]
 ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m"]
 
-_MEMORY_MODEL = S3MConfig(
-    units=128,
-    layers=2,
-    state=64,
-    blocks=4,
-    deter=128,
-    stoch=8,
-    classes=8,
-    reward_layers=1,
-    continue_layers=1,
-    recall=8,
-    horizon=10.0,
-)
 MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
     {
         "queue": QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
         "counts": CountsConfig(),
         "set_rssm": SetRSSMConfig(),
         "rssm": RSSMConfig(units=64, deter=256, stoch=8, classes=8, servers="set"),
-        "s3m": replace(_MEMORY_MODEL, recall=0, horizon=333.0, servers="set"),
+        "s3m": S3MConfig(
+            units=128,
+            layers=2,
+            state=64,
+            blocks=4,
+            deter=128,
+            stoch=8,
+            classes=8,
+            reward_layers=1,
+            continue_layers=1,
+            servers="set",
+        ),
     }
 )
 """World models of each kind, of a size for two cores. The last two read anything."""
@@ -74,18 +71,6 @@ _CPU_DREAMER = DreamerConfig(
     entropy=3e-3,
     reward_scale=1 / PARK_MEAN_SIZE,
 )
-_MEMORY_DREAMER = DreamerConfig(
-    model=_MEMORY_MODEL,
-    optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
-    memory=0,
-    units=128,
-    layers=2,
-    horizon=10,
-    starts=64,
-    entropy=3e-3,
-    reward_scale=48.0,  # of repeat_previous/easy, where a right answer pays 1 / 48
-)
-_MEMORY_EXPERIENCE = DreamingConfig(ratio=16.0)
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
@@ -119,12 +104,6 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                     ),
                     world=_CPU_WORLD,
                     loop=_CPU_LOOP,
-                ),
-                "memory": TrainConfig(
-                    agent=DreamerRun(algorithm=_MEMORY_DREAMER, experience=_MEMORY_EXPERIENCE, chunk=50),
-                    world=GameConfig(),
-                    loop=LoopConfig(steps=300_000, evaluate_every=20_000),
-                    curve=CurveConfig(episodes=64),
                 ),
                 "paper": TrainConfig(
                     agent=DreamerRun(algorithm=DreamerConfig(model=rssm.PRESETS["size1m"], memory=256)),

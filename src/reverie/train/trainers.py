@@ -133,8 +133,8 @@ def build(config: TrainConfig) -> WorldTrainer:
     if isinstance(world, WorldConfig):
         env, pool = world.open(stream_seed(config.seed, "training tasks"))
     else:
-        env, tasks = world.open(run.experience.streams)
-        pool = tasks[:1]
+        env, tasks = world.open(max(run.experience.streams, world.variants))
+        pool = tasks[: world.variants]
         if isinstance(env, OutsideWorlds) and not isinstance(run, DreamerRun):
             raise ValueError(f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer does")
     specs = env.observation_spec, env.action_spec

@@ -11,24 +11,27 @@ from reverie.envs.memory.memory_chain import MemoryChain
 
 
 class Game(NamedTuple):
-    """A world, and the one of its variants that is played."""
+    """A world, and those of its variants that are played."""
 
     world: Environment
-    task: int = 0
+    tasks: tuple[int, ...] = (0,)
 
 
 def _games() -> dict[str, Game]:
     cards = {"repeat_previous": repeat_previous, "autoencode": autoencode, "concentration": concentration}
     leveled = cards | {"maze": maze}
     found = {f"{name}/{level}": Game(world) for name, of in leveled.items() for level, world in of.LEVELS.items()}
-    found |= {f"memory_length/{length}": Game(MemoryChain(length)) for length in memory_chain.LENGTHS}
-    found |= {f"memory_size/{bits}": Game(MemoryChain(2, bits)) for bits in memory_chain.SIZES}
+    lengths = memory_chain.LENGTHS
+    found |= {f"memory_length/{length}": Game(MemoryChain((length,))) for length in lengths}
+    found |= {"memory_length/all": Game(MemoryChain(lengths), tuple(range(len(lengths))))}
+    found |= {f"memory_size/{bits}": Game(MemoryChain((2,), bits)) for bits in memory_chain.SIZES}
     delays = discounting_chain.DELAYS
-    return found | {f"discounting_chain/{delay}": Game(DiscountingChain(), arm) for arm, delay in enumerate(delays)}
+    return found | {f"discounting_chain/{delay}": Game(DiscountingChain(), (arm,)) for arm, delay in enumerate(delays)}
 
 
 GAMES: Mapping[str, Game] = MappingProxyType(_games())
-"""POPGym's and mazes by level, bsuite's by the steps or bits to remember, or by the delay of the arm that pays most."""
+"""POPGym's and mazes by level, bsuite's by the steps or bits to remember, or by the delay of the arm that pays most;
+`memory_length/all` is one of all 23 lengths in each episode."""
 
 
 def find_game(name: str) -> Game:

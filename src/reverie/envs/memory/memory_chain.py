@@ -26,18 +26,20 @@ class MemoryChainState(NamedTuple):
     """Which of them is asked for."""
     time: Int[Array, "*B"]
     """Steps since the episode began."""
+    length: Int[Array, "*B"]
+    """Which of the lengths the episode has."""
 
 
 @dataclass(frozen=True)
 class MemoryChain:
-    """The last of `length` + 1 actions must be the bit asked for, and pays 1 or -1; the others change nothing.
+    """The last of length + 1 actions must be the bit asked for, and pays 1 or -1; the others change nothing.
 
     The observation is (time left, query, bits as -1 or 1): the bits are shown at time 0 and the query at time
     length - 1, otherwise there are zeros. As in bsuite, the observation of time 0 is given twice, when the
-    episode begins and after the first action. Guesses earn 0. There are no variants: the task is any array.
+    episode begins and after the first action. Guesses earn 0. The task says which of the `lengths` an episode has.
     """
 
-    length: int = 10
+    lengths: tuple[int, ...] = (10,)
     """Steps before the one that is asked about."""
     bits: int = 1
     """Bits to remember."""
@@ -46,9 +48,10 @@ class MemoryChain:
     optimal_return: ClassVar[float] = 1.0
 
     def __post_init__(self):
-        for name in ("length", "bits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MemoryChain {name} must be at least 1, got {getattr(self, name)}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"MemoryChain lengths must be one or more, each at least 1, got {self.lengths}")
+        if self.bits < 1:
+            raise ValueError(f"MemoryChain bits must be at least 1, got {self.bits}")
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:
@@ -57,23 +60,24 @@ class MemoryChain:
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[MemoryChainState, TimeStep]:
         context_key, query_key = jax.random.split(key)
         context = jax.random.bernoulli(context_key, 0.5, (self.bits,)).astype(jnp.int32)
-        return self.start(context, jax.random.randint(query_key, (), 0, self.bits))
+        return self.start(context, jax.random.randint(query_key, (), 0, self.bits), task)
 
-    def start(self, context: Int[Array, " M"], query: Int[Array, ""]) -> tuple[MemoryChainState, TimeStep]:
+    def start(self, context: Int[Array, " M"], query: Int[Array, ""], task: Task) -> tuple[MemoryChainState, TimeStep]:
         """Open the episode in which bit `query` of `context` is asked for."""
-        state = MemoryChainState(context, query, jnp.int32(0))
+        state = MemoryChainState(context, query, jnp.int32(0), jnp.asarray(task, jnp.int32))
         return state, first(self._seen(state))
 
     def step(
         self, task: Task, state: MemoryChainState, action: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[MemoryChainState, TimeStep]:
-        ends = state.time == self.length
+        ends = state.time == jnp.asarray(self.lengths)[state.length]
         answer = jnp.where(action == state.context[state.query], 1.0, -1.0)
         done = later(self._seen(state), jnp.where(ends, answer, 0.0), ends)
         return state._replace(time=state.time + 1), done
 
     def _seen(self, state: MemoryChainState) -> dict[str, Array]:
-        left = jnp.asarray(1 - np.arange(self.length + 1) / self.length, jnp.float32)  # rounded once, as in bsuite
-        query = jnp.where(state.time == self.length - 1, state.query, 0)
+        time, lengths = np.arange(max(self.lengths) + 1), np.array(self.lengths)
+        left = jnp.asarray(1 - time / lengths[:, None], jnp.float32)  # rounded once, as in bsuite
+        query = jnp.where(state.time == jnp.asarray(lengths)[state.length] - 1, state.query, 0)
         bits = jnp.where(state.time == 0, 2 * state.context - 1, 0)
-        return {"vector": jnp.concatenate([left[state.time][None], query[None], bits])}
+        return {"vector": jnp.concatenate([left[state.length, state.time][None], query[None], bits])}

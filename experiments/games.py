@@ -1,0 +1,193 @@
+"""Games of memory: what R2I's world model learns in them on two cores, with five seeds.
+
+Each game is played as `reverie train --game NAME` plays it. A seed counts with the mean return of 200 episodes, the
+likeliest action taken. One agent for each seed plays all 23 lengths of bsuite's memory chain (`memory_length/all`, each
+episode of a length drawn anew) and is judged at each of them; bsuite, and R2I's authors, train one for each length.
+
+    python experiments/games.py
+    python experiments/games.py --game autoencode/easy --seeds 1
+    python experiments/games.py --scale gpu
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from study import PICTURES, RESULTS, Study, publish, study
+
+from reverie.commands.engines import Local
+from reverie.commands.sweeping import train_all
+from reverie.envs.memory.games import GAMES, find_game
+from reverie.evaluate.returns import returns
+from reverie.evaluate.statistics import over_seeds
+from reverie.models import s3m
+from reverie.report.figures import WIDTH
+from reverie.report.style import BLUE, GREY, VERMILLION, save_png, setting
+from reverie.tables import Row, read_csv
+from reverie.train import loop
+from reverie.train.config import DreamerRun, TrainConfig
+from reverie.train.game_plans import game_plan
+from reverie.train.run import RunFolder
+from reverie.train.trainers import build
+
+EPISODES = 200
+"""That a seed is judged by, for each game."""
+SOLVED = 0.95
+"""Mean return from which a memory chain counts as solved."""
+CPU_GAMES = ("repeat_previous/easy", "repeat_previous/medium", "repeat_previous/hard", "memory_length/all")
+AUTHORS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "repeat_previous/easy": (0.805, 0.08),
+        "repeat_previous/medium": (0.766, 0.13),
+        "repeat_previous/hard": (0.752, -0.5),
+        "autoencode/easy": (0.524, -0.494),
+        "autoencode/medium": (0.453, -0.40),
+        "autoencode/hard": (-0.49, -0.5),
+        "concentration/easy": (0.789, 0.816),
+        "concentration/medium": (0.320, 0.246),
+        "concentration/hard": (-0.85, -0.85),
+        "discounting_chain/30": (0.66, 0.0),
+        "discounting_chain/100": (0.0, 0.0),
+    }
+)
+"""R2I's and its authors' DreamerV3's scores, read off the figures of arXiv 2403.04253 (about ±0.01); those of the chain
+are rates of success."""
+
+
+@dataclass(frozen=True)
+class Games(Study):
+    """The options of this experiment."""
+
+    game: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A game to learn; give it again for each. At CPU scale RepeatPrevious and the memory chains unless given, on a GPU
+    all games but mazes."""
+
+    @property
+    def games(self) -> tuple[str, ...]:
+        if self.game or self.scale == "cpu":
+            return self.game or CPU_GAMES
+        chains = ("memory_length/all", "discounting_chain/30", "discounting_chain/100")
+        return (*(name for name in GAMES if name in AUTHORS and name not in chains), *chains)
+
+    def plans(self, game: str) -> list[TrainConfig]:
+        """One for each seed."""
+        plan = replace(self.larger(game_plan(game)), label=game.replace("/", "-"))
+        return [replace(plan, seed=seed) for seed in range(self.seeds)]
+
+    def larger(self, plan: TrainConfig) -> TrainConfig:
+        """On a GPU, R2I's sizes for POPGym, its updates of 4 x 1024 steps and ten times the experience."""
+        if self.scale == "cpu":
+            return plan
+        assert isinstance(plan.agent, DreamerRun)
+        assert isinstance(plan.agent.algorithm.model, s3m.S3MConfig)
+        assert plan.loop.steps is not None
+        small, steps = plan.agent.algorithm, 10 * plan.loop.steps
+        model = replace(
+            s3m.PRESETS["popgym"],
+            modes="ring",
+            state=max(128, small.model.state),
+            recall=small.model.recall,
+            horizon=small.model.horizon,
+        )
+        optimiser = replace(small.optimiser, learning_rate=5e-4, decay=steps * 16 // 4096)
+        algorithm = replace(small, model=model, optimiser=optimiser, units=512, starts=1024)
+        experience = replace(plan.agent.experience, streams=64, batch=4, length=1024, capacity=1_000_000)
+        agent = replace(plan.agent, algorithm=algorithm, experience=experience)
+        return replace(plan, agent=agent, loop=replace(plan.loop, steps=steps))
+
+    def train(self, plans: Sequence[TrainConfig]) -> list[RunFolder]:
+        folders = {self.runs / "games" / self.scale / f"{plan.name}-{plan.seed}": plan for plan in plans}
+        return train_all(folders, Local(self.workers), command=sys.argv)
+
+
+def played(run: RunFolder, game: str) -> float:
+    """Mean return of the agent of a run in one variant of its game."""
+    trainer = build(run.config(TrainConfig))
+    _, state = loop.newest_state(trainer, run)
+    world, tasks = find_game(game)
+    return float(returns(world, trainer.policy(state), jax.numpy.resize(np.array(tasks), (EPISODES,)), KEY).mean())
+
+
+KEY = jax.random.key(1)
+
+
+def summary(game: str, runs: Sequence[RunFolder], scores: Sequence[float]) -> Row:
+    """One row of the table: the mean over seeds with its interval, what it took, and what others reached."""
+    mean, low, high = over_seeds(np.array(scores))
+    lines = [run.metrics()[-1] for run in runs]
+    authors, dreamer = AUTHORS.get(game, (None, None))
+    return {
+        "game": game,
+        "seeds": len(runs),
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "worst": min(scores),
+        "steps": int(lines[0]["step"]),
+        "cpu_seconds": float(np.mean([line["cpu_seconds"] for line in lines])),
+        "best": getattr(find_game(game).world, "optimal_return", None),
+        "r2i": authors,
+        "r2i_dreamer": dreamer,
+    }
+
+
+def chains(runs: Sequence[RunFolder]) -> list[Row]:
+    """Mean return at each length of the memory chain, of agents that play all of them."""
+    world, tasks = find_game("memory_length/all")
+    rows: list[Row] = []
+    trainer = build(runs[0].config(TrainConfig))
+    policies = [trainer.policy(loop.newest_state(trainer, run)[1]) for run in runs]
+    for task in tasks:
+        each = jax.numpy.full(EPISODES, task)
+        scores = [float(returns(world, policy, each, KEY).mean()) for policy in policies]
+        solved = sum(score >= SOLVED for score in scores)
+        rows.append({"length": world.lengths[task], "mean": np.mean(scores), "worst": min(scores), "solved": solved})
+    return rows
+
+
+def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
+    """Learning curves: each seed, the authors' final score, and the best that is possible."""
+    with setting():
+        figure = Figure(figsize=(WIDTH, 2.6 * -(-len(by_game) // 2)))
+        axes = figure.subplots(-(-len(by_game) // 2), 2, squeeze=False).ravel()
+        for axis in axes[len(by_game) :]:
+            axis.remove()
+        for axis, (game, runs) in zip(axes, by_game.items(), strict=False):
+            for run in runs:
+                points = [(m["step"] / 1000, m["evaluation/return"]) for m in run.metrics() if "evaluation/return" in m]
+                axis.plot(*np.array(points).T, color=BLUE, linewidth=1, alpha=0.8)
+            if game in AUTHORS:
+                axis.axhline(AUTHORS[game][0], color=VERMILLION, linewidth=1, linestyle="--", label="R2I's authors")
+            best = getattr(find_game(game).world, "optimal_return", None)
+            if best is not None:
+                axis.axhline(best, color=GREY, linewidth=1, linestyle=":", label="best possible")
+            axis.set_title(game)
+            axis.set_xlabel("thousand environment steps")
+        axes[0].set_ylabel("mean return")
+        axes[0].legend(loc="lower right")
+    return figure
+
+
+def main() -> None:
+    asked = study(Games, __doc__)
+    plans = {game: asked.plans(game) for game in asked.games}
+    runs = asked.train([plan for seed in zip(*plans.values(), strict=True) for plan in seed])
+    by_game = {
+        game: [run for run in runs if run.path.name.rsplit("-", 1)[0] == of[0].name] for game, of in plans.items()
+    }
+    fresh = [summary(game, mine, [played(run, game) for run in mine]) for game, mine in by_game.items()]
+    path = RESULTS / "games.csv"
+    kept = [row for row in read_csv(path) if row["game"] not in by_game] if path.exists() else []
+    publish("games", sorted([*kept, *fresh], key=lambda row: list(GAMES).index(str(row["game"]))))
+    if "memory_length/all" in by_game:
+        publish("memory_length", chains(by_game["memory_length/all"]))
+    save_png(picture(by_game), PICTURES / "games.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Settings for games and for worlds outside, by name: what `reverie train --game NAME` begins with.
+
+A game of memory is played with R2I's state-space model (`models/s3m.py`), at a size for two cores. What has to be set
+for each is known before anything is learned: what a right answer pays, how far ahead and how far back one has to look.
+Worlds outside have DreamerV3's model, small, and the same settings for all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from reverie.agents.dreamer import DreamerConfig
+from reverie.models.rssm import RSSMConfig
+from reverie.models.s3m import S3MConfig
+from reverie.nn.optimiser import OptimiserConfig
+from reverie.train.config import CurveConfig, DreamerRun, GameConfig, TrainConfig
+from reverie.train.dreaming import DreamingConfig
+from reverie.train.loop import LoopConfig
+
+STREAMS, RATIO, REPLAYED = 16, 16.0, 1024
+"""Of all games of memory: environments side by side, replayed steps for each new one, and steps of an update."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a game of memory demands."""
+
+    pay: float
+    """What a right answer earns: the unit of rewards."""
+    recall: int
+    """How many steps back something that matters was seen."""
+    horizon: float = 10.0
+    """Steps ahead that the discount looks."""
+    dream: int = 10
+    """Steps of a dream."""
+    length: int = 128
+    """Steps of a replayed sequence: enough to recall in."""
+    state: int = 128
+    """Modes of a state-space layer: with all they have heard kept apart, as many as there are steps to recall."""
+    deter: int = 256
+    """Width of h."""
+    units: int = 128
+    """Width of layers."""
+    entropy: float = 1e-2
+    """Weight of the actor's entropy."""
+    steps: int = 300_000
+    """Environment steps of a training."""
+
+
+DEMANDS: Mapping[str, Demand] = MappingProxyType(
+    {
+        "repeat_previous/easy": Demand(1 / 48, 4, length=64, state=64, deter=128, steps=200_000),
+        "repeat_previous/medium": Demand(1 / 72, 32),
+        "repeat_previous/hard": Demand(1 / 92, 64, state=192, units=192, steps=400_000),
+        "autoencode/easy": Demand(1 / 52, 104, length=128, state=256, units=192),
+        "autoencode/medium": Demand(1 / 104, 208, length=256, state=512, deter=512, units=256),
+        "autoencode/hard": Demand(1 / 156, 312, length=512, state=768, deter=768, units=384),
+        "concentration/easy": Demand(1 / 26, 104, state=256, deter=256, units=192),
+        "concentration/medium": Demand(1 / 52, 208, length=256, state=512, deter=512, units=256),
+        "concentration/hard": Demand(1 / 26, 104, state=256, deter=512, units=256),
+        "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, entropy=3e-3),
+        "memory_size": Demand(1.0, 4, length=64, state=64, deter=128, entropy=3e-3),
+        "discounting_chain": Demand(1.0, 1, horizon=10_000.0, length=101, state=64, deter=128),
+        "maze": Demand(1.0, 128, horizon=333.0, length=256, state=256, deter=512, units=256, steps=10_000_000),
+    }
+)
+"""By game, or by its kind where all levels demand the same."""
+
+OUTSIDE = TrainConfig(
+    agent=DreamerRun(
+        algorithm=DreamerConfig(
+            model=RSSMConfig(deter=256, stoch=16, classes=8, encoder_layers=2, decoder_layers=2),
+            optimiser=OptimiserConfig(learning_rate=7e-4, warmup=200),
+            memory=0,
+            units=128,
+            layers=2,
+            starts=256,
+        ),
+        experience=DreamingConfig(streams=4, length=32, ratio=64.0),
+        chunk=25,
+    ),
+    loop=LoopConfig(steps=50_000, evaluate_every=5_000),
+    curve=CurveConfig(episodes=8),
+)
+"""Of all worlds outside."""
+
+
+def game_plan(game: str) -> TrainConfig:
+    """The settings for a game of memory or a world outside.
+
+    Raises:
+        ValueError: there is no such game.
+    """
+    world = GameConfig(game)
+    if world.is_outside:
+        return replace(OUTSIDE, world=world)
+    demand = DEMANDS.get(game) or DEMANDS[game.split("/")[0]]
+    updates = demand.steps * RATIO / REPLAYED
+    model = S3MConfig(
+        units=demand.units,
+        layers=2,
+        state=demand.state,
+        modes="ring",
+        deter=demand.deter,
+        stoch=8,
+        classes=8,
+        reward_layers=1,
+        continue_layers=1,
+        recall=demand.recall,
+        product=True,
+        horizon=demand.horizon,
+    )
+    algorithm = DreamerConfig(
+        model=model,
+        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100, decay=round(updates)),
+        memory=0,
+        units=128,
+        layers=2,
+        horizon=demand.dream,
+        starts=64,
+        entropy=demand.entropy,
+        reward_scale=1 / demand.pay,
+    )
+    experience = DreamingConfig(streams=STREAMS, batch=REPLAYED // demand.length, length=demand.length, ratio=RATIO)
+    return TrainConfig(
+        agent=DreamerRun(algorithm=algorithm, experience=experience, chunk=50),
+        world=world,
+        loop=LoopConfig(steps=demand.steps, evaluate_every=20_000),
+        curve=CurveConfig(episodes=64),
+    )
