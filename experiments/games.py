@@ -39,7 +39,13 @@ EPISODES = 200
 """That a seed is judged by, for each game."""
 SOLVED = 0.95
 """Mean return from which a memory chain counts as solved."""
-CPU_GAMES = ("repeat_previous/easy", "repeat_previous/medium", "repeat_previous/hard", "memory_length/all")
+CPU_GAMES = (
+    "repeat_previous/easy",
+    "repeat_previous/medium",
+    "repeat_previous/hard",
+    "memory_length/100",
+    "memory_length/all",
+)
 AUTHORS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "repeat_previous/easy": (0.805, 0.08),
