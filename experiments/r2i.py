@@ -1,8 +1,8 @@
 """What of R2I's world model matters for remembering: one change at a time, in RepeatPrevious.
 
 Variants of the settings of `reverie train --game repeat_previous/LEVEL`: the paper's ablations (posterior with and
-without recurrence, what actor and critic see, how long replayed sequences are) and, one by one, what is ours (modes on
-a ring, recall, the product of memory and action). Then the paper's question whether it is the changing world model
+without recurrence, what actor and critic see, how long replayed sequences are), dreams from fewer and from all replayed
+states (64 otherwise), and, one by one, what is ours (modes on a ring, recall, the product of memory and action). Then the paper's question whether it is the changing world model
 that makes policies fail: learned from a data set of random play that never grows, along with the policy (`data`) or
 before it (`model`), for each of the things that actor and critic may see.
 
@@ -69,6 +69,11 @@ class R2I(Study):
         }
         for name, changes in models.items():
             yield self._variant(name, model=changes)
+        for starts in (16, 0):
+            name = f"starts-{starts}" if starts else "starts-all"
+            plan = self._variant(name)
+            agent = replace(plan.agent, algorithm=replace(plan.agent.algorithm, starts=starts))
+            yield replace(plan, agent=agent)
         for length in (64, 256, 512, 1024):
             yield self._variant(f"length-{length}", experience={"length": length, "batch": 1024 // length})
 
