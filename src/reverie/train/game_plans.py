@@ -50,8 +50,8 @@ class Demand:
 DEMANDS: Mapping[str, Demand] = MappingProxyType(
     {
         "repeat_previous/easy": Demand(1 / 48, 4, length=64, state=64, deter=128, steps=60_000),
-        "repeat_previous/medium": Demand(1 / 72, 32, steps=100_000),
-        "repeat_previous/hard": Demand(1 / 92, 64, state=192, units=192, steps=160_000),
+        "repeat_previous/medium": Demand(1 / 72, 32, steps=150_000),
+        "repeat_previous/hard": Demand(1 / 92, 64, state=192, units=192, steps=200_000),
         "autoencode/easy": Demand(1 / 52, 104, length=128, state=256, units=192),
         "autoencode/medium": Demand(1 / 104, 208, length=256, state=512, deter=512, units=256),
         "autoencode/hard": Demand(1 / 156, 312, length=512, state=768, deter=768, units=384),
