@@ -49,7 +49,7 @@ def opening(env, chance):
     if isinstance(env, DiscountingChain):
         return env.reset(jnp.asarray(chance, jnp.int32), KEY)
     chance = jnp.asarray(chance, jnp.int32)
-    return env.start(chance[:-1], chance[-1], 0) if isinstance(env, MemoryChain) else env.start(chance)
+    return env.start(chance[:-1], chance[-1], jnp.int32(0)) if isinstance(env, MemoryChain) else env.start(chance)
 
 
 def replayed(env, chance, actions):
