@@ -42,7 +42,7 @@ Fixed = Literal["data", "model"]
 class R2I(Study):
     """The options of this experiment."""
 
-    seeds: int = 2
+    seeds: int = 1
     """Training seeds of each variant."""
     game: str = "repeat_previous/medium"
     """The game that variants are compared in."""

@@ -8,6 +8,7 @@ Worlds outside have DreamerV3's model, small, and the same settings for all.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.rssm import RSSMConfig
@@ -41,6 +42,10 @@ class Demand:
     """Width of h."""
     units: int = 128
     """Width of layers."""
+    policy: Literal["hidden", "full"] = "hidden"
+    """What actor and critic see beside z."""
+    starts: int = 64
+    """Replayed states that dreams begin from, in each update."""
     entropy: float = 1e-2
     """Weight of the actor's entropy."""
     steps: int = 300_000
@@ -58,7 +63,9 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
         "concentration/easy": Demand(1 / 26, 104, state=256, deter=256, units=192),
         "concentration/medium": Demand(1 / 52, 208, length=256, state=512, deter=512, units=256),
         "concentration/hard": Demand(1 / 26, 104, state=256, deter=512, units=256),
-        "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, entropy=3e-3, steps=80_000),
+        "memory_length": Demand(
+            1.0, 101, length=101, state=64, deter=128, policy="full", starts=128, entropy=3e-3, steps=160_000
+        ),
         "memory_size": Demand(1.0, 4, length=64, state=64, deter=128, entropy=3e-3, steps=80_000),
         "discounting_chain": Demand(1.0, 1, horizon=10_000.0, length=101, state=64, deter=128),
         "maze": Demand(1.0, 128, horizon=333.0, length=256, state=256, deter=512, units=256, steps=10_000_000),
@@ -108,6 +115,7 @@ def game_plan(game: str) -> TrainConfig:
         continue_layers=1,
         recall=demand.recall,
         product=True,
+        policy=demand.policy,
         horizon=demand.horizon,
     )
     algorithm = DreamerConfig(
@@ -117,7 +125,7 @@ def game_plan(game: str) -> TrainConfig:
         units=128,
         layers=2,
         horizon=demand.dream,
-        starts=64,
+        starts=demand.starts,
         entropy=demand.entropy,
         reward_scale=1 / demand.pay,
     )
