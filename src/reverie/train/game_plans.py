@@ -44,8 +44,6 @@ class Demand:
     """Width of layers."""
     policy: Literal["hidden", "full"] = "hidden"
     """What actor and critic see beside z."""
-    starts: int = 64
-    """Replayed states that dreams begin from, in each update."""
     entropy: float = 1e-2
     """Weight of the actor's entropy."""
     steps: int = 300_000
@@ -63,9 +61,7 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
         "concentration/easy": Demand(1 / 26, 104, state=256, deter=256, units=192),
         "concentration/medium": Demand(1 / 52, 208, length=256, state=512, deter=512, units=256),
         "concentration/hard": Demand(1 / 26, 104, state=256, deter=512, units=256),
-        "memory_length": Demand(
-            1.0, 101, length=101, state=64, deter=128, policy="full", starts=128, entropy=3e-3, steps=160_000
-        ),
+        "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, policy="full", entropy=3e-3, steps=160_000),
         "memory_size": Demand(1.0, 4, length=64, state=64, deter=128, entropy=3e-3, steps=80_000),
         "discounting_chain": Demand(1.0, 1, horizon=10_000.0, length=101, state=64, deter=128),
         "maze": Demand(1.0, 128, horizon=333.0, length=256, state=256, deter=512, units=256, steps=10_000_000),
@@ -125,7 +121,7 @@ def game_plan(game: str) -> TrainConfig:
         units=128,
         layers=2,
         horizon=demand.dream,
-        starts=demand.starts,
+        starts=64,
         entropy=demand.entropy,
         reward_scale=1 / demand.pay,
     )
