@@ -12,6 +12,7 @@ import pytest
 import tyro
 
 from reverie.envs.fleet.env import offered_load
+from reverie.train.game_plans import game_plan
 from reverie.train.presets import preset
 from reverie.train.trainers import build
 
@@ -186,3 +187,75 @@ class FinishedRun(NamedTuple):
 
     def metrics(self) -> list[dict[str, float]]:
         return self.lines
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_games_are_learned_at_both_scales(load, scale):
+    games = load("games")
+    asked = tyro.cli(games.Games, args=["--scale", scale, "--seeds", "2"])
+    assert set(games.CPU_GAMES) <= {*asked.games, "memory_length/100"}
+    for game in asked.games:
+        first, second = asked.plans(game)
+        assert dataclasses.replace(first, seed=1) == second
+        build(first)
+
+
+def test_each_ablation_of_r2i_changes_one_thing(load):
+    r2i = load("r2i")
+    asked = tyro.cli(r2i.R2I, args=["--seeds", "1"])
+    base, *others = asked.plans()
+    described = [str(dataclasses.replace(plan, label=None)) for plan in (base, *others)]
+    assert len(set(described)) == len(described)
+    for plan in others:
+        build(plan)
+
+
+def test_a_policy_learns_from_data_and_from_a_model_that_stay_as_they_are(load, monkeypatch):
+    """In a world model that is put back after each update, nothing but actor and critic moves."""
+    r2i = load("r2i")
+    tiny = {"units": 16, "state": 8, "deter": 16, "stoch": 4, "classes": 4, "recall": 2, "blocks": 2}
+
+    def small(game):
+        plan = r2i.with_model_changes(game_plan(game), **tiny)
+        experience = dataclasses.replace(plan.agent.experience, streams=2, batch=2, length=8, ratio=4.0, capacity=200)
+        algorithm = dataclasses.replace(plan.agent.algorithm, units=8, layers=1, horizon=3, starts=4)
+        agent = dataclasses.replace(plan.agent, algorithm=algorithm, experience=experience)
+        return dataclasses.replace(plan, agent=agent, curve=dataclasses.replace(plan.curve, episodes=2))
+
+    monkeypatch.setattr(r2i, "game_plan", small)
+    asked = tyro.cli(r2i.R2I, args=["--fixed-updates", "4", "--fixed-game", "memory_length/3"])
+    for fixed in ("data", "model"):
+        rows = r2i.of_fixed(asked, fixed, "hidden", 0, parts=2)
+        assert [row["updates"] for row in rows] == [2, 4]
+    trainer = build(small("memory_length/3"))
+    state = r2i.random_play(trainer.agent, small("memory_length/3"), 0)
+    assert int(state.replay.filled) == 100
+    frozen, moved = (r2i.learn(trainer.agent, trainer.config, state, 2, frozen) for frozen in (True, False))
+    before = state.learner.networks
+
+    def same(part, after):
+        old, new = (jax.tree.leaves(getattr(networks, part)) for networks in (before, after.learner.networks))
+        return all((a == b).all() for a, b in zip(old, new, strict=True))
+
+    assert (same("model", frozen), same("model", moved)) == (True, False)
+    assert not same("actor", frozen)
+    assert not same("critic", frozen)
+
+
+def test_long_memory_compares_models_that_read_what_is_shown(load):
+    long_memory = load("long_memory")
+    asked = tyro.cli(long_memory.LongMemory, args=["--seeds", "1"])
+    plans = asked.plans("learned", long_memory.SETS | long_memory.FLAT) + asked.plans("hidden", long_memory.SETS)
+    assert len({plan.name for plan in plans}) == 6
+    for plan in plans:
+        build(dataclasses.replace(plan, world=dataclasses.replace(plan.fleet, tasks=2)))
+
+
+def test_published_scores_are_there_for_every_task_of_control(load):
+    control = load("control")
+    asked = tyro.cli(control.Control, args=["--scale", "gpu"])
+    assert len(asked.games) == 18
+    for game in (*asked.games, *control.CPU_TASKS):
+        frames, mean, low, high = control.published(game).T
+        assert frames[-1] == 490_000
+        assert ((low <= mean) & (mean <= high)).all()
