@@ -249,7 +249,7 @@ class Dynamics(eqx.Module):
         deter = jax.nn.silu(y)
         return jnp.swapaxes(deter, 0, 1), jnp.swapaxes(jnp.stack(states, 2), 0, 1)
 
-    def posterior(self, *told: Float[Array, "*B E"]) -> Float[Array, "*B Z"]:
+    def posterior(self, *told: Float[Array, "..."]) -> Float[Array, "*B Z"]:
         """Logits of z after the observation: it is told what was encoded, and nothing else unless it is recurrent."""
         return self.posterior_head(jnp.concatenate(told, -1))
 

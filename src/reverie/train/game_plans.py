@@ -18,8 +18,9 @@ from reverie.train.config import CurveConfig, DreamerRun, GameConfig, TrainConfi
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
-STREAMS, RATIO, REPLAYED = 16, 16.0, 1024
-"""Of all games of memory: environments side by side, replayed steps for each new one, and steps of an update."""
+STREAMS, RATIO, REPLAYED, CAPACITY = 16, 16.0, 1024, 20_000
+"""Of all games of memory: environments side by side, replayed steps for each new one, steps of an update, and steps that
+replay holds: few, as a stored memory says little to a model that has learned much since."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
         "concentration/easy": Demand(1 / 26, 104, state=256, deter=256, units=192),
         "concentration/medium": Demand(1 / 52, 208, length=256, state=512, deter=512, units=256),
         "concentration/hard": Demand(1 / 26, 104, state=256, deter=512, units=256),
-        "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, policy="full", entropy=3e-3, steps=160_000),
+        "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, policy="full", entropy=3e-3, steps=120_000),
         "memory_size": Demand(1.0, 4, length=64, state=64, deter=128, entropy=3e-3, steps=80_000),
         "discounting_chain": Demand(1.0, 1, horizon=10_000.0, length=101, state=64, deter=128),
         "maze": Demand(1.0, 128, horizon=333.0, length=256, state=256, deter=512, units=256, steps=10_000_000),
@@ -125,7 +126,9 @@ def game_plan(game: str) -> TrainConfig:
         entropy=demand.entropy,
         reward_scale=1 / demand.pay,
     )
-    experience = DreamingConfig(streams=STREAMS, batch=REPLAYED // demand.length, length=demand.length, ratio=RATIO)
+    experience = DreamingConfig(
+        streams=STREAMS, capacity=CAPACITY, batch=REPLAYED // demand.length, length=demand.length, ratio=RATIO
+    )
     return TrainConfig(
         agent=DreamerRun(algorithm=algorithm, experience=experience, chunk=50),
         world=world,
