@@ -19,8 +19,8 @@ from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
 STREAMS, RATIO, REPLAYED, CAPACITY = 16, 16.0, 1024, 20_000
-"""Of all games of memory: environments side by side, replayed steps for each new one, steps of an update, and steps that
-replay holds: few, as a stored memory says little to a model that has learned much since."""
+"""Of all games of memory: environments side by side, replayed steps for each new one, steps of an update, and steps
+that replay holds: few, as a stored memory says little to a model that has learned much since."""
 
 
 @dataclass(frozen=True)
