@@ -46,11 +46,11 @@ class R2I(Study):
     """Training seeds of each variant."""
     game: str = "repeat_previous/medium"
     """The game that variants are compared in."""
-    steps: int = 60_000
+    steps: int = 50_000
     """Environment steps of each training."""
     fixed_game: str = "repeat_previous/easy"
     """The game for fixed data sets and models."""
-    fixed_updates: int = 900
+    fixed_updates: int = 450
     """Updates of each policy there."""
 
     def plans(self) -> list[TrainConfig]:
