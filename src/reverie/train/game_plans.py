@@ -62,7 +62,7 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
         "concentration/easy": Demand(1 / 26, 104, state=256, deter=256, units=192),
         "concentration/medium": Demand(1 / 52, 208, length=256, state=512, deter=512, units=256),
         "concentration/hard": Demand(1 / 26, 104, state=256, deter=512, units=256),
-        "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, policy="full", entropy=3e-3, steps=80_000),
+        "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, policy="full", entropy=3e-2, steps=80_000),
         "memory_size": Demand(1.0, 4, length=64, state=64, deter=128, entropy=3e-3, steps=80_000),
         "discounting_chain": Demand(1.0, 1, horizon=10_000.0, length=101, state=64, deter=128),
         "maze": Demand(1.0, 128, horizon=333.0, length=256, state=256, deter=512, units=256, steps=10_000_000),
