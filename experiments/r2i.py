@@ -183,17 +183,22 @@ def summary(name: str, scores: list[float], **more: Any) -> Row:
     return {"variant": name, "seeds": len(scores), "return": mean, "low": low, "high": high} | more
 
 
-def picture(curves: Mapping[str, list[list[tuple[float, float]]]]) -> Figure:
-    """Learning curves of the variants, all seeds: the paper's ablations on the left, sequence lengths, and ours."""
-    panels = {
-        "R2I's ablations": ("base", "recurrent-posterior", "policy-output", "policy-full"),
-        "steps of a replayed sequence": ("length-64", "base", "length-256", "length-512", "length-1024"),
-        "without what is ours": ("base", "legs", "no-recall", "no-product"),
-    }
+PANELS: Mapping[str, tuple[str, ...]] = {
+    "R2I's ablations": ("base", "recurrent-posterior", "policy-output", "policy-full"),
+    "without what is ours": ("base", "legs", "no-recall", "no-product"),
+    "steps of a replayed sequence": ("length-64", "base", "length-256", "length-512", "length-1024"),
+}
+"""Variants that are shown side by side."""
+
+
+def picture(
+    curves: Mapping[str, list[list[tuple[float, float]]]], panels: Mapping[str, tuple[str, ...]] = PANELS
+) -> Figure:
+    """Learning curves of the variants, all seeds."""
     colours = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00")
     with setting():
-        figure = Figure(figsize=(WIDTH * 1.25, 3.0))
-        for axis, (title, names) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        figure = Figure(figsize=(WIDTH * (0.4 * len(panels) + 0.1), 3.0))
+        for axis, (title, names) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
             for colour, name in zip(colours, names, strict=False):
                 words = "length-128" if name == "base" and "length" in names[0] else name
                 for i, points in enumerate(curves[name]):
