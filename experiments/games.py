@@ -174,8 +174,8 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
                 axis.axhline(best, color=GREY, linewidth=1, linestyle=":", label="best possible")
             axis.set_title(game)
             axis.set_xlabel("thousand environment steps")
+            axis.legend(loc="lower right")
         axes[0].set_ylabel("mean return")
-        axes[0].legend(loc="lower right")
     return figure
 
 
