@@ -71,7 +71,7 @@ class Games(Study):
 
     game: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A game to learn; give it again for each. At CPU scale RepeatPrevious and the memory chains unless given, on a GPU
-    all games but mazes."""
+    all games that the authors report."""
 
     @property
     def games(self) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class SweepConfig:
         """What is trained: all agents with the first seed, then with the next.
 
         Raises:
-            ValueError: an agent has no such preset, or it is one of games, or there is no such family, or a limit is
+            ValueError: an agent has no such preset, or there is no such family, or a limit is
                 impossible.
         """
         settings = [
@@ -74,7 +74,7 @@ class SweepConfig:
         plan = preset(_ALGORITHMS[agent], self.preset)
         if agent.endswith("-rl2"):
             plan = _with_memory(plan, preset("dreamer", self.preset))
-        fleet = plan.fleet  # what is swept is examined beside the rules: a game is refused before anything is trained
+        fleet = plan.fleet
         if family is not None:
             several = len(self.family) > 1
             label = f"{plan.name}-{family}" if several else plan.label

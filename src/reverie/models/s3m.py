@@ -12,7 +12,8 @@ a_{t-1} is 0, and z_{t-1} is uniform, which no drawn z is. (The authors take the
 jumps as the prior learns. Zeros would make u_t zero at first, where gradients through norms are steeper by orders of
 magnitude.)
 
-The recall loss is ours as well, and off unless asked for: what only rewards ask for is learned slowly.
+Ours as well, and off unless asked for, are the recall loss (what only rewards ask for is learned slowly), the product
+of memory and action in h, and modes on a ring (docs/r2i.md).
 """
 
 from collections.abc import Mapping
@@ -266,8 +267,8 @@ class Dynamics(eqx.Module):
 class Recall(eqx.Module):
     """Reconstructs an earlier observation from h and how many steps ago that was.
 
-    The two are multiplied, so that each lag has a reading of its own: read side by side, nothing of 32 steps ago was
-    learned in the time in which this way all 32 were.
+    The two are multiplied, so that each lag has a reading of its own: read side by side, a quarter of the last 32 cards
+    was still misnamed after as many updates as this way took to name all.
     """
 
     read: Dense

@@ -71,8 +71,8 @@ def _modes(size: int, blocks: int, symmetric: bool) -> tuple[Complex[np.ndarray,
 def ring(key: Key[Array, ""], shape: tuple[int, ...], symmetric: bool = True) -> Complex[Array, "*H S"]:
     """Factors of one step: evenly spaced angles, time constants log-uniform in 20 to 400 steps.
 
-    LegS hears slow things; in white noise, such as cards that are drawn, all frequencies count alike, and S such modes
-    repeat what was S steps ago after a tenth of the training. They are those of the linear recurrent unit (Orvieto et
+    LegS hears slow things; in white noise, such as cards that are drawn, all frequencies count alike: two layers of 64
+    such modes learn to repeat what was 64 steps ago while those of LegS are half wrong. They are those of the linear recurrent unit (Orvieto et
     al. 2023, arXiv 2303.06349) but for the angles, which are drawn there. Without `symmetric` both of each pair of
     conjugates are given.
     """
