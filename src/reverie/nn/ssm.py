@@ -72,9 +72,9 @@ def ring(key: Key[Array, ""], shape: tuple[int, ...], symmetric: bool = True) ->
     """Factors of one step: evenly spaced angles, time constants log-uniform in 20 to 400 steps.
 
     LegS hears slow things; in white noise, such as cards that are drawn, all frequencies count alike: two layers of 64
-    such modes learn to repeat what was 64 steps ago while those of LegS are half wrong. They are those of the linear recurrent unit (Orvieto et
-    al. 2023, arXiv 2303.06349) but for the angles, which are drawn there. Without `symmetric` both of each pair of
-    conjugates are given.
+    such modes learn to repeat what was 64 steps ago in updates after which those of LegS are half wrong. They are those
+    of the linear recurrent unit (Orvieto et al. 2023, arXiv 2303.06349) but for the angles, which are drawn there.
+    Without `symmetric` both of each pair of conjugates are given.
     """
     half = shape[-1] if symmetric else -(-shape[-1] // 2)
     angle = math.pi * (np.arange(half) + 0.5) / half
