@@ -20,7 +20,7 @@ from reverie.train.loop import LoopConfig
 
 STREAMS, RATIO, REPLAYED, CAPACITY = 16, 16.0, 1024, 20_000
 """Of all games of memory: environments side by side, replayed steps for each new one, steps of an update, and steps
-that replay holds: few, as a stored memory says little to a model that has learned much since."""
+that replay holds, which seldom matters (docs/r2i.md)."""
 
 
 @dataclass(frozen=True)
