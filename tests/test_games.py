@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reverie import cli
+from reverie.agents.optimisers import GroupsConfig
 from reverie.commands.train import parse
 from reverie.commands.training import train_run
 from reverie.envs.core import batch_reset, batch_step
@@ -18,10 +19,11 @@ from reverie.envs.memory.memory_chain import LENGTHS
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import PRESETS, S3MConfig
+from reverie.nn.optimiser import AdamConfig, OptimiserConfig
 from reverie.train.config import GameConfig
 from reverie.train.game_plans import game_plan
 from reverie.train.loop import LoopConfig
-from reverie.train.presets import MODELS, preset, with_model
+from reverie.train.presets import MODELS, preset, with_model, with_optimiser
 from reverie.train.run import RunFolder
 from reverie.train.trainers import build
 
@@ -132,6 +134,18 @@ def test_the_world_model_is_chosen_by_its_kind(words, model):
     chosen = parse(["--preset", "learned", *words.split()]).config
     assert isinstance(chosen.agent.algorithm.model, model)
     build(replace(chosen, world=replace(chosen.world, tasks=2)))  # it reads a fleet
+
+
+def test_the_optimiser_is_chosen_by_its_kind():
+    words = ["--game", "repeat_previous/easy", "--optimiser", "groups", "--agent.optimiser.actor.clip", "7"]
+    chosen = parse(words).config.agent.algorithm
+    assert chosen.optimiser == GroupsConfig(actor=AdamConfig(3e-5, 7.0, 1e-5))
+    assert isinstance(chosen.model, S3MConfig)
+    assert parse(["--optimiser", "single"]).config.agent.algorithm.optimiser == OptimiserConfig()
+    with pytest.raises(ValueError, match="a2c has one kind of optimiser"):
+        with_optimiser(preset("a2c", "cpu"), "groups")
+    with pytest.raises(ValueError, match="--optimiser groups is for a new run"):
+        parse(["--resume", "--out", "nowhere", "--optimiser", "groups"])
 
 
 def test_every_kind_of_model_is_a_choice():

@@ -1,6 +1,7 @@
 """Worlds outside JAX: what our side sees of them is what they say, and Dreamer learns from them.
 
-Packages that are not installed here are skipped; Gymnasium's CartPole always runs.
+Packages that are not installed here are skipped, such as those that have no wheel for the newest Python; Gymnasium's
+CartPole always runs.
 """
 
 import sys
@@ -133,7 +134,7 @@ def check_dm_env(worlds: OutsideWorlds, make, actions, told, read):
     """The same for an environment of dm_env's interface; `make(seed)` makes it."""
     key = jax.random.key(7)
     seen = played(worlds, actions, key)
-    for column, seed in enumerate(seeds(key)):
+    for column, seed in enumerate(seeds(key, actions.shape[1])):
         env = make(seed)
         for row in range(len(actions) + 1):  # after the last timestep, a step begins an episode
             raw = env.step(told(actions[row - 1, column])) if row else env.reset()
@@ -502,9 +503,9 @@ def test_deepmind_control():
 @pytest.mark.filterwarnings("ignore")  # gym warns that it is old
 def test_memory_maze():
     needs("memory_maze")
-    worlds = open_outside("memory_maze:9x9", COPIES)
+    worlds = open_outside("memory_maze:9x9", 1)  # each takes many seconds to open
     make = import_module("memory_maze.tasks").memory_maze_9x9
-    actions = np.random.default_rng(0).integers(0, 6, (5, COPIES))
+    actions = np.random.default_rng(0).integers(0, 6, (3, 1))
     check_dm_env(
         worlds,
         lambda seed: make(image_only_obs=True, seed=seed),

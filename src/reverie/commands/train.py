@@ -12,7 +12,7 @@ from reverie.commands.training import train_run, train_seeds
 from reverie.train.config import TrainConfig
 from reverie.train.devices import spread
 from reverie.train.game_plans import game_plan
-from reverie.train.presets import Algorithm, ModelKind, Preset, preset, with_model
+from reverie.train.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
 from reverie.train.run import RunFolder
 from reverie.train.runs import RunFolders
 from reverie.train.seeds import side_by_side
@@ -33,6 +33,9 @@ class Choice:
     model: ModelKind | None = None
     """Dreamer's kind of world model, instead of the preset's: `queue` and `counts` know what a queue is, `set_rssm`
     learns servers as a set; `rssm` (DreamerV3's) and `s3m` (R2I's, with a long memory) read anything."""
+    optimiser: OptimiserKind | None = None
+    """Dreamer's kind of optimiser at its published values, instead of the preset's: `single` is DreamerV3's, for all
+    networks at once; `groups` is R2I's, Adam with a learning rate and a clip of its own for each part."""
     out: Path | None = None
     """The folder of the run, which must not exist yet; runs/AGENT-SEED unless given."""
     seeds: int = 1
@@ -61,7 +64,8 @@ class Choice:
     def plan(self) -> TrainConfig:
         """The settings to begin with."""
         plan = preset(self.agent, self.preset or "cpu") if self.game is None else game_plan(self.game)
-        return with_model(plan, self.model) if self.model else plan
+        plan = with_model(plan, self.model) if self.model else plan
+        return with_optimiser(plan, self.optimiser) if self.optimiser else plan
 
     def folder(self, name: str, seed: int) -> Path:
         """Of the run of one seed; `name` is what the agent is called."""
@@ -108,7 +112,7 @@ def parse(arguments: Sequence[str]) -> Train:
     if choice.resume:
         if choice.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
-        for name in ("preset", "model", "game"):
+        for name in ("preset", "model", "optimiser", "game"):
             if (value := getattr(choice, name)) is not None:
                 raise ValueError(f"--{name} {value} is for a new run; one that goes on keeps what it began with")
         default = RunFolder.open(choice.folder("", choice.seed)).config(TrainConfig)

@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from inspect import signature
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import gymnasium
 import jax
@@ -371,7 +371,8 @@ def _bsuite(name: str) -> OutsideWorld:
     settings = import_module("bsuite.sweep").SETTINGS
     if name not in settings:
         raise _unknown("bsuite", name, settings)
-    load = import_module("bsuite.bsuite").EXPERIMENT_NAME_TO_ENVIRONMENT[name.partition("/")[0]]
+    makers = import_module("bsuite.bsuite").EXPERIMENT_NAME_TO_ENVIRONMENT
+    load = cast(Callable[..., Any], makers[name.partition("/")[0]])  # each takes other arguments
     seeded = "seed" in signature(load).parameters  # a few take none: all but `deep_sea_stochastic` draw nothing
     return FromDmEnv(lambda seed: load(**(settings[name] | {"seed": seed} if seeded else settings[name])))
 

@@ -38,7 +38,8 @@ class Demand:
     length: int = 128
     """Steps of a replayed sequence: enough to recall in."""
     state: int = 128
-    """Modes of a state-space layer: with all they have heard kept apart, as many as there are steps to recall."""
+    """Modes of a state-space layer. One mode keeps a number or two, a card takes three, and what is older than has to
+    be recalled fades slowly: where the cards to recall filled all modes, answers grew worse throughout an episode."""
     deter: int = 256
     """Width of h."""
     units: int = 128
@@ -55,7 +56,7 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
     {
         "repeat_previous/easy": Demand(1 / 48, 4, length=64, state=64, deter=128, steps=30_000),
         "repeat_previous/medium": Demand(1 / 72, 32, steps=60_000),
-        "repeat_previous/hard": Demand(1 / 92, 64, state=192, units=192, steps=100_000),
+        "repeat_previous/hard": Demand(1 / 92, 64, state=384, units=192, steps=120_000),
         "autoencode/easy": Demand(1 / 52, 104, length=128, state=256, units=192),
         "autoencode/medium": Demand(1 / 104, 208, length=256, state=512, deter=512, units=256),
         "autoencode/hard": Demand(1 / 156, 312, length=512, state=768, deter=768, units=384),

@@ -7,7 +7,8 @@ by one: slower, and needed where work and speeds are hidden. `paper` is Redovian
 is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. Games have
 settings of their own (`game_plans.py`).
 
-`with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`).
+`with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`);
+`with_optimiser`, the optimiser for R2I's, which has a learning rate and a clip for each part of the agent, or back.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Literal
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.optimisers import GroupsConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.models import rssm
@@ -34,6 +36,7 @@ from reverie.train.loop import LoopConfig
 Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "hidden", "learned", "paper"]
 ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m"]
+OptimiserKind = Literal["single", "groups"]
 
 MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
     {
@@ -139,6 +142,18 @@ def with_model(plan: TrainConfig, kind: ModelKind) -> TrainConfig:
     if not isinstance(plan.agent, DreamerRun):
         raise ValueError(f"{plan.agent.name} has no world model, and model is {kind!r}; dreamer has one")
     algorithm = replace(plan.agent.algorithm, model=MODELS[kind])
+    return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
+
+
+def with_optimiser(plan: TrainConfig, kind: OptimiserKind) -> TrainConfig:
+    """The plan with an optimiser of another kind, at the published values of that kind.
+
+    Raises:
+        ValueError: the algorithm has one kind of optimiser.
+    """
+    if not isinstance(plan.agent, DreamerRun):
+        raise ValueError(f"{plan.agent.name} has one kind of optimiser, and optimiser is {kind!r}; dreamer has two")
+    algorithm = replace(plan.agent.algorithm, optimiser={"single": OptimiserConfig, "groups": GroupsConfig}[kind]())
     return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
 
 
