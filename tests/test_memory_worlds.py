@@ -145,6 +145,22 @@ def test_episodes_run_in_a_batch_and_begin_again(env):
     np.testing.assert_array_equal(seen.is_first[1:], seen.is_last[:-1])
 
 
+def test_the_first_cards_of_a_deck_are_named_as_the_whole_deck_is():
+    env = Autoencode(parts=(1, 4, 52))
+    suits = jax.random.randint(KEY, (52,), 0, 4)
+    for task, part in enumerate(env.parts):
+        answers = np.concatenate([np.zeros(part - 1, int), suits[:part][::-1]])  # nothing to name while one watches
+        state, opened = env.start(suits, jnp.int32(task))
+        _, later = jax.lax.scan(lambda s, a, task=task: env.step(jnp.int32(task), s, a, KEY), state, answers)
+        timesteps = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), opened, later)
+        np.testing.assert_array_equal(np.flatnonzero(timesteps.is_last), [2 * part - 1])
+        np.testing.assert_array_equal(timesteps.observation["mode"][:, 0], np.arange(2 * part) < part - 1)
+        np.testing.assert_array_equal(timesteps.observation["suit"][:part, 0], suits[:part])
+        np.testing.assert_allclose(timesteps.reward, np.where(np.arange(2 * part) < part, 0, 1 / 52))
+    assert env.optimal_return == pytest.approx((1 + 4 + 52) / (3 * 52))
+    assert Autoencode().optimal_return == 1
+
+
 def test_sweeps_are_those_of_bsuite():
     assert len(memory_chain.LENGTHS) == 23
     assert len(memory_chain.SIZES) == 17
@@ -156,6 +172,7 @@ def test_sweeps_are_those_of_bsuite():
     [
         (lambda: RepeatPrevious(k=52), "k must lie in 1 .. 51, got 52"),
         (lambda: Autoencode(decks=0), "decks must be at least 1, got 0"),
+        (lambda: Autoencode(parts=(1, 53)), r"parts must lie in 1 .. 52 \(all cards\), got \(1, 53\)"),
         (lambda: Concentration(decks=0), "decks must be at least 1, got 0"),
         (lambda: MemoryChain(lengths=(3, 0)), r"lengths must be one or more, each at least 1, got \(3, 0\)"),
         (lambda: MemoryChain(bits=0), "bits must be at least 1, got 0"),

@@ -21,6 +21,8 @@ def _games() -> dict[str, Game]:
     cards = {"repeat_previous": repeat_previous, "autoencode": autoencode, "concentration": concentration}
     leveled = cards | {"maze": maze}
     found = {f"{name}/{level}": Game(world) for name, of in leveled.items() for level, world in of.LEVELS.items()}
+    parts = autoencode.PARTS
+    found |= {"autoencode/parts": Game(autoencode.Autoencode(parts=parts), tuple(range(len(parts))))}
     lengths = memory_chain.LENGTHS
     found |= {f"memory_length/{length}": Game(MemoryChain((length,))) for length in lengths}
     found |= {"memory_length/all": Game(MemoryChain(lengths), tuple(range(len(lengths))))}
@@ -31,7 +33,7 @@ def _games() -> dict[str, Game]:
 
 GAMES: Mapping[str, Game] = MappingProxyType(_games())
 """POPGym's and mazes by level, bsuite's by the steps or bits to remember, or by the delay of the arm that pays most;
-`memory_length/all` is one of all 23 lengths in each episode."""
+`memory_length/all` is one of all 23 lengths in each episode, `autoencode/parts` the first 1 to 52 cards of a deck."""
 
 
 def find_game(name: str) -> Game:
