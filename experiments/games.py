@@ -60,11 +60,12 @@ AUTHORS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "concentration/easy": (0.789, 0.816),
         "concentration/medium": (0.320, 0.246),
         "concentration/hard": (-0.85, -0.85),
+        "memory_length/100": (0.02, 0.0),
         "discounting_chain/30": (0.66, 0.0),
         "discounting_chain/100": (0.0, 0.0),
     }
 )
-"""R2I's and its authors' DreamerV3's scores, read off the figures of arXiv 2403.04253 (about ±0.01); those of the chain
+"""R2I's and its authors' DreamerV3's scores, read off the figures of arXiv 2403.04253 (about ±0.01); those of chains
 are rates of success."""
 
 
