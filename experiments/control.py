@@ -33,7 +33,7 @@ from reverie.train.run import RunFolder
 
 PUBLISHED = Path(__file__).parent / "published" / "dmc_proprio_dreamerv3.csv"
 REPEAT = 2
-CPU_TASKS = ("dmc:cartpole_swingup", "dmc:reacher_easy")
+CPU_TASKS = ("dmc:cartpole_swingup", "dmc:walker_walk", "dmc:reacher_easy")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Control(Study):
     seeds: int = 1
     """Training seeds of each task."""
     game: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A task to learn; give it again for each. Two unless given, on a GPU all of those with published scores."""
+    """A task to learn; give it again for each. Three unless given, on a GPU all of those with published scores."""
 
     @property
     def games(self) -> tuple[str, ...]:

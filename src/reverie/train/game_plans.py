@@ -71,7 +71,7 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
     }
 )
 """By game, or by its kind where all levels demand the same. Those of RepeatPrevious and of the memory chains are what
-was found to do (docs/experiments/games.md); the others are a beginning."""
+was found to do (docs/experiments/games.md); that of `autoencode/parts` learns slowly, the others are a beginning."""
 
 OUTSIDE = TrainConfig(
     agent=DreamerRun(
