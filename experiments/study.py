@@ -24,6 +24,7 @@ from reverie.envs.fleet.env import View
 from reverie.evaluate.examination import Exam, Setting, hold, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant
+from reverie.nn.optimiser import OptimiserConfig
 from reverie.report.figures import forest
 from reverie.report.style import save_png
 from reverie.tables import Row, read_csv, write_csv
@@ -55,10 +56,13 @@ class Study:
         """A plan at the scale of this study."""
         if self.scale == "cpu":
             return plan
-        steps = plan.loop.steps and 10 * plan.loop.steps
-        algorithm = plan.agent.algorithm
-        wide = replace(algorithm, units=256) if isinstance(plan.agent, DreamerRun) else algorithm
-        return replace(plan, agent=replace(plan.agent, algorithm=wide), loop=replace(plan.loop, steps=steps))
+        agent, steps = plan.agent, plan.loop.steps and 10 * plan.loop.steps
+        if isinstance(agent, DreamerRun):
+            optimiser = agent.algorithm.optimiser
+            if isinstance(optimiser, OptimiserConfig):  # as slow a fall as the training is long
+                optimiser = replace(optimiser, decay=10 * optimiser.decay)
+            agent = replace(agent, algorithm=replace(agent.algorithm, units=256, optimiser=optimiser))
+        return replace(plan, agent=agent, loop=replace(plan.loop, steps=steps))
 
     def train(self, plans: Sequence[TrainConfig]) -> list[RunFolder]:
         """Train all plans, or go on with them; their folders are named after label and seed."""

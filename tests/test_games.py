@@ -148,6 +148,17 @@ def test_the_optimiser_is_chosen_by_its_kind():
         parse(["--resume", "--out", "nowhere", "--optimiser", "groups"])
 
 
+def test_a_step_size_that_ends_before_the_training_is_refused():
+    words = ["--game", "repeat_previous/easy", "--steps", "60000"]
+    with pytest.raises(ValueError, match="837 or more, or 0 for a step size that stays"):
+        parse(words)
+    for decay in (837, 0):
+        assert parse([*words, "--agent.optimiser.decay", str(decay)]).config.loop.steps == 60_000
+    with pytest.raises(ValueError, match="0 after 936 updates, and 60000 steps are 937"):
+        parse([*words, "--agent.optimiser.decay", "836"])
+    assert parse(["--game", "repeat_previous/easy", "--steps", "20000"]).config.loop.steps == 20_000
+
+
 def test_every_kind_of_model_is_a_choice():
     for kind, model in MODELS.items():
         assert with_model(preset("dreamer", "cpu"), kind).agent.algorithm.model == model

@@ -9,7 +9,8 @@ import tyro
 
 from reverie.commands.output import say
 from reverie.commands.training import train_run, train_seeds
-from reverie.train.config import TrainConfig
+from reverie.nn.optimiser import OptimiserConfig
+from reverie.train.config import DreamerRun, TrainConfig
 from reverie.train.devices import spread
 from reverie.train.game_plans import game_plan
 from reverie.train.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
@@ -118,13 +119,32 @@ def parse(arguments: Sequence[str]) -> Train:
         default = RunFolder.open(choice.folder("", choice.seed)).config(TrainConfig)
     else:
         default = choice.plan
-    return tyro.cli(
+    asked = tyro.cli(
         Train,
         prog="reverie train",
         args=arguments,
         default=Train(Choice(), default),
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
+    if not choice.resume:
+        _check_step_size(asked.config)
+    return asked
+
+
+def _check_step_size(config: TrainConfig) -> None:
+    """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over."""
+    steps, agent = config.loop.steps, config.agent
+    if steps is None or not isinstance(agent, DreamerRun):
+        return
+    optimiser = agent.algorithm.optimiser
+    if not isinstance(optimiser, OptimiserConfig) or not optimiser.decay:
+        return
+    updates, last = steps // agent.experience.env_steps, optimiser.warmup + optimiser.decay
+    if updates > last:
+        raise ValueError(
+            f"the step size of the optimiser is 0 after {last} updates, and {steps} steps are {updates} updates: "
+            f"give --agent.optimiser.decay {updates - optimiser.warmup} or more, or 0 for a step size that stays"
+        )
 
 
 def main(arguments: Sequence[str]) -> None:
