@@ -114,7 +114,7 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
             axis.set_title(game)
             axis.set_xlabel("thousand frames")
         figure.axes[0].set_ylabel("mean return")
-        figure.axes[0].legend(loc="upper left")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

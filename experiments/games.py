@@ -96,13 +96,12 @@ class Games(Study):
         assert isinstance(plan.agent, DreamerRun)
         assert isinstance(plan.agent.algorithm.model, s3m.S3MConfig)
         assert plan.loop.steps is not None
-        small, steps = plan.agent.algorithm, 10 * plan.loop.steps
+        small, large, steps = plan.agent.algorithm, s3m.PRESETS["popgym"], 10 * plan.loop.steps
+        sizes = "units", "layers", "deter", "stoch", "classes", "reward_layers", "continue_layers"
         model = replace(
-            s3m.PRESETS["popgym"],
-            modes="ring",
-            state=max(128, small.model.state),
-            recall=small.model.recall,
-            horizon=small.model.horizon,
+            small.model,
+            state=max(large.state, small.model.state),
+            **{name: getattr(large, name) for name in sizes},
         )
         optimiser = replace(small.optimiser, learning_rate=5e-4, decay=steps * 16 // 4096)
         algorithm = replace(small, model=model, optimiser=optimiser, units=512, starts=1024)

@@ -24,11 +24,11 @@ from reverie.envs.fleet.env import View
 from reverie.evaluate.examination import Exam, Setting, hold, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant
-from reverie.nn.optimiser import OptimiserConfig
 from reverie.report.figures import forest
 from reverie.report.style import save_png
 from reverie.tables import Row, read_csv, write_csv
 from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
+from reverie.train.presets import with_steps
 from reverie.train.run import RunFolder
 from reverie.train.trainers import build
 
@@ -56,13 +56,10 @@ class Study:
         """A plan at the scale of this study."""
         if self.scale == "cpu":
             return plan
-        agent, steps = plan.agent, plan.loop.steps and 10 * plan.loop.steps
-        if isinstance(agent, DreamerRun):
-            optimiser = agent.algorithm.optimiser
-            if isinstance(optimiser, OptimiserConfig):  # as slow a fall as the training is long
-                optimiser = replace(optimiser, decay=10 * optimiser.decay)
-            agent = replace(agent, algorithm=replace(agent.algorithm, units=256, optimiser=optimiser))
-        return replace(plan, agent=agent, loop=replace(plan.loop, steps=steps))
+        plan = plan if plan.loop.steps is None else with_steps(plan, 10 * plan.loop.steps)
+        if not isinstance(plan.agent, DreamerRun):
+            return plan
+        return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, units=256)))
 
     def train(self, plans: Sequence[TrainConfig]) -> list[RunFolder]:
         """Train all plans, or go on with them; their folders are named after label and seed."""

@@ -200,6 +200,19 @@ def test_games_are_learned_at_both_scales(load, scale):
         build(first)
 
 
+def test_a_gpu_changes_the_size_of_what_plays_a_game_and_not_what_it_is(load):
+    games = load("games")
+    small, large = (
+        tyro.cli(games.Games, args=["--scale", scale]).plans("memory_length/100")[0].agent.algorithm.model
+        for scale in ("cpu", "gpu")
+    )
+    sizes = {"units", "layers", "state", "deter", "stoch", "classes", "reward_layers", "continue_layers"}
+    differ = {f.name for f in dataclasses.fields(small) if getattr(small, f.name) != getattr(large, f.name)}
+    assert differ == sizes
+    assert large.product
+    assert large.modes == "ring"
+
+
 def test_each_ablation_of_r2i_changes_one_thing(load):
     r2i = load("r2i")
     asked = tyro.cli(r2i.R2I, args=["--seeds", "1"])

@@ -23,7 +23,7 @@ from reverie.nn.optimiser import AdamConfig, OptimiserConfig
 from reverie.train.config import GameConfig
 from reverie.train.game_plans import game_plan
 from reverie.train.loop import LoopConfig
-from reverie.train.presets import MODELS, preset, with_model, with_optimiser
+from reverie.train.presets import MODELS, preset, with_model, with_optimiser, with_steps
 from reverie.train.run import RunFolder
 from reverie.train.trainers import build
 
@@ -157,6 +157,17 @@ def test_a_step_size_that_ends_before_the_training_is_refused():
     with pytest.raises(ValueError, match="0 after 936 updates, and 60000 steps are 937"):
         parse([*words, "--agent.optimiser.decay", "836"])
     assert parse(["--game", "repeat_previous/easy", "--steps", "20000"]).config.loop.steps == 20_000
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.5, 10])
+def test_the_step_size_falls_for_as_long_as_the_training(factor):
+    plan = preset("dreamer", "cpu")
+    longer = with_steps(plan, int(factor * plan.loop.steps))
+    before, after = plan.agent.algorithm.optimiser, longer.agent.algorithm.optimiser
+    least = after.warmup + 1  # what is shorter than the warm-up ends within it
+    assert after.warmup + after.decay == max(least, factor * (before.warmup + before.decay))
+    assert longer.loop.steps == factor * plan.loop.steps
+    assert with_steps(preset("a2c", "cpu"), 7).loop.steps == 7
 
 
 def test_every_kind_of_model_is_a_choice():

@@ -16,7 +16,7 @@ from reverie.commands.training import load_agents, open_or_create
 from reverie.evaluate.trials import Contestant
 from reverie.report.tables import rich_table
 from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
-from reverie.train.presets import Algorithm, Preset, preset
+from reverie.train.presets import Algorithm, Preset, preset, with_steps
 from reverie.train.run import RunFolder
 
 type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2"]
@@ -79,8 +79,8 @@ class SweepConfig:
             several = len(self.family) > 1
             label = f"{plan.name}-{family}" if several else plan.label
             plan = replace(plan, world=replace(fleet, family=family), label=label)
-        limits = {"steps": self.steps, "minutes": self.minutes}
-        return replace(plan, loop=replace(plan.loop, **{name: v for name, v in limits.items() if v is not None}))
+        plan = plan if self.steps is None else with_steps(plan, self.steps)
+        return plan if self.minutes is None else replace(plan, loop=replace(plan.loop, minutes=self.minutes))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ is public: DreamerV3's published values at its smallest size, and a recurrent po
 settings of their own (`game_plans.py`).
 
 `with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`);
-`with_optimiser`, the optimiser for R2I's, which has a learning rate and a clip for each part of the agent, or back.
+`with_optimiser`, the optimiser for R2I's, which has a learning rate and a clip for each part of the agent, or back;
+`with_steps`, how long it trains.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -155,6 +157,18 @@ def with_optimiser(plan: TrainConfig, kind: OptimiserKind) -> TrainConfig:
         raise ValueError(f"{plan.agent.name} has one kind of optimiser, and optimiser is {kind!r}; dreamer has two")
     algorithm = replace(plan.agent.algorithm, optimiser={"single": OptimiserConfig, "groups": GroupsConfig}[kind]())
     return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
+
+
+def with_steps(plan: TrainConfig, steps: int) -> TrainConfig:
+    """The plan for so many environment steps; a step size that falls to 0 does so over as large a part of them."""
+    agent, before = plan.agent, plan.loop.steps
+    if isinstance(agent, DreamerRun) and before is not None:
+        optimiser = agent.algorithm.optimiser
+        if isinstance(optimiser, OptimiserConfig) and optimiser.decay:
+            last = math.ceil((optimiser.warmup + optimiser.decay) * steps / before)
+            optimiser = replace(optimiser, decay=max(1, last - optimiser.warmup))
+            agent = replace(agent, algorithm=replace(agent.algorithm, optimiser=optimiser))
+    return replace(plan, agent=agent, loop=replace(plan.loop, steps=steps))
 
 
 def preset(algorithm: Algorithm, name: Preset) -> TrainConfig:
