@@ -18,9 +18,9 @@ from reverie.train.config import CurveConfig, DreamerRun, GameConfig, TrainConfi
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.loop import LoopConfig
 
-STREAMS, RATIO, REPLAYED, CAPACITY = 16, 16.0, 1024, 20_000
-"""Of all games of memory: environments side by side, replayed steps for each new one, steps of an update, and steps
-that replay holds, which seldom matters (docs/r2i.md)."""
+STREAMS, REPLAYED, CAPACITY = 16, 1024, 20_000
+"""Of all games of memory: environments side by side, steps of an update, and steps that replay holds, which seldom
+matters (docs/r2i.md)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ class Demand:
     """What actor and critic see beside z."""
     entropy: float = 1e-2
     """Weight of the actor's entropy."""
+    siblings: int = 1
+    """Dreams from each start. Several are judged against each other, in units of how much they differ: for decisions
+    that are rare, or matter little beside all that is to come."""
+    whole: bool = False
+    """Whether the critic learns mostly from real returns of whole episodes: for rewards that come later than dreams."""
+    ratio: float = 16.0
+    """Replayed steps for each new one."""
     steps: int = 300_000
     """Environment steps of a training."""
 
@@ -66,7 +73,20 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
         "concentration/hard": Demand(1 / 26, 104, state=256, deter=512, units=256),
         "memory_length": Demand(1.0, 101, length=101, state=64, deter=128, policy="full", entropy=3e-2, steps=80_000),
         "memory_size": Demand(1.0, 4, length=64, state=64, deter=128, entropy=3e-3, steps=80_000),
-        "discounting_chain": Demand(1.0, 1, horizon=10_000.0, length=101, state=64, deter=128),
+        "discounting_chain": Demand(
+            1.0,
+            1,
+            horizon=10_000.0,
+            dream=2,
+            length=202,
+            state=64,
+            deter=128,
+            entropy=1.0,
+            siblings=8,
+            whole=True,
+            ratio=60.0,
+            steps=50_000,
+        ),
         "maze": Demand(1.0, 128, horizon=333.0, length=256, state=256, deter=512, units=256, steps=10_000_000),
     }
 )
@@ -102,7 +122,13 @@ def game_plan(game: str) -> TrainConfig:
     if world.is_outside:
         return replace(OUTSIDE, world=world)
     demand = DEMANDS.get(game) or DEMANDS[game.split("/")[0]]
-    updates = demand.steps * RATIO / REPLAYED
+    experience = DreamingConfig(
+        streams=STREAMS,
+        capacity=CAPACITY,
+        batch=REPLAYED // demand.length,
+        length=demand.length,
+        ratio=demand.ratio,
+    )
     model = S3MConfig(
         units=demand.units,
         layers=2,
@@ -121,17 +147,17 @@ def game_plan(game: str) -> TrainConfig:
     )
     algorithm = DreamerConfig(
         model=model,
-        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100, decay=round(updates)),
+        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100, decay=round(demand.steps / experience.env_steps)),
         memory=0,
         units=128,
         layers=2,
         horizon=demand.dream,
         starts=64,
         entropy=demand.entropy,
+        siblings=demand.siblings,
+        discount_lambda=1.0 if demand.whole else 0.95,
+        replay_critic=3.0 if demand.whole else 0.3,
         reward_scale=1 / demand.pay,
-    )
-    experience = DreamingConfig(
-        streams=STREAMS, capacity=CAPACITY, batch=REPLAYED // demand.length, length=demand.length, ratio=RATIO
     )
     return TrainConfig(
         agent=DreamerRun(algorithm=algorithm, experience=experience, chunk=50),
