@@ -46,6 +46,8 @@ CPU_GAMES = (
     "repeat_previous/hard",
     "memory_length/100",
     "memory_length/all",
+    "discounting_chain/30",
+    "discounting_chain/100",
 )
 PRACTICE: Mapping[str, str] = MappingProxyType({"autoencode/easy": "autoencode/parts"})
 """Games that are trained for in another."""
@@ -74,8 +76,8 @@ class Games(Study):
     """The options of this experiment."""
 
     game: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A game to learn; give it again for each. At CPU scale RepeatPrevious and the memory chains unless given, on a GPU
-    all games that the authors report."""
+    """A game to learn; give it again for each. At CPU scale RepeatPrevious and the chains unless given, on a GPU all
+    games that the authors report."""
 
     @property
     def games(self) -> tuple[str, ...]:
@@ -103,9 +105,9 @@ class Games(Study):
             state=max(large.state, small.model.state),
             **{name: getattr(large, name) for name in sizes},
         )
-        optimiser = replace(small.optimiser, learning_rate=5e-4, decay=steps * 16 // 4096)
-        algorithm = replace(small, model=model, optimiser=optimiser, units=512, starts=1024)
         experience = replace(plan.agent.experience, streams=64, batch=4, length=1024, capacity=1_000_000)
+        optimiser = replace(small.optimiser, learning_rate=5e-4, decay=round(steps / experience.env_steps))
+        algorithm = replace(small, model=model, optimiser=optimiser, units=512, starts=1024)
         agent = replace(plan.agent, algorithm=algorithm, experience=experience)
         return replace(plan, agent=agent, loop=replace(plan.loop, steps=steps))
 

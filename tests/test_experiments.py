@@ -197,6 +197,8 @@ def test_games_are_learned_at_both_scales(load, scale):
     for game in asked.games:
         first, second = asked.plans(game)
         assert dataclasses.replace(first, seed=1) == second
+        updates = first.loop.steps / first.agent.experience.env_steps
+        assert first.agent.algorithm.optimiser.decay == pytest.approx(updates, abs=1)  # the fall of the step size
         build(first)
 
 

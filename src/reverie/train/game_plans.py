@@ -64,7 +64,7 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
         "repeat_previous/easy": Demand(1 / 48, 4, length=64, state=64, deter=128, steps=30_000),
         "repeat_previous/medium": Demand(1 / 72, 32, steps=60_000),
         "repeat_previous/hard": Demand(1 / 92, 64, state=384, units=192, steps=120_000),
-        "autoencode/parts": Demand(1 / 52, 104, state=384, policy="full"),
+        "autoencode/parts": Demand(1 / 52, 104, state=384, policy="full", steps=640_000),
         "autoencode/easy": Demand(1 / 52, 104, length=128, state=256, units=192),
         "autoencode/medium": Demand(1 / 104, 208, length=256, state=512, deter=512, units=256),
         "autoencode/hard": Demand(1 / 156, 312, length=512, state=768, deter=768, units=384),
