@@ -10,7 +10,6 @@ simulated world's control, two to an action.
     python experiments/control.py --scale gpu
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +17,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from study import PICTURES, RESULTS, Study, publish, study
+from study import PICTURES, Study, learning_curve, publish_games, study
 
-from reverie.commands.engines import Local
-from reverie.commands.sweeping import train_all
 from reverie.evaluate.statistics import over_seeds
 from reverie.models import rssm
 from reverie.report.figures import WIDTH
@@ -68,15 +65,10 @@ class Control(Study):
         agent = replace(plan.agent, algorithm=algorithm, experience=experience)
         return replace(plan, agent=agent, loop=replace(plan.loop, steps=500_000 // REPEAT))
 
-    def train(self, plans: Sequence[TrainConfig]) -> list[RunFolder]:
-        folders = {self.runs / "control" / self.scale / f"{plan.name}-{plan.seed}": plan for plan in plans}
-        return train_all(folders, Local(self.workers), command=sys.argv)
-
 
 def curve(run: RunFolder) -> np.ndarray:
     """Frames and mean returns [P, 2]."""
-    points = [(REPEAT * m["step"], m["evaluation/return"]) for m in run.metrics() if "evaluation/return" in m]
-    return np.array(points, float)
+    return learning_curve(run) * (REPEAT, 1)
 
 
 def published(game: str) -> np.ndarray:
@@ -120,13 +112,9 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
 
 def main() -> None:
     asked = study(Control, __doc__)
-    plans = {game: asked.plans(game) for game in asked.games}
-    runs = asked.train([plan for of_game in plans.values() for plan in of_game])
-    by_game = {game: [r for r in runs if r.path.name.rsplit("-", 1)[0] == of[0].name] for game, of in plans.items()}
-    path, fresh = RESULTS / "control.csv", [summary(game, mine) for game, mine in by_game.items()]
-    kept = [row for row in read_csv(path) if row["task"] not in by_game] if path.exists() else []
-    publish("control", [*kept, *fresh])
-    save_png(picture(by_game), PICTURES / "control.png", dpi=100)
+    runs = asked.train_games(f"control/{asked.scale}", {game: asked.plans(game) for game in asked.games})
+    publish_games("control", [summary(game, mine) for game, mine in runs.items()], key="task")
+    save_png(picture(runs), PICTURES / "control.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Autoencode is practised with parts of a deck, and judged with the whole one (`PR
     python experiments/games.py --scale gpu
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -19,17 +18,15 @@ import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from study import PICTURES, RESULTS, Study, publish, study
+from study import PICTURES, Study, learning_curve, publish, publish_games, study
 
-from reverie.commands.engines import Local
-from reverie.commands.sweeping import train_all
 from reverie.envs.memory.games import GAMES, find_game
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
 from reverie.models import s3m
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREY, VERMILLION, save_png, setting
-from reverie.tables import Row, read_csv
+from reverie.tables import Row
 from reverie.train import loop
 from reverie.train.config import DreamerRun, TrainConfig
 from reverie.train.game_plans import game_plan
@@ -111,10 +108,6 @@ class Games(Study):
         agent = replace(plan.agent, algorithm=algorithm, experience=experience)
         return replace(plan, agent=agent, loop=replace(plan.loop, steps=steps))
 
-    def train(self, plans: Sequence[TrainConfig]) -> list[RunFolder]:
-        folders = {self.runs / "games" / self.scale / f"{plan.name}-{plan.seed}": plan for plan in plans}
-        return train_all(folders, Local(self.workers), command=sys.argv)
-
 
 def played(run: RunFolder, game: str) -> float:
     """Mean return of the agent of a run in one variant of its game."""
@@ -171,8 +164,8 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
         for axis, (judged, runs) in zip(axes, by_game.items(), strict=False):
             game = PRACTICE.get(judged, judged)
             for run in runs:
-                points = [(m["step"] / 1000, m["evaluation/return"]) for m in run.metrics() if "evaluation/return" in m]
-                axis.plot(*np.array(points).T, color=BLUE, linewidth=1, alpha=0.8)
+                steps, scores = learning_curve(run).T
+                axis.plot(steps / 1000, scores, color=BLUE, linewidth=1, alpha=0.8)
             if game in AUTHORS:
                 axis.axhline(AUTHORS[game][0], color=VERMILLION, linewidth=1, linestyle="--", label="R2I's authors")
             best = getattr(find_game(game).world, "optimal_return", None)
@@ -187,18 +180,11 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
 
 def main() -> None:
     asked = study(Games, __doc__)
-    plans = {game: asked.plans(game) for game in asked.games}
-    runs = asked.train([plan for seed in zip(*plans.values(), strict=True) for plan in seed])
-    by_game = {
-        game: [run for run in runs if run.path.name.rsplit("-", 1)[0] == of[0].name] for game, of in plans.items()
-    }
-    fresh = [summary(game, mine, [played(run, game) for run in mine]) for game, mine in by_game.items()]
-    path = RESULTS / "games.csv"
-    kept = [row for row in read_csv(path) if row["game"] not in by_game] if path.exists() else []
-    publish("games", sorted([*kept, *fresh], key=lambda row: list(GAMES).index(str(row["game"]))))
-    if "memory_length/all" in by_game:
-        publish("memory_length", chains(by_game["memory_length/all"]))
-    save_png(picture(by_game), PICTURES / "games.png", dpi=100)
+    runs = asked.train_games(f"games/{asked.scale}", {game: asked.plans(game) for game in asked.games})
+    publish_games("games", [summary(game, mine, [played(run, game) for run in mine]) for game, mine in runs.items()])
+    if "memory_length/all" in runs:
+        publish("memory_length", chains(runs["memory_length/all"]))
+    save_png(picture(runs), PICTURES / "games.png", dpi=100)
 
 
 if __name__ == "__main__":

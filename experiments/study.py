@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
+import numpy as np
 import tyro
 from rich import box
 from rich.table import Table
@@ -61,10 +62,15 @@ class Study:
             return plan
         return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, units=256)))
 
-    def train(self, plans: Sequence[TrainConfig]) -> list[RunFolder]:
+    def train(self, plans: Sequence[TrainConfig], under: str = "") -> list[RunFolder]:
         """Train all plans, or go on with them; their folders are named after label and seed."""
-        folders = {self.runs / f"{plan.name}-{plan.seed}": plan for plan in plans}
+        folders = {self.runs / under / f"{plan.name}-{plan.seed}": plan for plan in plans}
         return train_all(folders, Local(self.workers), command=sys.argv)
+
+    def train_games(self, under: str, plans: Mapping[str, Sequence[TrainConfig]]) -> dict[str, list[RunFolder]]:
+        """Train the plans of each game, of which there are as many as seeds: the first seed of all games first."""
+        runs = self.train([plan for seed in zip(*plans.values(), strict=True) for plan in seed], under)
+        return {game: runs[i :: len(plans)] for i, game in enumerate(plans)}
 
     def kept(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
         """A table that is made once; NAME says all that it depends on."""
@@ -124,6 +130,19 @@ def publish(name: str, rows: Sequence[Mapping[str, object]]) -> None:
     for row in rounded:
         table.add_row(*("" if v is None else str(v) for v in row.values()))
     print_table(table)
+
+
+def learning_curve(run: RunFolder) -> np.ndarray:
+    """Environment steps and mean returns [P, 2] of a run in a game."""
+    points = [(line["step"], line["evaluation/return"]) for line in run.metrics() if "evaluation/return" in line]
+    return np.array(points, float)
+
+
+def publish_games(name: str, rows: Sequence[Row], key: str = "game") -> None:
+    """Publish rows of some games, with those of other games that were published before."""
+    path = RESULTS / f"{name}.csv"
+    before = read_csv(path) if path.exists() else []
+    publish(name, list({row[key]: row for row in [*before, *rows]}.values()))
 
 
 def draw_verdict(name: str, rows: Sequence[Row]) -> None:

@@ -8,10 +8,12 @@ from types import ModuleType
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
 import tyro
 
 from reverie.envs.fleet.env import offered_load
+from reverie.models.rssm import RSSMConfig
 from reverie.train.game_plans import game_plan
 from reverie.train.presets import preset
 from reverie.train.trainers import build
@@ -264,6 +266,39 @@ def test_long_memory_compares_models_that_read_what_is_shown(load):
     assert len({plan.name for plan in plans}) == 6
     for plan in plans:
         build(dataclasses.replace(plan, world=dataclasses.replace(plan.fleet, tasks=2)))
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_chains_are_learned_by_dreamer_as_published(load, scale):
+    """An RSSM, and nothing that is ours: no recurrent policy, no siblings."""
+    chains = load("chains")
+    asked = tyro.cli(chains.Chains, args=["--scale", scale])
+    for game in asked.games:
+        plan = asked.plans(game)[0]
+        algorithm = plan.agent.algorithm
+        assert (type(algorithm.model), algorithm.memory, algorithm.siblings) == (RSSMConfig, 0, 1)
+        build(plan)
+
+
+@pytest.mark.parametrize(
+    ("game", "returns", "rates"),
+    [("memory_length/5", [-1, 0, 0.5, 1], [-1, 0, 0.5, 1]), ("discounting_chain/10", [1, 1.05, 1.1], [0, 0.5, 1])],
+)
+def test_success_is_0_for_what_takes_no_learning_and_1_at_best(load, game, returns, rates):
+    np.testing.assert_allclose(load("chains").success(game, np.array(returns)), rates, atol=1e-9)
+
+
+def test_games_keep_their_seeds_and_their_place_in_a_table(load, monkeypatch, tmp_path):
+    study = load("study")
+    plan = game_plan("memory_length/5")
+    plans = {game: [dataclasses.replace(plan, label=game, seed=seed) for seed in (0, 1)] for game in "ab"}
+    monkeypatch.setattr(study.Study, "train", lambda self, plans, under: [(p.label, p.seed, under) for p in plans])
+    runs = study.Study(runs=tmp_path).train_games("games/cpu", plans)
+    assert runs == {game: [(game, seed, "games/cpu") for seed in (0, 1)] for game in "ab"}
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    study.publish_games("scores", [{"game": "a", "mean": 1.0}, {"game": "b", "mean": 2.0}])
+    study.publish_games("scores", [{"game": "c", "mean": 4.0}, {"game": "a", "mean": 3.0}])
+    assert (tmp_path / "scores.csv").read_text().split() == ["game,mean", "a,3.0", "b,2.0", "c,4.0"]
 
 
 def test_published_scores_are_there_for_every_task_of_control(load):
