@@ -9,20 +9,21 @@ flat RSSM (size1m) against one that keeps servers apart.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import tyro
 from matplotlib.figure import Figure
-from study import PICTURES, Study, brief, judged, publish, study
+from study import ExamOptions, Study, brief, study
 
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.fleet.env import Reward
-from reverie.evaluate.examination import STANDARD, of_family, of_levels
+from reverie.evaluate.examination import STANDARD, Exam, of_family, of_levels
+from reverie.evaluate.statistics import verdict
 from reverie.models import rssm
 from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, INK, VERMILLION, save_png, setting
+from reverie.report.style import BLUE, INK, VERMILLION, setting
 from reverie.tables import Row
 from reverie.train.config import TrainConfig
 from reverie.train.presets import Preset, preset
@@ -32,6 +33,7 @@ from reverie.train.presets import Preset, preset
 class Ablations(Study):
     """The options of this experiment."""
 
+    exam: ExamOptions = field(default_factory=Exam)
     seeds: int = 2
     """Training seeds; a claim takes five."""
     steps: int = 60_000
@@ -78,7 +80,7 @@ def variants(steps: int) -> list[TrainConfig]:
     ]
 
 
-def draw(rows: Sequence[Row]) -> None:
+def picture(rows: Sequence[Row]) -> Figure:
     """The ratio to the best rule of every variant, on hard and on changing loads; those far off are written out."""
     tasks, left, right = ("hard", "levels"), 0.88, 1.32
     names = list(dict.fromkeys(str(row["agent"]) for row in rows))
@@ -98,7 +100,7 @@ def draw(rows: Sequence[Row]) -> None:
             axis.set(title=task, xlabel="mean response / best rule", yticks=range(len(names)), yticklabels=names)
             axis.set_xlim(left, right)
         figure.axes[0].invert_yaxis()
-        save_png(figure, PICTURES / "ablations.png", dpi=100)
+    return figure
 
 
 def main() -> None:
@@ -106,12 +108,13 @@ def main() -> None:
     runs = asked.train(asked.plans())
     rows = []
     for where in (*(of_family(name, asked.exam) for name in STANDARD), of_levels(asked.exam)):
-        rows += asked.examined(where, runs, "full")
-    table = [row for row in brief(judged(rows)) if row["level"] is None]
+        rows += asked.examined(asked.exam, where, runs, "full")
+    table = [row for row in brief(verdict(rows)) if row["level"] is None]
     best = [row for row in table if row["role"] == "agent" or row["agent"] == row["against"]]
-    publish("ablations", best)
+    asked.publish("ablations", best)
     order = [plan.name for plan in asked.plans()]
-    draw(sorted((row for row in best if row["role"] == "agent"), key=lambda row: order.index(str(row["agent"]))))
+    agents = sorted((row for row in best if row["role"] == "agent"), key=lambda row: order.index(str(row["agent"])))
+    asked.draw("ablations", picture(agents))
 
 
 if __name__ == "__main__":

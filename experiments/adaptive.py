@@ -7,19 +7,20 @@ bursts, days, and speeds that change before their eyes. Agents that see only how
     python experiments/adaptive.py --speeds Redis__..__long__eastus__B8ms.csv.gz
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
 from standard import MEMORY, dreamers, rivals
-from study import Study, brief, draw_verdict, judged, publish, study, with_memory, with_steps_of
+from study import ExamOptions, Study, brief, study, with_memory, with_steps_of
 
 from reverie.envs.core import TaskFamily
 from reverie.envs.fleet.env import Task
 from reverie.envs.fleet.families import INTERVALS, PARK_MEAN_SIZE, PARK_SPEEDS, draw_tasks, level, levels, measured
-from reverie.evaluate.examination import Setting, of_family, of_levels
+from reverie.evaluate.examination import Exam, Setting, of_family, of_levels
+from reverie.evaluate.statistics import verdict
 from reverie.train.config import TrainConfig
 from reverie.train.presets import preset
 
@@ -32,6 +33,7 @@ ADAPTIVE = "adaptive-least-connections"
 class Adaptive(Study):
     """The options of this experiment."""
 
+    exam: ExamOptions = field(default_factory=Exam)
     speeds: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A `long` file of Azure's VM noise dataset: measured drift; give it again for each."""
     drift_load: float = 0.85
@@ -98,17 +100,17 @@ def main() -> None:
     dreamer = asked.train(dreamers(asked))
     able = [plan for plan in rivals(asked, dreamer) if plan.agent.algorithm.network.memory]  # those that could adapt
     runs = [*dreamer, *asked.train(able)]
-    rows = [row for setting in asked.seen() for row in asked.examined(setting, runs, "full")]
-    verdict = judged(rows)
-    publish("adaptive", brief(verdict))
-    draw_verdict("adaptive", verdict)
+    rows = [row for setting in asked.seen() for row in asked.examined(asked.exam, setting, runs, "full")]
+    results = verdict(rows)
+    asked.publish("adaptive", brief(results))
+    asked.draw_verdict("adaptive", results)
 
     dreamer = asked.train(hidden_dreamers(asked))
     runs = [*dreamer, *asked.train(hidden_rivals(asked))]
-    rows = [row for setting in asked.hidden() for row in asked.examined(setting, runs, "counts")]
-    verdict = judged(rows, against=ADAPTIVE)
-    publish("hidden", brief(verdict))
-    draw_verdict("hidden", verdict)
+    rows = [row for setting in asked.hidden() for row in asked.examined(asked.exam, setting, runs, "counts")]
+    results = verdict(rows, against=ADAPTIVE)
+    asked.publish("hidden", brief(results))
+    asked.draw_verdict("hidden", results)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """DreamerV3 in bsuite's chains, beside what R2I's authors report of theirs (arXiv 2403.04253, read off a figure).
 
-Plain DreamerV3, with an RSSM and nothing of ours, remembers one bit for 2 to 14 steps, and chooses between rewards that
-come after 1, 3 and 10. The chains are those of `envs/memory/`, bsuite's to the last bit, with as many episodes as steps
-allow (bsuite has 10,000 of the former and 1,000 of the latter). The authors' agent has 1,024 replayed steps for each
-new one; here it is a small network with 64. A seed is judged by 200 episodes with the likeliest action.
+Plain DreamerV3, with an RSSM and nothing of ours, is to remember one bit for 2 to 14 steps, and to choose the best of
+five rewards, which comes after 1, 3 or 10 steps. The chains are those of `envs/memory/`, bsuite's to the last bit. The
+authors' agent has 10,000 episodes of the former, 1,000 of the latter and 1,024 replayed steps for each new one; here a
+small network has 30,000 steps, and 64 replayed for each. A seed is judged by 200 episodes with the likeliest action.
 
     python experiments/chains.py
     python experiments/chains.py --game memory_length/10 --seeds 1
@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from games import played
 from matplotlib.figure import Figure
-from study import PICTURES, Study, learning_curve, publish_games, study
+from study import Study, learning_curve, study
 
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.memory.games import find_game
@@ -26,7 +26,7 @@ from reverie.evaluate.statistics import over_seeds
 from reverie.models.rssm import RSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, GREY, save_png, setting
+from reverie.report.style import BLUE, GREY, setting
 from reverie.tables import Row
 from reverie.train.config import CurveConfig, DreamerRun, GameConfig, TrainConfig
 from reverie.train.dreaming import DreamingConfig
@@ -49,6 +49,7 @@ SMALL = TrainConfig(
     curve=CurveConfig(episodes=32),
 )
 """DreamerV3 for chains, at the scale of a CPU."""
+CHAINS = ("memory_length", "memory_size", "discounting_chain")
 STEPS = 30_000
 """Environment steps of a training."""
 PUBLISHED: Mapping[str, float] = MappingProxyType(
@@ -79,13 +80,18 @@ class Chains(Study):
         return self.game or tuple(PUBLISHED)
 
     def plans(self, game: str) -> list[TrainConfig]:
-        """One for each seed."""
+        """One for each seed.
+
+        Errors: ValueError where the game is none of bsuite's chains.
+        """
+        if game.split("/")[0] not in CHAINS:
+            raise ValueError(f"--game must be one of bsuite's chains, {', '.join(CHAINS)}, got {game!r}")
         loop = LoopConfig(steps=STEPS, evaluate_every=STEPS // 10)
         plan = self.larger(replace(SMALL, world=GameConfig(game), loop=loop, label=game.replace("/", "-")))
         return [replace(plan, seed=seed) for seed in range(self.seeds)]
 
     def larger(self, plan: TrainConfig) -> TrainConfig:
-        """On a GPU, larger networks and as many updates as the authors have."""
+        """On a GPU, larger networks, and an update for each step as the authors have it."""
         if self.scale == "cpu":
             return plan
         assert isinstance(plan.agent, DreamerRun)
@@ -98,8 +104,8 @@ class Chains(Study):
 
 def success(game: str, scores: np.ndarray) -> np.ndarray:
     """Mean returns from 0, which takes no learning (guesses, or an arm that pays 1), to 1, the best possible."""
-    least, best = (0.0, 1.0) if game.startswith("memory_length") else (1.0, find_game(game).world.optimal_return)
-    return (scores - least) / (best - least)
+    least = 1.0 if game.startswith("discounting_chain") else 0.0
+    return (scores - least) / (find_game(game).world.optimal_return - least)
 
 
 def summary(game: str, runs: Sequence[RunFolder]) -> Row:
@@ -137,9 +143,10 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
 
 def main() -> None:
     asked = study(Chains, __doc__)
-    runs = asked.train_games(f"chains/{asked.scale}", {game: asked.plans(game) for game in asked.games})
-    publish_games("chains", [summary(game, mine) for game, mine in runs.items()])
-    save_png(picture(runs), PICTURES / "chains.png", dpi=100)
+    runs = asked.train_games({game: asked.plans(game) for game in asked.games}, "chains")
+    asked.publish_games("chains", [summary(game, mine) for game, mine in runs.items()])
+    if not asked.game:
+        asked.draw("chains", picture(runs))
 
 
 if __name__ == "__main__":

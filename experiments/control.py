@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from study import PICTURES, Study, learning_curve, publish_games, study
+from study import Study, learning_curve, study
 
 from reverie.evaluate.statistics import over_seeds
 from reverie.models import rssm
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, GREY, save_png, setting
+from reverie.report.style import BLUE, GREY, setting
 from reverie.tables import Row, read_csv
 from reverie.train.config import DreamerRun, GameConfig, TrainConfig
 from reverie.train.game_plans import game_plan
@@ -49,7 +49,13 @@ class Control(Study):
         return tuple(dict.fromkeys(str(row["task"]) for row in read_csv(PUBLISHED)))
 
     def plans(self, game: str) -> list[TrainConfig]:
-        """One for each seed."""
+        """One for each seed.
+
+        Errors: ValueError where the task has no published scores.
+        """
+        if not len(published(game)):
+            known = ", ".join(dict.fromkeys(str(row["task"]) for row in read_csv(PUBLISHED)))
+            raise ValueError(f"there are no published scores of {game!r}; there are of {known}")
         plan = replace(game_plan(game), world=GameConfig(game, REPEAT), label=game.replace(":", "-"))
         return [replace(self.larger(plan), seed=seed) for seed in range(self.seeds)]
 
@@ -112,9 +118,10 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
 
 def main() -> None:
     asked = study(Control, __doc__)
-    runs = asked.train_games(f"control/{asked.scale}", {game: asked.plans(game) for game in asked.games})
-    publish_games("control", [summary(game, mine) for game, mine in runs.items()], key="task")
-    save_png(picture(runs), PICTURES / "control.png", dpi=100)
+    runs = asked.train_games({game: asked.plans(game) for game in asked.games}, "control")
+    asked.publish_games("control", [summary(game, mine) for game, mine in runs.items()], key="task")
+    if not asked.game:
+        asked.draw("control", picture(runs))
 
 
 if __name__ == "__main__":

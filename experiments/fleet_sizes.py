@@ -7,19 +7,20 @@ memory is told the chosen server's row instead of its number, so the same weight
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from standard import dreamers
-from study import PICTURES, Study, brief, judged, publish, study
+from study import ExamOptions, Study, brief, study
 
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, PARK_SPEEDS, draw_tasks, park_sizes
-from reverie.evaluate.examination import Setting
-from reverie.report.style import save_png, setting
+from reverie.evaluate.examination import Exam, Setting
+from reverie.evaluate.statistics import verdict
+from reverie.report.style import setting
 from reverie.tables import Row
 
 
@@ -27,6 +28,7 @@ from reverie.tables import Row
 class FleetSizes(Study):
     """The options of this experiment."""
 
+    exam: ExamOptions = field(default_factory=Exam)
     servers: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     """Sizes of the fleet; the agents were trained on 10 servers."""
     loads: tuple[float, ...] = (0.667, 0.909)
@@ -42,7 +44,7 @@ class FleetSizes(Study):
         return Setting(f"{servers} servers at load {load:g}", tasks)
 
 
-def draw(rows: Sequence[Row]) -> None:
+def picture(rows: Sequence[Row]) -> Figure:
     """The ratio to the best rule, by fleet size."""
     agents = [row for row in rows if row["role"] == "agent"]
     with setting():
@@ -65,7 +67,7 @@ def draw(rows: Sequence[Row]) -> None:
         axis.set_xticks(sizes, [str(n) for n in sizes])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.legend(frameon=False)
-        save_png(figure, PICTURES / "fleet_sizes.png")
+    return figure
 
 
 def main() -> None:
@@ -74,11 +76,11 @@ def main() -> None:
     rows = []
     for load in asked.loads:
         for servers in asked.servers:
-            rows += asked.examined(asked.setting(servers, load), runs, "full")
-    table = brief(judged(rows))
+            rows += asked.examined(asked.exam, asked.setting(servers, load), runs, "full")
+    table = brief(verdict(rows))
     best = [row for row in table if row["role"] == "agent" or row["agent"] == row["against"]]
-    publish("fleet_sizes", best)
-    draw(best)
+    asked.publish("fleet_sizes", best)
+    asked.draw("fleet_sizes", picture(best), dpi=160)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ and from its logarithm retention, forgetting and transfer (`evaluate/forgetting.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from study import PICTURES, UNTRAINED, Study, judged, publish, study, untrained, with_steps_of
+from study import UNTRAINED, ExamOptions, Study, study, untrained, with_steps_of
 
-from reverie.evaluate.examination import STANDARD, hold, of_family
+from reverie.evaluate.examination import STANDARD, Exam, hold, of_family
 from reverie.evaluate.forgetting import continual
-from reverie.evaluate.statistics import over_seeds
+from reverie.evaluate.statistics import over_seeds, verdict
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, INK, ORANGE, VERMILLION, save_png, setting
+from reverie.report.style import BLUE, INK, ORANGE, VERMILLION, setting
 from reverie.tables import Row
 from reverie.train.config import TrainConfig
 from reverie.train.presets import preset
@@ -36,6 +36,7 @@ LONG = 400
 class Forgetting(Study):
     """The options of this experiment."""
 
+    exam: ExamOptions = field(default_factory=Exam)
     seeds: int = 2
     """Training seeds of each agent."""
     steps: int = 40_000
@@ -92,7 +93,7 @@ def trained(asked: Forgetting) -> dict[tuple[str, int, str], RunFolder]:
 def examined(asked: Forgetting, level: str, runs: Sequence[RunFolder]) -> list[Row]:
     """Result rows at one level: rules, and the agents of all stages."""
     place = of_family(level, asked.exam)
-    rows = asked.examined(place, runs, "full")
+    rows = asked.examined(asked.exam, place, runs, "full")
     for name in learners(asked):
         for seed in range(asked.seeds):
             rows += asked.kept(
@@ -100,6 +101,7 @@ def examined(asked: Forgetting, level: str, runs: Sequence[RunFolder]) -> list[R
                 lambda name=name, seed=seed: (
                     hold(place, [untrained(replace(learners(asked)[name], seed=seed, label=name))], asked.exam).results
                 ),
+                asked.exam,
             )
     return rows
 
@@ -113,7 +115,7 @@ def matrix(names: Sequence[str], levels: dict[str, list[Row]]) -> list[Row]:
     """For each learner and stage its ratio to the best rule of each level, with the interval of the verdict."""
     rows: list[Row] = []
     for level, results in levels.items():
-        verdicts = {row["agent"]: row for row in judged(results)}
+        verdicts = {row["agent"]: row for row in verdict(results)}
         for name in names:
             for at in (*STAGES, MIXTURE):
                 row = verdicts[called(name, at)]
@@ -126,7 +128,7 @@ def logs(name: str, seeds: int, levels: dict[str, list[Row]], stages: Sequence[s
     """L of `evaluate/forgetting.py`, [S, stages, levels]: the mean over episodes, for each seed."""
     found = np.zeros((seeds, len(stages), len(levels)))
     for j, results in enumerate(levels.values()):
-        best = judged(results)[0]["against"]
+        best = verdict(results)[0]["against"]
         time = {(row["agent"], row["training_seed"], row["evaluation_seed"]): row["mean"] for row in results}
         episodes = sorted({row["evaluation_seed"] for row in results})
         rule = np.log([time[best, None, episode] for episode in episodes])
@@ -184,9 +186,9 @@ def main() -> None:
     runs, names = trained(asked), list(learners(asked))
     levels = {level: examined(asked, level, list(runs.values())) for level in STANDARD}
     table = matrix(names, levels)
-    publish("forgetting_matrix", table)
-    publish("forgetting", measures(names, asked.seeds, levels))
-    save_png(picture(table), PICTURES / "forgetting.png", dpi=100)
+    asked.publish("forgetting_matrix", table)
+    asked.publish("forgetting", measures(names, asked.seeds, levels))
+    asked.draw("forgetting", picture(table))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from study import PICTURES, Study, learning_curve, publish, publish_games, study
+from study import Study, learning_curve, study
 
 from reverie.envs.memory.games import GAMES, find_game
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
 from reverie.models import s3m
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, GREY, VERMILLION, save_png, setting
+from reverie.report.style import BLUE, GREY, VERMILLION, setting
 from reverie.tables import Row
 from reverie.train import loop
 from reverie.train.config import DreamerRun, TrainConfig
@@ -180,11 +180,13 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
 
 def main() -> None:
     asked = study(Games, __doc__)
-    runs = asked.train_games(f"games/{asked.scale}", {game: asked.plans(game) for game in asked.games})
-    publish_games("games", [summary(game, mine, [played(run, game) for run in mine]) for game, mine in runs.items()])
+    runs = asked.train_games({game: asked.plans(game) for game in asked.games}, "games")
+    scores = {game: [played(run, game) for run in mine] for game, mine in runs.items()}
+    asked.publish_games("games", [summary(game, mine, scores[game]) for game, mine in runs.items()])
     if "memory_length/all" in runs:
-        publish("memory_length", chains(runs["memory_length/all"]))
-    save_png(picture(runs), PICTURES / "games.png", dpi=100)
+        asked.publish("memory_length", chains(runs["memory_length/all"]))
+    if not asked.game:
+        asked.draw("games", picture(runs))
 
 
 if __name__ == "__main__":

@@ -14,16 +14,17 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from study import PICTURES, Study, agent, publish, study
+from study import Study, agent, study
 
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
+from reverie.evaluate.examination import Exam
 from reverie.evaluate.probes import numbers, purity, record, silhouette, standardised
 from reverie.evaluate.statistics import over_seeds
 from reverie.models.rssm import RSSMConfig, RSSMState
 from reverie.models.set_rssm import SetState
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, save_png, setting
+from reverie.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, setting
 from reverie.tables import Row
 from reverie.train.config import DreamerRun, TrainConfig
 from reverie.train.presets import preset
@@ -154,7 +155,7 @@ def main() -> None:
     runs = asked.train([plan for of_model in wanted.values() for plan in of_model])
     rows: list[Row] = []
     points: list[Row] = []
-    stream = asked.exam.stream
+    stream = Exam().stream
     for run in runs:
         model, seed = run.path.name.removeprefix("latents-").rsplit("-", 1)
         rows += asked.kept(
@@ -165,8 +166,8 @@ def main() -> None:
             points += asked.kept(
                 f"latents-map-{model}", lambda run=run, model=model: mapped(model, states(run, stream))
             )
-    publish("latents", averaged(rows))
-    save_png(picture(points), PICTURES / "latents.png", dpi=100)
+    asked.publish("latents", averaged(rows))
+    asked.draw("latents", picture(points))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ speeds; with counts alone in view, speeds that they can only infer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated
 
-import tyro
-from study import Study, brief, draw_verdict, judged, publish, study
+from study import ExamOptions, Study, brief, study
 
 from reverie.evaluate.examination import Exam, of_family, of_levels
+from reverie.evaluate.statistics import verdict
 from reverie.models.build import ModelConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.train.config import DreamerRun, TrainConfig
@@ -30,7 +29,7 @@ class LongMemory(Study):
     """Training seeds of each agent."""
     steps: int = 60_000
     """Environment steps of each training."""
-    exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=lambda: Exam(episodes=50))
+    exam: ExamOptions = field(default_factory=lambda: Exam(episodes=50))
 
     def plans(self, name: Preset, models: Mapping[str, ModelConfig]) -> list[TrainConfig]:
         """A preset with each of the models, once for each seed."""
@@ -61,10 +60,10 @@ def main() -> None:
     ):
         view = preset("dreamer", name).fleet.view
         runs = asked.train(asked.plans(name, models))
-        verdict = judged([row for setting in settings for row in asked.examined(setting, runs, view)])
-        rows += [{"view": view} | row for row in brief(verdict) if row["level"] is None]
-        draw_verdict(f"long_memory_{view}", verdict)
-    publish("long_memory", [row for row in rows if row["role"] == "agent"])
+        results = verdict([row for setting in settings for row in asked.examined(asked.exam, setting, runs, view)])
+        rows += [{"view": view} | row for row in brief(results) if row["level"] is None]
+        asked.draw_verdict(f"long_memory_{view}", results)
+    asked.publish("long_memory", [row for row in rows if row["role"] == "agent"])
 
 
 if __name__ == "__main__":

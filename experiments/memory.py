@@ -11,25 +11,24 @@ model's state and, as a control, from the observation; once more in agents that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from standard import dreamers
-from study import PICTURES, UNTRAINED, Study, agent, judged, publish, study, untrained
+from study import UNTRAINED, ExamOptions, Study, agent, study, untrained
 
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
 from reverie.evaluate import statistics
 from reverie.evaluate.examination import Exam, Setting, hold
 from reverie.evaluate.probes import Wiped, decode, numbers, record
-from reverie.evaluate.statistics import over_seeds
+from reverie.evaluate.statistics import over_seeds, verdict
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, GREEN, GREY, INK, VERMILLION, save_png, setting
+from reverie.report.style import BLUE, GREEN, GREY, INK, VERMILLION, setting
 from reverie.tables import Row
 from reverie.train.config import DreamerRun, TrainConfig
 from reverie.train.presets import preset
@@ -48,7 +47,7 @@ class Memory(Study):
 
     seeds: int = 2
     """Training seeds of each agent."""
-    exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=lambda: Exam(jobs=100))
+    exam: ExamOptions = field(default_factory=lambda: Exam(jobs=100))
     """Trials, and the length of each of their episodes."""
 
 
@@ -84,11 +83,12 @@ def played(asked: Memory, runs: Sequence[RunFolder]) -> list[Row]:
     """Results of agents of one kind, with memory kept and wiped, and of the rules, for whole episodes."""
     world = runs[0].config(TrainConfig).fleet
     place = of_trials(world.family, asked.exam)
-    rows = asked.examined(place, runs, world.view)
+    rows = asked.examined(asked.exam, place, runs, world.view)
     for run in runs:
         rows += asked.kept(
             f"{place.name.replace(' ', '-')}-{run.path.name}-wiped",
             lambda run=run: hold(place, [wiped(agent(run))], asked.exam).results,
+            asked.exam,
         )
     return [row for row in rows if row["level"] is None]
 
@@ -99,7 +99,7 @@ def wiped(contestant: Contestant) -> Contestant:
 
 def curve(name: str, rows: Sequence[Row]) -> list[Row]:
     """Response time by episode, as a ratio to the same agent without memory and to the best rule of whole trials."""
-    best = next(str(row["against"]) for row in judged(rows))
+    best = next(str(row["against"]) for row in verdict(rows))
     found: list[Row] = []
     for episode in range(EPISODES):
         kept, without, rule = (_logs(rows, who, episode) for who in (name, f"{name}-wiped", best))
@@ -159,8 +159,8 @@ def probes(asked: Memory, of_agent: Sequence[TrainConfig], runs: Sequence[RunFol
     rows: list[Row] = []
     for plan, run in zip(of_agent, runs, strict=True):
         name = f"probes-{run.path.name}"
-        rows += asked.kept(name, lambda plan=plan, run=run: probed(agent(run), plan, stream))
-        rows += asked.kept(f"{name}-{UNTRAINED}", lambda plan=plan: probed(untrained(plan), plan, stream))
+        rows += asked.kept(name, lambda plan=plan, run=run: probed(agent(run), plan, stream), asked.exam)
+        rows += asked.kept(f"{name}-{UNTRAINED}", lambda plan=plan: probed(untrained(plan), plan, stream), asked.exam)
     return rows
 
 
@@ -233,11 +233,11 @@ def main() -> None:
     runs = asked.train([plan for of_agent in wanted.values() for plan in of_agent])
     by_agent = {name: [run for run in runs if run.path.name.rsplit("-", 1)[0] == name] for name in wanted}
     curves = [row for name, mine in by_agent.items() for row in curve(name, played(asked, mine))]
-    publish("memory_episodes", curves)
+    asked.publish("memory_episodes", curves)
     decoded = averaged([row for name, mine in by_agent.items() for row in probes(asked, wanted[name], mine)])
-    publish("memory_probes", decoded)
-    save_png(curve_picture(curves), PICTURES / "memory.png", dpi=100)
-    save_png(probe_picture(decoded), PICTURES / "probes.png", dpi=100)
+    asked.publish("memory_probes", decoded)
+    asked.draw("memory", curve_picture(curves))
+    asked.draw("probes", probe_picture(decoded))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from study import PICTURES, Study, publish, study
+from study import Study, study
 
 from reverie.agents.dreamer import Dreamer
 from reverie.commands.output import say
@@ -26,7 +26,7 @@ from reverie.evaluate.returns import return_curve
 from reverie.evaluate.statistics import over_seeds
 from reverie.models.s3m import S3MConfig
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, GREEN, VERMILLION, save_png, setting
+from reverie.report.style import BLUE, GREEN, VERMILLION, setting
 from reverie.tables import Row
 from reverie.train import dreaming
 from reverie.train import replay as replays
@@ -54,7 +54,13 @@ class R2I(Study):
     """Updates of each policy there."""
 
     def plans(self) -> list[TrainConfig]:
-        """Of all variants, one for each seed."""
+        """Of all variants, one for each seed.
+
+        Errors: ValueError where there are more steps than the step size falls over.
+        """
+        most = game_plan(self.game).loop.steps
+        if most is not None and self.steps > most:
+            raise ValueError(f"--steps must be at most {most} in {self.game}, whose step size ends there: {self.steps}")
         return [replace(plan, seed=seed) for seed in range(self.seeds) for plan in self.variants()]
 
     def variants(self) -> Iterator[TrainConfig]:
@@ -220,14 +226,14 @@ def main() -> None:
         points = [(m["step"] / 1000, m["evaluation/return"]) for m in metrics if "evaluation/return" in m]
         curves.setdefault(name, []).append(points)
         seconds.setdefault(name, []).append(metrics[-1]["cpu_seconds"])
-    publish(
+    asked.publish(
         "r2i",
         [
             summary(name, [points[-1][1] for points in mine], cpu_seconds=float(np.mean(seconds[name])))
             for name, mine in curves.items()
         ],
     )
-    save_png(picture(curves), PICTURES / "r2i.png", dpi=100)
+    asked.draw("r2i", picture(curves))
 
     rows: list[Row] = []
     for policy in ("output", "hidden"):
@@ -239,11 +245,14 @@ def main() -> None:
         rows.append(summary("growing data", last, policy=policy))
         for fixed in ("data", "model"):
             curves_of = [
-                asked.kept(f"r2i-fixed-{fixed}-{policy}-{seed}", partial(of_fixed, asked, fixed, policy, seed))
+                asked.kept(
+                    f"r2i-fixed-{fixed}-{policy}-{asked.fixed_game.replace('/', '-')}-{asked.fixed_updates}-{seed}",
+                    partial(of_fixed, asked, fixed, policy, seed),
+                )
                 for seed in range(asked.seeds)
             ]
             rows.append(summary(f"fixed {fixed}", [float(curve[-1]["return"]) for curve in curves_of], policy=policy))
-    publish("r2i_fixed", rows)
+    asked.publish("r2i_fixed", rows)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ recorded traces are examined too.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
-from study import Study, brief, draw_verdict, judged, publish, study, with_memory, with_steps_of, with_time_of
+from study import ExamOptions, Study, brief, study, with_memory, with_steps_of, with_time_of
 
 from reverie.envs.fleet.traces import read_trace
-from reverie.evaluate.examination import STANDARD, Setting, bounds, of_family, of_trace
+from reverie.evaluate.examination import STANDARD, Exam, Setting, bounds, of_family, of_trace
+from reverie.evaluate.statistics import verdict
 from reverie.train.config import TrainConfig
 from reverie.train.presets import preset
 from reverie.train.run import RunFolder
@@ -30,6 +31,7 @@ MEMORY = 64
 class Standard(Study):
     """The options of this experiment."""
 
+    exam: ExamOptions = field(default_factory=Exam)
     trace: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A recorded trace to examine the agents on; give it again for each."""
     load: float = 0.8
@@ -65,20 +67,20 @@ def main() -> None:
     runs = trained(asked)
     rows = []
     for setting in asked.settings():
-        rows += asked.examined(setting, runs, "full")
+        rows += asked.examined(asked.exam, setting, runs, "full")
         rows += asked.kept(
-            f"{setting.name.replace(' ', '-')}-bound", lambda setting=setting: bounds(setting, asked.exam)
+            f"{setting.name.replace(' ', '-')}-bound", lambda setting=setting: bounds(setting, asked.exam), asked.exam
         )
-    verdict = judged(rows)
-    publish("standard", brief(verdict))
-    draw_verdict("standard", verdict)
+    results = verdict(rows)
+    asked.publish("standard", brief(results))
+    asked.draw_verdict("standard", results)
     spent = [
         {"agent": run.path.name.rsplit("-", 1)[0], "seed": int(run.path.name.rsplit("-", 1)[1])}
         | {name: last[name] for name in ("step", "updates", "cpu_seconds", "wall_seconds")}
         for run in runs
         for last in [run.metrics()[-1]]
     ]
-    publish("standard_cost", spent)
+    asked.publish("standard_cost", spent)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ itself (`results/NAME.csv`) and can be stopped at any time: started again, it go
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
@@ -23,7 +24,6 @@ from reverie.commands.sweeping import train_all
 from reverie.commands.training import load_agents
 from reverie.envs.fleet.env import View
 from reverie.evaluate.examination import Exam, Setting, hold, rules_of
-from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import forest
 from reverie.report.style import save_png
@@ -39,6 +39,12 @@ UNTRAINED = "untrained"
 Scale = Literal["cpu", "gpu"]
 
 
+ExamOptions = Annotated[Exam, tyro.conf.arg(name="")]
+"""The exam of an experiment on fleets, its options without a prefix."""
+ANYWAY = ("runs", "workers", "game", "trace", "speeds")
+"""Options that say where and what, and not how."""
+
+
 @dataclass(frozen=True)
 class Study:
     """The options of every experiment."""
@@ -47,11 +53,17 @@ class Study:
     """`cpu` ends within an hour on two cores; `gpu` is ten times as much experience of larger networks."""
     seeds: int = 5
     """Training seeds; a claim takes five."""
-    exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
     runs: Path = Path("runs/experiments")
     """Where everything is kept that can be thrown away."""
     workers: int | None = None
     """Trainings at a time; one for each core unless given."""
+
+    @property
+    def as_published(self) -> bool:
+        """Whether what is measured may stand in the docs: nothing is asked for but what the bare command does, or a
+        part of it."""
+        bare = type(self)()
+        return all(getattr(self, f.name) == getattr(bare, f.name) for f in fields(self) if f.name not in ANYWAY)
 
     def larger(self, plan: TrainConfig) -> TrainConfig:
         """A plan at the scale of this study."""
@@ -62,39 +74,76 @@ class Study:
             return plan
         return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, units=256)))
 
-    def train(self, plans: Sequence[TrainConfig], under: str = "") -> list[RunFolder]:
-        """Train all plans, or go on with them; their folders are named after label and seed."""
-        folders = {self.runs / under / f"{plan.name}-{plan.seed}": plan for plan in plans}
+    def train(self, plans: Sequence[TrainConfig], under: str = "fleets") -> list[RunFolder]:
+        """Train all plans, or go on with them; folders are named after scale, `under`, label and seed."""
+        folders = {self.runs / self.scale / under / f"{plan.name}-{plan.seed}": plan for plan in plans}
         return train_all(folders, Local(self.workers), command=sys.argv)
 
-    def train_games(self, under: str, plans: Mapping[str, Sequence[TrainConfig]]) -> dict[str, list[RunFolder]]:
+    def train_games(self, plans: Mapping[str, Sequence[TrainConfig]], under: str) -> dict[str, list[RunFolder]]:
         """Train the plans of each game, of which there are as many as seeds: the first seed of all games first."""
         runs = self.train([plan for seed in zip(*plans.values(), strict=True) for plan in seed], under)
         return {game: runs[i :: len(plans)] for i, game in enumerate(plans)}
 
-    def kept(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
-        """A table that is made once; NAME says all that it depends on."""
-        path = self.runs / "tables" / f"{name}-{self.exam.episodes}x{self.exam.jobs}-{self.exam.seed}.csv"
+    def kept(self, name: str, make: Callable[[], Sequence[Row]], exam: Exam | None = None) -> list[Row]:
+        """A table that is made once; its name, and the exam if it is of one, say all that it depends on."""
+        of_exam = f"-{exam.episodes}x{exam.jobs}-{exam.seed}" if exam else ""
+        path = self.runs / self.scale / "tables" / f"{name}{of_exam}.csv"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_csv(path, list(make()))
         return read_csv(path)
 
     def examined(
-        self, setting: Setting, runs: Sequence[RunFolder], view: View, rules: Sequence[str] | None = None
+        self, exam: Exam, setting: Setting, runs: Sequence[RunFolder], view: View, rules: Sequence[str] | None = None
     ) -> list[Row]:
         """Result rows of the rules and of the agents of some runs in a setting."""
         place = setting.name.replace(" ", "-").replace("/", "-")
         rows = self.kept(
-            f"{place}-rules-{view}", lambda: hold(setting, rules_of(setting, view, rules), self.exam).results
+            f"{place}-rules-{view}", lambda: hold(setting, rules_of(setting, view, rules), exam).results, exam
         )
         for run in runs:
             say(f"{setting.name}: {run.path.name}")
             rows += self.kept(
                 f"{place}-{run.path.name}",
-                lambda run=run: hold(setting, [agent(run, setting.tasks.mask.shape[-1])], self.exam).results,
+                lambda run=run: hold(setting, [agent(run, setting.tasks.mask.shape[-1])], exam).results,
+                exam,
             )
         return rows
+
+    def publish(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write the experiment's small table, with numbers as they are read, and print it."""
+        rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        write_csv(self._place(RESULTS, f"{name}.csv"), rounded)
+        table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left")
+        for column in rounded[0]:
+            table.add_column(column, justify="left" if isinstance(rounded[0][column], str) else "right")
+        for row in rounded:
+            table.add_row(*("" if v is None else str(v) for v in row.values()))
+        print_table(table)
+
+    def publish_games(self, name: str, rows: Sequence[Row], key: str = "game") -> None:
+        """Publish rows of some games, with those of other games that were published before."""
+        path = self._place(RESULTS, f"{name}.csv")
+        before = read_csv(path) if path.exists() else []
+        self.publish(name, list({row[key]: row for row in [*before, *rows]}.values()))
+
+    def draw(self, name: str, figure: Figure, dpi: int = 100) -> None:
+        """Save a picture of the docs."""
+        save_png(figure, self._place(PICTURES, f"{name}.png"), dpi)
+
+    def draw_verdict(self, name: str, rows: Sequence[Row]) -> None:
+        """A forest plot of whole trials, without those that are half as slow again as the opponent everywhere."""
+        whole = [row for row in rows if row["level"] is None and row["role"] != "bound"]
+        near = {row["agent"] for row in whole if row["role"] == "agent" or float(str(row["ratio"])) < 1.5}
+        self.draw(name, forest([row for row in whole if row["agent"] in near]))
+
+    def _place(self, published: Path, name: str) -> Path:
+        """Where a result goes: into the docs if it was measured as what stands there, else beside the runs."""
+        folder = published if self.as_published else self.runs / self.scale / published.name
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.as_published:
+            say(f"not measured as what the docs show: goes to {folder / name}")
+        return folder / name
 
 
 def agent(run: RunFolder, servers: int | None = None) -> Contestant:
@@ -116,40 +165,10 @@ def study[T: Study](kind: type[T], description: str | None) -> T:
     return asked
 
 
-def judged(rows: Sequence[Row], against: str = "best rule") -> list[Row]:
-    return verdict(rows, against=against)
-
-
-def publish(name: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the experiment's small table, with numbers as they are read, and print it."""
-    rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    write_csv(RESULTS / f"{name}.csv", rounded)
-    table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left")
-    for column in rounded[0]:
-        table.add_column(column, justify="left" if isinstance(rounded[0][column], str) else "right")
-    for row in rounded:
-        table.add_row(*("" if v is None else str(v) for v in row.values()))
-    print_table(table)
-
-
 def learning_curve(run: RunFolder) -> np.ndarray:
     """Environment steps and mean returns [P, 2] of a run in a game."""
     points = [(line["step"], line["evaluation/return"]) for line in run.metrics() if "evaluation/return" in line]
     return np.array(points, float)
-
-
-def publish_games(name: str, rows: Sequence[Row], key: str = "game") -> None:
-    """Publish rows of some games, with those of other games that were published before."""
-    path = RESULTS / f"{name}.csv"
-    before = read_csv(path) if path.exists() else []
-    publish(name, list({row[key]: row for row in [*before, *rows]}.values()))
-
-
-def draw_verdict(name: str, rows: Sequence[Row]) -> None:
-    """A forest plot of whole trials, without those that are half as slow again as the opponent everywhere."""
-    whole = [row for row in rows if row["level"] is None and row["role"] != "bound"]
-    near = {row["agent"] for row in whole if row["role"] == "agent" or float(str(row["ratio"])) < 1.5}
-    save_png(forest([row for row in whole if row["agent"] in near]), PICTURES / f"{name}.png", dpi=100)
 
 
 SHOWN = ("experiment", "task", "level", "agent", "role", "seeds", "episodes", "against", "ratio", "low", "high", "mean")

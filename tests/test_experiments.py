@@ -293,12 +293,41 @@ def test_games_keep_their_seeds_and_their_place_in_a_table(load, monkeypatch, tm
     plan = game_plan("memory_length/5")
     plans = {game: [dataclasses.replace(plan, label=game, seed=seed) for seed in (0, 1)] for game in "ab"}
     monkeypatch.setattr(study.Study, "train", lambda self, plans, under: [(p.label, p.seed, under) for p in plans])
-    runs = study.Study(runs=tmp_path).train_games("games/cpu", plans)
-    assert runs == {game: [(game, seed, "games/cpu") for seed in (0, 1)] for game in "ab"}
+    asked = study.Study(runs=tmp_path)
+    runs = asked.train_games(plans, "games")
+    assert runs == {game: [(game, seed, "games") for seed in (0, 1)] for game in "ab"}
     monkeypatch.setattr(study, "RESULTS", tmp_path)
-    study.publish_games("scores", [{"game": "a", "mean": 1.0}, {"game": "b", "mean": 2.0}])
-    study.publish_games("scores", [{"game": "c", "mean": 4.0}, {"game": "a", "mean": 3.0}])
+    asked.publish_games("scores", [{"game": "a", "mean": 1.0}, {"game": "b", "mean": 2.0}])
+    asked.publish_games("scores", [{"game": "c", "mean": 4.0}, {"game": "a", "mean": 3.0}])
     assert (tmp_path / "scores.csv").read_text().split() == ["game,mean", "a,3.0", "b,2.0", "c,4.0"]
+
+
+def test_a_quick_try_leaves_what_the_docs_show(load, monkeypatch, tmp_path):
+    study, games = load("study"), load("games")
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "docs" / "results")
+    for words in ("--seeds 1", "--scale gpu"):
+        asked = tyro.cli(games.Games, args=["--runs", str(tmp_path / "runs"), "--game", "maze/9x9", *words.split()])
+        asked.publish_games("scores", [{"game": "a", "mean": 1.0}])
+        assert (tmp_path / "runs" / asked.scale / "results" / "scores.csv").exists()
+    assert not (tmp_path / "docs").exists()
+    tyro.cli(games.Games, args=["--runs", str(tmp_path), "--game", "maze/9x9"]).publish("scores", [{"mean": 1.0}])
+    assert (tmp_path / "docs" / "results" / "scores.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("chains", ["--game", "repeat_previous/easy"], "one of bsuite's chains"),
+        ("control", ["--game", "dmc:humanoid_dance"], "no published scores of 'dmc:humanoid_dance'"),
+        ("r2i", ["--steps", "70000"], "--steps must be at most 60000"),
+    ],
+)
+def test_what_an_experiment_cannot_do_is_said_before_it_trains(load, name, words, message):
+    experiment = load(name)
+    kind = {"chains": "Chains", "control": "Control", "r2i": "R2I"}[name]
+    asked = tyro.cli(getattr(experiment, kind), args=words)
+    with pytest.raises(ValueError, match=message):
+        asked.plans(*asked.games) if words[0] == "--game" else asked.plans()
 
 
 def test_published_scores_are_there_for_every_task_of_control(load):
