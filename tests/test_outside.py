@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from reverie import cli
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.core import ArraySpec, Continuous, Discrete, batch_reset, batch_step
 from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, open_outside
@@ -330,6 +331,23 @@ def test_a_missing_package_is_answered_by_the_extra_to_install(name, package, ex
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=rf"pip install 'reverie\[{extra}\]'"):
         open_outside(name, 1)
+
+
+def test_a_missing_package_is_told_in_a_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "bsuite", None)
+    assert cli.main(["train", "--game", "bsuite:catch/0", "--steps", "1", "--out", "none"]) == 1
+    said = capsys.readouterr().err
+    assert "pip install 'reverie[bsuite]'" in said
+    assert "Traceback" not in said
+
+
+def test_what_gymnasium_says_is_passed_on(monkeypatch):
+    def make(name, **options):
+        raise gymnasium.error.DependencyNotInstalled("Box2D is not installed")
+
+    monkeypatch.setattr(gymnasium, "make", make)
+    with pytest.raises(ValueError, match="gym:LunarLander-v3 cannot be made: Box2D is not installed"):
+        open_outside("gym:LunarLander-v3", 1)
 
 
 def test_another_number_of_streams_is_refused():

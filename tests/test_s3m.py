@@ -507,18 +507,32 @@ def test_half_precision_leaves_the_recurrence_in_single():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state": 24}, r"state must be a multiple of 2 x blocks = 16, got 24"),
-        ({"state": 20, "symmetric": False}, r"state must be a multiple of blocks = 8, got 20"),
-        ({"layers": 0}, "layers must be at least 1, got 0"),
-        ({"recall": -1}, "recall must be at least 0, got -1"),
-        ({"classes": 1}, "classes must lie in 2 .. 256, got 1"),
-        ({"unimix": 1.0}, "unimix.*1.0"),
-        ({"horizon": 1.0}, "horizon.*1.0"),
+        ({"state": 24}, r"state of an SSM must be a multiple of 2 x blocks = 16, got 24"),
+        ({"state": 20, "symmetric": False}, r"state of an SSM must be a multiple of blocks = 8, got 20"),
+        ({"state": 9, "modes": "ring"}, r"state of an SSM must be a multiple of 2, got 9"),
+        ({"posterior": "recurrent", "scan": "parallel"}, "S3M with posterior 'recurrent' has no parallel scan"),
+        ({"layers": 0}, "S3M layers must be at least 1, got 0"),
+        ({"recall": -1}, "S3M recall must be at least 0, got -1"),
+        ({"classes": 1}, "S3M classes must lie in 2 .. 256, got 1"),
+        ({"unimix": 1.0}, "S3M unimix.*1.0"),
+        ({"horizon": 1.0}, "S3M horizon.*1.0"),
     ],
 )
 def test_impossible_sizes_are_named(options, message):
-    with pytest.raises(ValueError, match=f"S3M {message}"):
+    with pytest.raises(ValueError, match=message):
         S3MConfig(**options)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", [MIMO, SISO])
+def test_a_ring_has_no_blocks(kind, symmetric):
+    layer = kind(4, 10, 8, symmetric, modes="ring", key=KEY)
+    assert layer.decay.shape[-1] == (5 if symmetric else 10)
+
+
+def test_what_has_no_weights_is_not_asked_to_decay_them():
+    with pytest.raises(ValueError, match=r"ssm.weight_decay must be 0, got 0.1"):
+        GroupsConfig(ssm=AdamConfig(weight_decay=0.1))
 
 
 def test_the_world_model_for_popgym_has_as_many_parameters_as_published_but_for_conjugates():

@@ -115,7 +115,8 @@ def _is_plain(error: Exception) -> bool:
     What other libraries raise is a mistake of ours and keeps its traceback.
     """
     ours = _raised_in(error.__traceback__).startswith("reverie.")
-    return isinstance(error, OSError) or (ours and isinstance(error, (ValueError, ArithmeticError)))
+    worded = ValueError, ArithmeticError, ModuleNotFoundError
+    return isinstance(error, OSError) or (ours and isinstance(error, worded))
 
 
 def _raised_in(trace: TracebackType | None) -> str:

@@ -25,6 +25,13 @@ class GroupsConfig:
     critic: AdamConfig = field(default_factory=lambda: AdamConfig(3e-5, 100.0, 1e-5))
     """For the critic."""
 
+    def __post_init__(self):
+        if self.ssm.weight_decay:
+            raise ValueError(
+                f"GroupsConfig: ssm.weight_decay must be 0, got {self.ssm.weight_decay}: "
+                "state-space layers have no weights that could decay, only B, C and the like"
+            )
+
 
 def optimiser(config: OptimiserConfig | GroupsConfig) -> optax.GradientTransformation:
     """The optimiser of all of Dreamer's networks."""

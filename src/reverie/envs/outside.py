@@ -357,6 +357,8 @@ def _gymnasium(name: str) -> OutsideWorld:
         return FromGymnasium(gymnasium.make(name, disable_env_checker=True))
     except gymnasium.error.UnregisteredEnv as error:
         raise _unknown("gym", name, gymnasium.registry) from error
+    except gymnasium.error.Error as error:  # an outdated version, a missing package
+        raise ValueError(f"gym:{name} cannot be made: {error}") from error
 
 
 def _popgym(name: str) -> OutsideWorld:

@@ -33,7 +33,7 @@ from reverie.models.core import Features, Sequence
 from reverie.models.encoders import Decoder, Encoder
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
 from reverie.nn.layers import Dense, Head, Linear
-from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Modes, Scan, Transition, check_transition
+from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Modes, Scan, Transition, check_size, check_transition
 
 DRAWS = 8
 """Earlier observations that are recalled at each step."""
@@ -117,13 +117,12 @@ class S3MConfig:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"S3M {name} must be at least {value}, got {getattr(self, name)}")
-        unit = self.blocks * (1 + self.symmetric)
-        if self.state % unit:
-            of = "2 x blocks" if self.symmetric else "blocks"
-            raise ValueError(f"S3M state must be a multiple of {of} = {unit}, got {self.state}")
+        check_size(self.state, self.blocks, self.symmetric, self.modes)
         check_transition(self.transition, self.discretisation, self.modes)
         if self.transition == "dplr" and self.scan == "parallel":
             raise ValueError("S3M with transition 'dplr' has no parallel scan: give scan 'auto' or 'sequential'")
+        if self.posterior == "recurrent" and self.scan == "parallel":
+            raise ValueError("S3M with posterior 'recurrent' has no parallel scan: give scan 'auto' or 'sequential'")
         if not 2 <= self.classes <= 256:
             raise ValueError(f"S3M classes must lie in 2 .. 256, got {self.classes}")
         if not 0 <= self.unimix < 1:

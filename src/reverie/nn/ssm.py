@@ -60,12 +60,17 @@ def legs_modes(size: int) -> tuple[Complex[np.ndarray, " N"], Complex[np.ndarray
 
 def _modes(size: int, blocks: int, symmetric: bool) -> tuple[Complex[np.ndarray, " S"], Complex[np.ndarray, "N S"]]:
     """`legs_modes` of a block-diagonal matrix; with `symmetric`, only those of positive frequency."""
-    if blocks < 1 or size % (blocks * (1 + symmetric)):
-        unit = "2 x blocks" if symmetric else "blocks"
-        raise ValueError(f"the state of an SSM must be a multiple of {unit} = {blocks * (1 + symmetric)}, got {size}")
     values, vectors = legs_modes(size // blocks)
     kept = slice(len(values) // 2 if symmetric else 0, None)
     return np.tile(values[kept], blocks), np.kron(np.eye(blocks), vectors[:, kept])
+
+
+def check_size(size: int, blocks: int, symmetric: bool, modes: Modes) -> None:
+    """Errors: ValueError where a state of `size` cannot be cut into blocks, which a ring has none of, and pairs."""
+    each = (1 if modes == "ring" else blocks) * (1 + symmetric)
+    if each < 1 or size % each:
+        unit = "2" if modes == "ring" else f"{'2 x ' if symmetric else ''}blocks = {each}"
+        raise ValueError(f"the state of an SSM must be a multiple of {unit}, got {size}")
 
 
 def ring(key: Key[Array, ""], shape: tuple[int, ...], symmetric: bool = True) -> Complex[Array, "*H S"]:
@@ -74,7 +79,7 @@ def ring(key: Key[Array, ""], shape: tuple[int, ...], symmetric: bool = True) ->
     LegS hears slow things; in white noise, such as cards that are drawn, all frequencies count alike: two layers of 64
     such modes learn to repeat what was 64 steps ago in updates after which those of LegS are half wrong. They are those
     of the linear recurrent unit (Orvieto et al. 2023, arXiv 2303.06349) but for the angles, which are drawn there.
-    Without `symmetric` both of each pair of conjugates are given.
+    Without `symmetric` each angle comes with its negative, of a time constant of its own.
     """
     half = shape[-1] if symmetric else -(-shape[-1] // 2)
     angle = math.pi * (np.arange(half) + 0.5) / half
@@ -263,8 +268,9 @@ class MIMO(SSM):
         """
         check_transition(transition, discretisation, modes)
         b_key, c_key, d_key, step_key = jax.random.split(key, 4)
-        values, vectors = _modes(size, blocks, symmetric)
-        states = len(values)
+        check_size(size, blocks, symmetric, modes)
+        states = size // (1 + symmetric)
+        self.Q = None
         if modes == "ring":
             factors = ring(step_key, (states,), symmetric)
             self.decay, self.frequency, gain = _ring_parameters(factors, discretisation)
@@ -274,14 +280,15 @@ class MIMO(SSM):
             self.B = truncated_normal(b_key, (2, width, states), width) * norm  # [2, H, S]
             self.C = truncated_normal(c_key, (2, states, width), (1 + symmetric) * size)  # [2, S, H]
         else:
+            values, vectors = _modes(size, blocks, symmetric)
             self.decay, self.frequency = _parameters(values)
             self.log_step = _log_steps(step_key, (states,))
             # Drawn as the real matrices of the real system, then turned into the coordinates of its modes.
             self.B = _pair(truncated_normal(b_key, (width, size), width), vectors.conj())  # [2, H, S]
             self.C = _pair(truncated_normal(c_key, (width, size), size), vectors).swapaxes(1, 2)  # [2, S, H]
+            self.Q = _correction(size, blocks, vectors) if transition == "dplr" else None
         self.D = jax.random.normal(d_key, (width,))
         self.start = jnp.zeros((states, 2))
-        self.Q = _correction(size, blocks, vectors) if transition == "dplr" else None
         self.blocks, self.symmetric, self.discretisation = blocks, symmetric, discretisation
 
     def drive(self, u: Float[Array, "*T H"]) -> Complex[Array, "*T S"]:
@@ -314,15 +321,18 @@ class SISO(SSM):
         """
         check_transition(transition, discretisation, modes)
         c_key, d_key, step_key = jax.random.split(key, 3)
-        values, vectors = _modes(size, blocks, symmetric)
+        check_size(size, blocks, symmetric, modes)
+        states = size // (1 + symmetric)
+        self.Q = None
         if modes == "ring":
-            factors = ring(step_key, (width, len(values)), symmetric)
+            factors = ring(step_key, (width, states), symmetric)
             self.decay, self.frequency, gain = _ring_parameters(factors, discretisation)
             self.log_step = jnp.zeros((width, 1))
             b = jnp.sqrt(1 - jnp.abs(factors) ** 2) / gain
             self.B = jnp.stack([b, jnp.zeros_like(b)])  # [2, H, S]
             self.C = truncated_normal(c_key, (2, *factors.shape), (1 + symmetric) * size)  # [2, H, S]
         else:
+            values, vectors = _modes(size, blocks, symmetric)
             _, b = legs(size // blocks)
             repeated = (width, 1)
             self.decay, self.frequency = (jnp.tile(x, repeated) for x in _parameters(values))
@@ -330,9 +340,9 @@ class SISO(SSM):
             b = jnp.tile(jnp.asarray(np.tile(b, blocks), jnp.float32), repeated)  # [H, N]
             self.B = _pair(b, vectors.conj())  # [2, H, S]
             self.C = _pair(jax.random.normal(c_key, (width, size)), vectors)  # [2, H, S]
+            self.Q = jnp.tile(_correction(size, blocks, vectors), width) if transition == "dplr" else None
         self.D = jax.random.normal(d_key, (width,))
-        self.start = jnp.zeros((width * len(values), 2))
-        self.Q = jnp.tile(_correction(size, blocks, vectors), width) if transition == "dplr" else None
+        self.start = jnp.zeros((width * states, 2))
         self.blocks, self.symmetric, self.discretisation = width * blocks, symmetric, discretisation
 
     def convolve(self, u: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
