@@ -70,7 +70,7 @@ PUBLISHED: Mapping[str, float] = MappingProxyType(
 class Chains(Study):
     """The options of this experiment."""
 
-    seeds: int = 3
+    seeds: int = 2
     """Training seeds of each chain."""
     game: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A chain to learn; give it again for each. All of those below unless given."""

@@ -90,8 +90,9 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
         "maze": Demand(1.0, 128, horizon=333.0, length=256, state=256, deter=512, units=256, steps=10_000_000),
     }
 )
-"""By game, or by its kind where all levels demand the same. Those of RepeatPrevious and of the memory chains are what
-was found to do (docs/experiments/games.md); that of `autoencode/parts` learns slowly, the others are a beginning."""
+"""By game, or by its kind where all levels demand the same. Those of RepeatPrevious, of the chains of memory length and
+of discounting are what was found to do (docs/experiments/games.md); that of `autoencode/parts` learns slowly, the others
+are a beginning."""
 
 OUTSIDE = TrainConfig(
     agent=DreamerRun(
