@@ -218,7 +218,7 @@ def picture(
 
 def main() -> None:
     asked = study(R2I, __doc__)
-    runs = asked.train(asked.plans())
+    runs = asked.train(asked.plans(), "r2i")
     curves: dict[str, list[list[tuple[float, float]]]] = {}
     seconds: dict[str, list[float]] = {}
     for run in runs:
@@ -237,7 +237,7 @@ def main() -> None:
 
     rows: list[Row] = []
     for policy in ("output", "hidden"):
-        grown = asked.train(of_growing(asked, policy))
+        grown = asked.train(of_growing(asked, policy), "r2i")
         last = [
             next(m["evaluation/return"] for m in reversed(list(run.metrics())) if "evaluation/return" in m)
             for run in grown
