@@ -91,8 +91,8 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
     }
 )
 """By game, or by its kind where all levels demand the same. Those of RepeatPrevious, of the chains of memory length and
-of discounting are what was found to do (docs/experiments/games.md); that of `autoencode/parts` learns slowly, the others
-are a beginning."""
+of discounting are what was found to do (docs/experiments/games.md); that of `autoencode/parts` learns slowly, and the
+others are a beginning."""
 
 OUTSIDE = TrainConfig(
     agent=DreamerRun(
