@@ -3,7 +3,7 @@
 Plain DreamerV3, with an RSSM and nothing of ours, is to remember one bit for 2 to 14 steps, and to choose the best of
 five rewards, which comes after 1, 3 or 10 steps. The chains are those of `envs/memory/`, bsuite's to the last bit. The
 authors' agent has 10,000 episodes of the former, 1,000 of the latter and 1,024 replayed steps for each new one; here a
-small network has 30,000 steps, and 64 replayed for each. A seed is judged by 200 episodes with the likeliest action.
+small network has 30,000 steps and 64 replayed for each. A seed is judged by 200 episodes with the likeliest action.
 
     python experiments/chains.py
     python experiments/chains.py --game memory_length/10 --seeds 1
@@ -123,7 +123,7 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
     """Learning curves: success of each seed, and what was published."""
     with setting():
         figure = Figure(figsize=(WIDTH, 2.2 * -(-len(by_game) // 3)))
-        axes = figure.subplots(-(-len(by_game) // 3), 3, squeeze=False, sharex=True, sharey=True)
+        axes = figure.subplots(-(-len(by_game) // 3), 3, squeeze=False, sharey=True)
         for axis in axes.ravel()[len(by_game) :]:
             axis.remove()
         for axis, (game, runs) in zip(axes.ravel(), by_game.items(), strict=False):
@@ -134,9 +134,9 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
             if game in PUBLISHED:
                 axis.axhline(PUBLISHED[game], color=GREY, linestyle="--", label="R2I's authors' DreamerV3, at the end")
             axis.set_title(game)
+            axis.set_xlabel("thousand environment steps")
         for row in axes:
             row[0].set_ylabel("success")
-        figure.supxlabel("thousand environment steps", fontsize="medium")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
