@@ -1,6 +1,7 @@
 """What every test shares: shape annotations are checked, programs are compiled quickly and once, data are found."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ def _compiled_once() -> None:
     from reverie import runtime
 
     runtime.configure(fast_malloc=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_unloaded() -> Iterator[None]:
+    """Every program that is loaded takes some of the memory maps of the process, of which Linux allows 65,530: a worker
+    that kept those of all tests crashed when it loaded one of the last."""
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
