@@ -2,7 +2,7 @@
 
 Each task is learned as `reverie train --game dmc:TASK --world.repeat 2` learns it, at the CPU scale of `game_plans.py`.
 `published/dmc_proprio_dreamerv3.csv` has the authors' scores (github.com/danijar/dreamerv3, scores/, 5 seeds: mean,
-lowest and highest), at a larger size and with many times as many updates for each step. Frames are steps of the
+lowest and highest), at a larger size and with eight times as many replayed steps for each. Frames are steps of the
 simulated world's control, two to an action.
 
     python experiments/control.py                                    # needs the extra dmc

@@ -113,7 +113,7 @@ class Study:
     def publish(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Write the experiment's small table, with numbers as they are read, and print it."""
         rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-        write_csv(self._place(RESULTS, f"{name}.csv"), rounded)
+        write_csv(self._folder(RESULTS) / f"{name}.csv", rounded)
         table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left")
         for column in rounded[0]:
             table.add_column(column, justify="left" if isinstance(rounded[0][column], str) else "right")
@@ -123,13 +123,13 @@ class Study:
 
     def publish_games(self, name: str, rows: Sequence[Row], key: str = "game") -> None:
         """Publish rows of some games, with those of other games that were published before."""
-        path = self._place(RESULTS, f"{name}.csv")
+        path = self._folder(RESULTS) / f"{name}.csv"
         before = read_csv(path) if path.exists() else []
         self.publish(name, list({row[key]: row for row in [*before, *rows]}.values()))
 
     def draw(self, name: str, figure: Figure, dpi: int = 100) -> None:
         """Save a picture of the docs."""
-        save_png(figure, self._place(PICTURES, f"{name}.png"), dpi)
+        save_png(figure, self._folder(PICTURES) / f"{name}.png", dpi)
 
     def draw_verdict(self, name: str, rows: Sequence[Row]) -> None:
         """A forest plot of whole trials, without those that are half as slow again as the opponent everywhere."""
@@ -137,13 +137,11 @@ class Study:
         near = {row["agent"] for row in whole if row["role"] == "agent" or float(str(row["ratio"])) < 1.5}
         self.draw(name, forest([row for row in whole if row["agent"] in near]))
 
-    def _place(self, published: Path, name: str) -> Path:
-        """Where a result goes: into the docs if it was measured as what stands there, else beside the runs."""
+    def _folder(self, published: Path) -> Path:
+        """Where results go: into the docs if they were measured as those that stand there, else beside the runs."""
         folder = published if self.as_published else self.runs / self.scale / published.name
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.as_published:
-            say(f"not measured as what the docs show: goes to {folder / name}")
-        return folder / name
+        return folder
 
 
 def agent(run: RunFolder, servers: int | None = None) -> Contestant:
@@ -161,6 +159,8 @@ def untrained(plan: TrainConfig) -> Contestant:
 def study[T: Study](kind: type[T], description: str | None) -> T:
     """The options on the command line; the head of the experiment's module is what `--help` shows."""
     asked = tyro.cli(kind, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    if not asked.as_published:
+        say(f"not measured as what the docs show: results will be in {asked.runs / asked.scale}")
     runtime.configure()
     return asked
 
