@@ -23,8 +23,8 @@ from reverie.agents.a2c import A2CConfig  # noqa: E402
 from reverie.agents.actor_critic import NetworkConfig  # noqa: E402
 from reverie.agents.dreamer import DreamerConfig  # noqa: E402
 from reverie.models.rssm import PRESETS  # noqa: E402
-from reverie.train import presets  # noqa: E402
-from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig  # noqa: E402
+from reverie.settings import presets  # noqa: E402
+from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig  # noqa: E402
 from reverie.train.dreaming import DreamingConfig  # noqa: E402
 from reverie.train.on_policy import OnPolicyConfig  # noqa: E402
 from reverie.train.seeds import side_by_side  # noqa: E402

@@ -24,9 +24,9 @@ from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, INK, VERMILLION, setting
+from reverie.settings.config import TrainConfig
+from reverie.settings.presets import Preset, preset
 from reverie.tables import Row
-from reverie.train.config import TrainConfig
-from reverie.train.presets import Preset, preset
 
 
 @dataclass(frozen=True)

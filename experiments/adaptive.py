@@ -21,8 +21,8 @@ from reverie.envs.fleet.env import Task
 from reverie.envs.fleet.families import INTERVALS, PARK_MEAN_SIZE, PARK_SPEEDS, draw_tasks, level, levels, measured
 from reverie.evaluate.examination import Exam, Setting, of_family, of_levels
 from reverie.evaluate.statistics import verdict
-from reverie.train.config import TrainConfig
-from reverie.train.presets import preset
+from reverie.settings.config import TrainConfig
+from reverie.settings.presets import preset
 
 UNSEEN = (0.35, 0.55, 0.8, 1.0)
 """Offered loads between, below and above those of training, which are .455, .667, .909 and 1.111."""

@@ -27,11 +27,10 @@ from reverie.models.rssm import RSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREY, setting
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import CurveConfig, DreamerRun, GameConfig, LoopConfig, TrainConfig
 from reverie.tables import Row
-from reverie.train.config import CurveConfig, DreamerRun, GameConfig, TrainConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
-from reverie.train.run import RunFolder
 
 SMALL = TrainConfig(
     agent=DreamerRun(

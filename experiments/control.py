@@ -1,6 +1,7 @@
 """DreamerV3 outside load balancing: DeepMind Control from vectors, beside the scores that its authors published.
 
-Each task is learned as `reverie train --game dmc:TASK --world.repeat 2` learns it, at the CPU scale of `game_plans.py`.
+Each task is learned as `reverie train --game dmc:TASK --world.repeat 2` learns it, at the CPU scale of
+`settings/games.py`.
 `published/dmc_proprio_dreamerv3.csv` has the authors' scores (github.com/danijar/dreamerv3, scores/, 5 seeds: mean,
 lowest and highest), at a larger size and with eight times as many replayed steps for each. Frames are steps of the
 simulated world's control, two to an action.
@@ -23,10 +24,10 @@ from reverie.evaluate.statistics import over_seeds
 from reverie.models import rssm
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREY, setting
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import DreamerRun, GameConfig, TrainConfig
+from reverie.settings.games import game_plan
 from reverie.tables import Row, read_csv
-from reverie.train.config import DreamerRun, GameConfig, TrainConfig
-from reverie.train.game_plans import game_plan
-from reverie.train.run import RunFolder
 
 PUBLISHED = Path(__file__).parent / "published" / "dmc_proprio_dreamerv3.csv"
 REPEAT = 2

@@ -21,10 +21,10 @@ from reverie.evaluate.forgetting import continual
 from reverie.evaluate.statistics import over_seeds, verdict
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, INK, ORANGE, VERMILLION, setting
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
+from reverie.settings.presets import preset
 from reverie.tables import Row
-from reverie.train.config import TrainConfig
-from reverie.train.presets import preset
-from reverie.train.run import RunFolder
 
 MIXTURE = "mixture"
 STAGES = (UNTRAINED, *STANDARD)

@@ -26,12 +26,12 @@ from reverie.evaluate.statistics import over_seeds
 from reverie.models import s3m
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREY, VERMILLION, setting
+from reverie.runs import loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.games import game_plan
 from reverie.tables import Row
-from reverie.train import loop
-from reverie.train.config import DreamerRun, TrainConfig
-from reverie.train.game_plans import game_plan
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
 
 EPISODES = 200
 """That a seed is judged by, for each game."""

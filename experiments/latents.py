@@ -25,10 +25,10 @@ from reverie.models.rssm import RSSMConfig, RSSMState
 from reverie.models.set_rssm import SetState
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, setting
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.presets import preset
 from reverie.tables import Row
-from reverie.train.config import DreamerRun, TrainConfig
-from reverie.train.presets import preset
-from reverie.train.run import RunFolder
 
 WORKLOADS = {"easy": BLUE, "medium": GREEN, "hard": ORANGE, "overload": VERMILLION, "burst": PURPLE}
 """The last two are not in the mixture."""

@@ -17,8 +17,8 @@ from reverie.evaluate.examination import Exam, of_family, of_levels
 from reverie.evaluate.statistics import verdict
 from reverie.models.build import ModelConfig
 from reverie.models.set_rssm import SetRSSMConfig
-from reverie.train.config import DreamerRun, TrainConfig
-from reverie.train.presets import MODELS, Preset, preset
+from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.presets import MODELS, Preset, preset
 
 
 @dataclass(frozen=True)

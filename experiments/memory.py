@@ -29,10 +29,10 @@ from reverie.evaluate.statistics import over_seeds, verdict
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREEN, GREY, INK, VERMILLION, setting
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.presets import preset
 from reverie.tables import Row
-from reverie.train.config import DreamerRun, TrainConfig
-from reverie.train.presets import preset
-from reverie.train.run import RunFolder
 
 EPISODES = 16
 """Of a trial."""

@@ -27,13 +27,13 @@ from reverie.evaluate.statistics import over_seeds
 from reverie.models.s3m import S3MConfig
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREEN, VERMILLION, setting
+from reverie.runs.build import build
+from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.games import game_plan
 from reverie.tables import Row
 from reverie.train import dreaming
 from reverie.train import replay as replays
-from reverie.train.config import DreamerRun, TrainConfig
 from reverie.train.dreaming import Dreaming, DreamingConfig
-from reverie.train.game_plans import game_plan
-from reverie.train.trainers import build
 
 Fixed = Literal["data", "model"]
 

@@ -17,9 +17,9 @@ from study import ExamOptions, Study, brief, study, with_memory, with_steps_of, 
 from reverie.envs.fleet.traces import read_trace
 from reverie.evaluate.examination import STANDARD, Exam, Setting, bounds, of_family, of_trace
 from reverie.evaluate.statistics import verdict
-from reverie.train.config import TrainConfig
-from reverie.train.presets import preset
-from reverie.train.run import RunFolder
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
+from reverie.settings.presets import preset
 
 TIMED_SEEDS = 3
 """Training seeds of those that train for as much time as Dreamer, at most: they take most of this experiment's."""

@@ -27,11 +27,11 @@ from reverie.evaluate.examination import Exam, Setting, hold, rules_of
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import forest
 from reverie.report.style import save_png
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig
+from reverie.settings.presets import with_steps
 from reverie.tables import Row, read_csv, write_csv
-from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
-from reverie.train.presets import with_steps
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"

@@ -16,7 +16,7 @@ import optax
 import pytest
 from safetensors.numpy import save_file
 
-from reverie.train import checkpoint
+from reverie.runs import checkpoint
 
 
 class Counters(NamedTuple):
@@ -206,7 +206,7 @@ def test_a_size_limit_leaves_the_previous_checkpoint_whole(tmp_path):
 import resource, sys
 from pathlib import Path
 import numpy as np
-from reverie.train import checkpoint
+from reverie.runs import checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 checkpoint.save_step(Path(sys.argv[1]), 2, np.zeros(1 << 17), {})
 """
@@ -239,7 +239,7 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint_whole_and_no_litter(
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from reverie.train import checkpoint
+from reverie.runs import checkpoint
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -21,10 +21,11 @@ from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
-from reverie.train import loop, presets
-from reverie.train.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.runs import loop
+from reverie.runs.loop import Interrupted
+from reverie.settings import presets
+from reverie.settings.config import CurveConfig, DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import Interrupted, LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 EXAM = ["--episodes", "6", "--jobs", "30"]

@@ -8,10 +8,11 @@ from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.rssm import RSSMConfig
-from reverie.train.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
-from reverie.train.config_json import config_from_json, config_to_json
-from reverie.train.presets import PRESETS, preset
-from reverie.train.trainers import WorldTrainer, build
+from reverie.runs.build import build
+from reverie.runs.config_json import config_from_json, config_to_json
+from reverie.settings.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
+from reverie.settings.presets import PRESETS, preset
+from reverie.train.trainers import WorldTrainer
 
 EVERY_PRESET = [(algorithm, name) for algorithm, named in PRESETS.items() for name in named]
 

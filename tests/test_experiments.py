@@ -14,9 +14,9 @@ import tyro
 
 from reverie.envs.fleet.env import offered_load
 from reverie.models.rssm import RSSMConfig
-from reverie.train.game_plans import game_plan
-from reverie.train.presets import preset
-from reverie.train.trainers import build
+from reverie.runs.build import build
+from reverie.settings.games import game_plan
+from reverie.settings.presets import preset
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 

@@ -20,12 +20,11 @@ from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import PRESETS, S3MConfig
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig
-from reverie.train.config import GameConfig
-from reverie.train.game_plans import game_plan
-from reverie.train.loop import LoopConfig
-from reverie.train.presets import MODELS, preset, with_model, with_optimiser, with_steps
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import GameConfig, LoopConfig
+from reverie.settings.games import game_plan
+from reverie.settings.presets import MODELS, preset, with_model, with_optimiser, with_steps
 
 
 class Always:

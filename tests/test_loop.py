@@ -19,10 +19,11 @@ from reverie.envs.core import TimeStep, stack_tasks
 from reverie.envs.fleet import workload
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.models.set_rssm import SetRSSMConfig
-from reverie.train import checkpoint, loop
+from reverie.runs import checkpoint, loop
+from reverie.runs.folder import RunFolder
+from reverie.runs.loop import DivergedError, Interrupted
+from reverie.settings.config import LoopConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import DivergedError, Interrupted, LoopConfig
-from reverie.train.run import RunFolder
 from reverie.train.trainers import WorldTrainer
 
 STEPS = 30  # of the walk below, in one chunk

@@ -21,14 +21,14 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.core import ArraySpec, Continuous, Discrete, batch_reset, batch_step
 from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, open_outside
 from reverie.models.rssm import RSSMConfig
-from reverie.train import checkpoint
+from reverie.runs import checkpoint
+from reverie.runs.build import build
+from reverie.settings.config import DreamerRun, GameConfig, OnPolicyRun, TrainConfig
+from reverie.settings.games import game_plan
 from reverie.train.collect import collect, start
-from reverie.train.config import DreamerRun, GameConfig, OnPolicyRun, TrainConfig
 from reverie.train.devices import spread
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.game_plans import game_plan
 from reverie.train.seeds import side_by_side
-from reverie.train.trainers import build
 
 COPIES = 3
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from reverie.train.progress import Curve, Progress, Terminal, sparkline
+from reverie.runs.progress import Curve, Progress, Terminal, sparkline
 
 
 class Clock:

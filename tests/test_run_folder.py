@@ -18,11 +18,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import reverie
-from reverie.train import run as run_module
-from reverie.train import versions as versions_module
-from reverie.train.config_json import config_differences, config_from_json, config_to_json
-from reverie.train.run import RunFolder
-from reverie.train.versions import code_revision, versions
+from reverie.runs import folder as run_module
+from reverie.runs import versions as versions_module
+from reverie.runs.config_json import config_differences, config_from_json, config_to_json
+from reverie.runs.folder import RunFolder
+from reverie.runs.versions import code_revision, versions
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def test_a_run_is_found_again_with_its_configuration_and_no_other(tmp_path):
 @pytest.mark.parametrize("making", ["checkpoints", "tables", "config.json"])
 def test_a_run_is_made_anew_where_a_process_was_killed_while_making_it(tmp_path, making):
     killed_process = (
-        "import os, signal, sys; from pathlib import Path; from reverie.train.loop import LoopConfig\n"
-        "from reverie.train.run import RunFolder\n"
+        "import os, signal, sys; from pathlib import Path; from reverie.runs.loop import LoopConfig\n"
+        "from reverie.runs.folder import RunFolder\n"
         "def kill(event, arguments):\n"
         "    if event in ('os.mkdir', 'os.rename') and Path(arguments[0]).name == sys.argv[2]:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -327,7 +327,7 @@ def test_steps_go_forward_and_restore_comes_first(tmp_path):
 def test_two_writers_are_one_too_many_in_this_process_and_in_another(tmp_path):
     run = RunFolder.create(tmp_path / "run", Config())
     other = (
-        "import sys; from pathlib import Path; from reverie.train.run import RunFolder\n"
+        "import sys; from pathlib import Path; from reverie.runs.folder import RunFolder\n"
         "with RunFolder.open(Path(sys.argv[1])).writer([]): pass"
     )
     command = [sys.executable, "-c", other, str(run.path)]

@@ -19,7 +19,7 @@ from reverie.models.s3m import PRESETS, S3M, S3MConfig
 from reverie.nn.layers import Linear
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig, adam, in_groups, optimiser
 from reverie.nn.ssm import MIMO, SISO, legs, legs_modes, parallel_scan, sequential_scan
-from reverie.train.config_json import config_from_json, config_to_json
+from reverie.runs.config_json import config_from_json, config_to_json
 
 KEY = jax.random.key(5)
 SPEC = {"vector": ArraySpec((3,))}

@@ -11,15 +11,14 @@ from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.queue import QueueConfig
 from reverie.policies.core import Policy
-from reverie.train import checkpoint, loop
-from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.runs import checkpoint, loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.runs.folders import RunFolders
+from reverie.settings.config import DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
-from reverie.train.run import RunFolder
-from reverie.train.runs import RunFolders
 from reverie.train.seeds import side_by_side
-from reverie.train.trainers import build
 
 MODEL = QueueConfig(units=16, deter=8)  # draws no latents, which a rounding could tip
 DREAMER = DreamerRun(

@@ -23,13 +23,13 @@ from reverie.commands.engines import Ending, Local, Ray
 from reverie.commands.sweep import SweepConfig
 from reverie.commands.sweeping import RunsFailedError, train_all
 from reverie.commands.training import train_run
-from reverie.train import checkpoint, presets
-from reverie.train.config import CurveConfig, OnPolicyRun, TrainConfig, WorldConfig
-from reverie.train.loop import LoopConfig
+from reverie.runs import checkpoint
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.runs.progress import Terminal
+from reverie.settings import presets
+from reverie.settings.config import CurveConfig, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.on_policy import OnPolicyConfig
-from reverie.train.progress import Terminal
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
 
 CHUNK = 64  # environment steps
 TINY = TrainConfig(

@@ -19,12 +19,11 @@ from reverie.evaluate.trials import Contestant, play
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
-from reverie.train.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import CurveConfig, DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
 
 EXPERIENCE = DreamingConfig(streams=2, batch=2, length=4, ratio=4.0, capacity=200)
 SMALL = DreamerConfig(

@@ -14,14 +14,14 @@ from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.models.rssm import PRESETS
-from reverie.train import loop
-from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.runs import loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.devices import first_devices, spread
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
-from reverie.train.run import RunFolder
-from reverie.train.trainers import InWorld, build
+from reverie.train.trainers import InWorld
 
 WORLD = WorldConfig(family="easy", tasks=4, jobs=10)
 CAPACITY = 26

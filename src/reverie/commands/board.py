@@ -17,10 +17,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from reverie.train.config import TrainConfig
-from reverie.train.loop import shares_used
-from reverie.train.progress import Terminal, duration
-from reverie.train.run import RunFolder
+from reverie.runs.folder import RunFolder
+from reverie.runs.loop import shares_used
+from reverie.runs.progress import Terminal, duration
+from reverie.settings.config import TrainConfig
 
 State = Literal["waiting", "running", "done", "failed"]
 

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
 def examine(folder: Path) -> list[Finding]:
     """Everything that is worth knowing; what is wrong has a remedy."""
     prepared = runtime.configure()
-    from reverie.train.versions import versions
+    from reverie.runs.versions import versions
 
     gflops = gemm_gflops()
     training = sum(plan.loop.minutes or 0.0 for plan in VerdictConfig().plans(0))

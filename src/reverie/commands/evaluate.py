@@ -15,7 +15,7 @@ from reverie.commands.training import load_agents
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.statistics import verdict
 from reverie.report.tables import rich_table
-from reverie.train.run import RunFolder
+from reverie.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from reverie.report.page import Picture, Section, write_page
 from reverie.report.tables import TextTable
 from reverie.report.traces import draw_trace
 from reverie.report.words import number, place, ratio, with_interval
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
 from reverie.tables import Row, read_csv
-from reverie.train.config import TrainConfig
-from reverie.train.run import RunFolder
 
 _CURVE_RULES_SHOWN = 4
 

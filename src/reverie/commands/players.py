@@ -10,11 +10,11 @@ from reverie.report import figures
 from reverie.report.page import Picture, Section, write_page
 from reverie.report.tables import TextTable
 from reverie.report.words import number, with_interval
+from reverie.runs import loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import GameConfig, TrainConfig
 from reverie.tables import Row, read_csv, write_csv
-from reverie.train import loop
-from reverie.train.config import GameConfig, TrainConfig
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
 
 RETURNS = "returns.csv"
 """In `tables/` of a run: the mean return of the agent."""

@@ -11,7 +11,7 @@ from reverie.commands.output import say
 from reverie.commands.pages import write_report
 from reverie.commands.players import RETURNS, evaluate_player, game_of, write_player_report
 from reverie.commands.results import Examination, Results
-from reverie.train.run import RunFolder
+from reverie.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

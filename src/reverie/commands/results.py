@@ -28,8 +28,8 @@ from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched
 from reverie.files import write_text
+from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.tables import Row, read_csv, write_csv
-from reverie.train.config_json import config_from_json, config_to_json
 
 _WATCHED_SETTING, _WATCHED_JOBS = "hard", 300
 

@@ -15,9 +15,9 @@ from reverie.commands.sweeping import RunsFailedError, train_all
 from reverie.commands.training import load_agents, open_or_create
 from reverie.evaluate.trials import Contestant
 from reverie.report.tables import rich_table
-from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig
-from reverie.train.presets import Algorithm, Preset, preset, with_steps
-from reverie.train.run import RunFolder
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig
+from reverie.settings.presets import Algorithm, Preset, preset, with_steps
 
 type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2"]
 """Those with -rl2 have a memory as large as that of the preset's Dreamer, which has one anyway."""

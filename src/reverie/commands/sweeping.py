@@ -12,10 +12,10 @@ from pathlib import Path
 
 from reverie.commands.board import Board
 from reverie.commands.engines import Engine, Poll
-from reverie.train.config import TrainConfig
-from reverie.train.loop import is_finished
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.runs.loop import is_finished
+from reverie.settings.config import TrainConfig
 
 _PAUSE = 0.1  # seconds between two looks at the workers
 

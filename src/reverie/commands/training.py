@@ -11,15 +11,16 @@ from reverie.evaluate.curve import LearningCurve, learning_curve
 from reverie.evaluate.returns import ReturnCurve, return_curve
 from reverie.evaluate.trials import Contestant
 from reverie.policies.core import Policy
+from reverie.runs import loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.runs.folders import RunFolders
+from reverie.runs.loop import Outcome
+from reverie.settings.config import GameConfig, TrainConfig
 from reverie.tables import write_csv
-from reverie.train import loop
-from reverie.train.config import GameConfig, TrainConfig
 from reverie.train.devices import DevicesTrainer
-from reverie.train.loop import Outcome
-from reverie.train.run import RunFolder
-from reverie.train.runs import RunFolders
 from reverie.train.seeds import SeedsTrainer
-from reverie.train.trainers import InWorld, WorldTrainer, build
+from reverie.train.trainers import InWorld, WorldTrainer
 
 CURVE_RULES = "curve_rules.csv"
 """In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""

@@ -13,10 +13,10 @@ from reverie.commands.results import Examination, Results
 from reverie.commands.training import load_agents, open_or_create, train_run
 from reverie.evaluate.trials import Contestant
 from reverie.report.tables import rich_table
-from reverie.train.config import OnPolicyRun, TrainConfig
-from reverie.train.presets import Algorithm, preset
-from reverie.train.run import RunFolder
-from reverie.train.trainers import build
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import OnPolicyRun, TrainConfig
+from reverie.settings.presets import Algorithm, preset
 
 _SHARES: dict[Algorithm, float] = {"dreamer": 7 / 12, "a2c": 1.5 / 12}
 """Of the minutes, what goes into training; the rest is for evaluation."""

@@ -30,9 +30,9 @@ def work(folder: Path, command: Sequence[str]) -> str | None:
     try:
         from reverie import runtime
         from reverie.commands.training import train_run
-        from reverie.train.config import TrainConfig
-        from reverie.train.run import RunFolder
-        from reverie.train.trainers import build
+        from reverie.runs.build import build
+        from reverie.runs.folder import RunFolder
+        from reverie.settings.config import TrainConfig
 
         runtime.configure()
         run = RunFolder.open(folder)

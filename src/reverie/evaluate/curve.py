@@ -10,7 +10,7 @@ from reverie.envs.fleet.env import Task
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.trials import Contestant, play
 from reverie.policies.core import Policy
-from reverie.train.config import TrainConfig, stream_seed
+from reverie.settings.config import TrainConfig, stream_seed
 
 
 @dataclass(frozen=True)

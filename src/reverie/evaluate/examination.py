@@ -18,8 +18,8 @@ from reverie.evaluate import trials
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched, watch
+from reverie.settings.config import stream_seed
 from reverie.tables import Row
-from reverie.train.config import stream_seed
 
 STANDARD = ("easy", "medium", "hard")
 """The families of standard trials."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step
 from reverie.policies.core import Policy, PolicyState
-from reverie.train.config import GameConfig, stream_seed
+from reverie.settings.config import GameConfig, stream_seed
 
 
 class _Play(NamedTuple):

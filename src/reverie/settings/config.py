@@ -25,7 +25,6 @@ from reverie.envs.fleet.traces import read_trace
 from reverie.envs.memory.games import find_game
 from reverie.envs.outside import open_outside
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 
@@ -170,6 +169,34 @@ class CurveConfig:
         for name in ("episodes", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"curve: {name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When to stop (at the first limit that is reached), evaluate and save."""
+
+    steps: int | None = 1_000_000
+    """Environment steps, over all streams, after which training stops."""
+    minutes: float | None = None
+    """Minutes on the wall clock after which training stops; compilation does not count."""
+    cpu_minutes: float | None = None
+    """Minutes of CPU time, over all cores, after which training stops; compilation does not count."""
+    evaluate_every: int = 100_000
+    """Environment steps between two points of the learning curve; there is one at the beginning and one at the end."""
+    save_every: float = 60.0
+    """Seconds between two checkpoints; one is made at the end and at a signal in any case."""
+
+    def __post_init__(self):
+        limits = {name: getattr(self, name) for name in ("steps", "minutes", "cpu_minutes")}
+        for name, value in limits.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be more than 0 (None is no limit), got {value}")
+        if set(limits.values()) == {None}:
+            raise ValueError(f"training needs an end: give one of {', '.join(limits)}")
+        if self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every must be at least 1 environment step, got {self.evaluate_every}")
+        if not self.save_every >= 0:
+            raise ValueError(f"save_every must be 0 seconds (after each chunk) or more, got {self.save_every}")
 
 
 @dataclass(frozen=True)

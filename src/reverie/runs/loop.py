@@ -1,7 +1,7 @@
 """The training loop: compiled chunks of training, and around them everything that touches files, clocks and signals.
 
 What is computed is the trainer's business (`dreaming.py`, `on_policy.py`), what a run looks like on disk that of
-`run.py`. Here is decided when to log, evaluate, save and stop: a run that was killed goes on to the same numbers.
+`folder.py`. Here is decided when to log, evaluate, save and stop: a run that was killed goes on to the same numbers.
 """
 
 import errno
@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -20,10 +19,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 from rich.console import Console
 
-from reverie.train import checkpoint
-from reverie.train.progress import Progress
-from reverie.train.run import RunFolder
-from reverie.train.runs import RunFolders
+from reverie.runs import checkpoint
+from reverie.runs.progress import Progress
+from reverie.settings.config import LoopConfig
+from reverie.runs.folder import RunFolder
+from reverie.runs.folders import RunFolders
 
 Metric = float | Float[np.ndarray, " S"]
 """One number, or one for each seed."""
@@ -72,34 +72,6 @@ class Trainer[P](Protocol):
         ...
 
     def policy(self, state: PyTree, greedy: bool = True) -> P: ...
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """When to stop (at the first limit that is reached), evaluate and save."""
-
-    steps: int | None = 1_000_000
-    """Environment steps, over all streams, after which training stops."""
-    minutes: float | None = None
-    """Minutes on the wall clock after which training stops; compilation does not count."""
-    cpu_minutes: float | None = None
-    """Minutes of CPU time, over all cores, after which training stops; compilation does not count."""
-    evaluate_every: int = 100_000
-    """Environment steps between two points of the learning curve; there is one at the beginning and one at the end."""
-    save_every: float = 60.0
-    """Seconds between two checkpoints; one is made at the end and at a signal in any case."""
-
-    def __post_init__(self):
-        limits = {name: getattr(self, name) for name in ("steps", "minutes", "cpu_minutes")}
-        for name, value in limits.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0 (None is no limit), got {value}")
-        if set(limits.values()) == {None}:
-            raise ValueError(f"training needs an end: give one of {', '.join(limits)}")
-        if self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every must be at least 1 environment step, got {self.evaluate_every}")
-        if not self.save_every >= 0:
-            raise ValueError(f"save_every must be 0 seconds (after each chunk) or more, got {self.save_every}")
 
 
 StoppedBy = Literal["steps", "minutes", "cpu_minutes"]

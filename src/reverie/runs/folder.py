@@ -3,7 +3,7 @@
     config.json      the resolved configuration
     versions.json    one entry for each process that wrote here: when, by which command, with which versions
     metrics.jsonl    one line per `log`, oldest first; `tensorboard/` holds the same for TensorBoard
-    checkpoints/     the last two, as `train/checkpoint.py` writes them
+    checkpoints/     the last two, as `runs/checkpoint.py` writes them
     tables/          results, as `tables.py` writes them
     report.html      the page that `reverie report` makes of the tables
 
@@ -27,10 +27,10 @@ from typing import Any, BinaryIO, SupportsFloat
 from jaxtyping import PyTree
 
 from reverie.files import explained, remove_partial, write_text
-from reverie.train import checkpoint
-from reverie.train.config_json import Json, config_differences, config_from_json, config_to_json
-from reverie.train.tensorboard import TensorBoard
-from reverie.train.versions import versions
+from reverie.runs import checkpoint
+from reverie.runs.config_json import Json, config_differences, config_from_json, config_to_json
+from reverie.runs.tensorboard import TensorBoard
+from reverie.runs.versions import versions
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Runs that are written together: one folder for each of the seeds that train side by side.
 
 Each is on disk what it would be if its seed had trained alone, so whatever reads or continues a run knows nothing of
-this. What a folder holds is said in `run.py`.
+this. What a folder holds is said in `folder.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from reverie.train import checkpoint
-from reverie.train.run import RunFolder, RunWriter
+from reverie.runs import checkpoint
+from reverie.runs.folder import RunFolder, RunWriter
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
 by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
 is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. Games have
-settings of their own (`game_plans.py`).
+settings of their own (`settings/games.py`).
 
 `with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`);
 `with_optimiser`, the optimiser for R2I's, which has a learning rate and a clip for each part of the agent, or back;
@@ -31,9 +31,8 @@ from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.train.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.config import DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "hidden", "learned", "paper"]

@@ -14,9 +14,8 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.train.config import CurveConfig, DreamerRun, GameConfig, TrainConfig
+from reverie.settings.config import CurveConfig, DreamerRun, GameConfig, LoopConfig, TrainConfig
 from reverie.train.dreaming import DreamingConfig
-from reverie.train.loop import LoopConfig
 
 STREAMS, REPLAYED, CAPACITY = 16, 1024, 20_000
 """Of all games of memory: environments side by side, steps of an update, and steps that replay holds, which seldom
