@@ -20,10 +20,10 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from rich.console import Console
 
 from reverie.runs import checkpoint
-from reverie.runs.progress import Progress
-from reverie.settings.config import LoopConfig
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
+from reverie.runs.progress import Progress
+from reverie.settings.config import LoopConfig
 
 Metric = float | Float[np.ndarray, " S"]
 """One number, or one for each seed."""
