@@ -6,7 +6,7 @@ The pictures of the experiments are drawn by the experiments.
 import argparse
 from pathlib import Path
 
-from reverie.commands.results import Results
+from reverie.evaluate.results import Results
 from reverie.report import figures
 from reverie.report.style import save_png
 

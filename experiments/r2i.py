@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from study import Study, study
 
 from reverie.agents.dreamer import Dreamer
-from reverie.commands.output import say
 from reverie.evaluate.returns import return_curve
 from reverie.evaluate.statistics import over_seeds
 from reverie.models.s3m import S3MConfig
 from reverie.report.figures import WIDTH
+from reverie.report.output import say
 from reverie.report.style import BLUE, GREEN, VERMILLION, setting
 from reverie.runs.build import build
 from reverie.settings.config import DreamerRun, TrainConfig

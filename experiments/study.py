@@ -18,19 +18,19 @@ from rich import box
 from rich.table import Table
 
 from reverie import runtime
-from reverie.commands.engines import Local
-from reverie.commands.output import print_table, say
-from reverie.commands.sweeping import train_all
-from reverie.commands.training import load_agents
 from reverie.envs.fleet.env import View
+from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import Exam, Setting, hold, rules_of
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import forest
+from reverie.report.output import print_table, say
 from reverie.report.style import save_png
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig
 from reverie.settings.presets import with_steps
+from reverie.sweep.engines import Local
+from reverie.sweep.side_by_side import train_all
 from reverie.tables import Row, read_csv, write_csv
 
 RESULTS = Path(__file__).parent / "results"

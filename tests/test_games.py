@@ -11,7 +11,6 @@ import pytest
 from reverie import cli
 from reverie.agents.optimisers import GroupsConfig
 from reverie.commands.train import parse
-from reverie.commands.training import train_run
 from reverie.envs.core import batch_reset, batch_step
 from reverie.envs.memory.discounting_chain import DELAYS
 from reverie.envs.memory.games import GAMES, find_game
@@ -25,6 +24,7 @@ from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, LoopConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import MODELS, preset, with_model, with_optimiser, with_steps
+from reverie.sweep.training import train_run
 
 
 class Always:

@@ -18,17 +18,17 @@ from reverie import cli
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.ppo import PPOConfig
-from reverie.commands.board import Board, standing
-from reverie.commands.engines import Ending, Local, Ray
-from reverie.commands.sweep import SweepConfig
-from reverie.commands.sweeping import RunsFailedError, train_all
-from reverie.commands.training import train_run
 from reverie.runs import checkpoint
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.progress import Terminal
 from reverie.settings import presets
 from reverie.settings.config import CurveConfig, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.sweep.board import Board, standing
+from reverie.sweep.engines import Ending, Local, Ray
+from reverie.sweep.plans import SweepConfig
+from reverie.sweep.side_by_side import RunsFailedError, train_all
+from reverie.sweep.training import train_run
 from reverie.train.on_policy import OnPolicyConfig
 
 CHUNK = 64  # environment steps

@@ -11,10 +11,10 @@ import pytest
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
-from reverie.commands.training import load_agents, train_run
 from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, park_sizes
 from reverie.envs.fleet.workload import poisson
+from reverie.evaluate.agents import load_agents
 from reverie.evaluate.trials import Contestant, play
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
@@ -22,6 +22,7 @@ from reverie.models.rssm import PRESETS
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import CurveConfig, DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.sweep.training import train_run
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.on_policy import OnPolicyConfig
 

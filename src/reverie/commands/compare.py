@@ -7,12 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from reverie.commands.output import Output, print_json, print_table
-from reverie.commands.training import load_agents
 from reverie.commands.worlds import World
 from reverie.envs.fleet.env import View
+from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import hold, rules_of
 from reverie.evaluate.statistics import verdict
+from reverie.report.output import Output, print_json, print_table
 from reverie.report.tables import rich_table, verdict_tables
 
 

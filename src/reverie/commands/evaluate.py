@@ -7,13 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from reverie.commands.output import Output, print_json, print_table, say
-from reverie.commands.pages import brief
-from reverie.commands.players import evaluate_player, game_of, returns_table
-from reverie.commands.results import Examination, Results
-from reverie.commands.training import load_agents
 from reverie.evaluate.examination import Exam
+from reverie.evaluate.players import evaluate_player, game_of
+from reverie.evaluate.results import Examination, examine_run
 from reverie.evaluate.statistics import verdict
+from reverie.report.output import Output, print_json, print_table, say
+from reverie.report.run_page import brief, returns_table
 from reverie.report.tables import rich_table
 from reverie.runs.folder import RunFolder
 
@@ -53,22 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         else:
             print_table(rich_table(returns_table(row)))
         return
-    results = evaluate_run(run, asked.examination)
-    judged = verdict(results.tables().results)
+    judged = verdict(examine_run(run, asked.examination, say).tables().results)
     if asked.output == "json":
         print_json({"run": str(asked.run), "rows": judged})
     else:
         print_table(rich_table(brief(judged)))
-
-
-def evaluate_run(run: RunFolder, examination: Examination) -> Results:
-    """Examine a run's agent and the rules, and keep the tables in the run."""
-    examination.read()  # a mistake in it should leave the tables as they are
-    (agent,) = load_agents([run.path])
-    results = Results(run.tables, examination)
-    say("examining the rules")
-    results.examine_rules(agent.view)
-    say(f"examining {agent.name}")
-    results.examine_agent(agent, again=True)
-    results.watch([agent], agent.view, again=True)
-    return results

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import tyro
 
-from reverie.commands.evaluate import evaluate_run
-from reverie.commands.output import say
-from reverie.commands.pages import write_report
-from reverie.commands.players import RETURNS, evaluate_player, game_of, write_player_report
-from reverie.commands.results import Examination, Results
+from reverie.evaluate.agents import training_runs
+from reverie.evaluate.players import RETURNS, evaluate_player, game_of
+from reverie.evaluate.results import Examination, Results, examine_run
+from reverie.report.output import say
+from reverie.report.run_page import write_player_report, write_report
 from reverie.runs.folder import RunFolder
 
 
@@ -40,12 +40,6 @@ def main(arguments: Sequence[str]) -> None:
         say(f"written: {run.report}")
         return
     trained = training_runs(run)
-    results = Results.of(run.tables) if Results.are_in(run.tables) else evaluate_run(run, Examination())
+    results = Results.of(run.tables) if Results.are_in(run.tables) else examine_run(run, Examination(), say)
     write_report(run, trained, results, f"Report on {run.path.name}")
     say(f"written: {run.report}")
-
-
-def training_runs(run: RunFolder) -> list[RunFolder]:
-    """The training runs that belong to a folder: itself, or those within it."""
-    within = [RunFolder(path.parent) for path in sorted(run.path.glob("*/config.json"))]
-    return within or [run]

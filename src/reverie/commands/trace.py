@@ -7,10 +7,10 @@ from pathlib import Path
 
 import tyro
 
-from reverie.commands.output import Output, print_facts, print_json
-from reverie.commands.sources import read_source
+from reverie.envs.fleet.sources import read_source
 from reverie.envs.fleet.traces import TraceSummary, describe
 from reverie.files import replacing
+from reverie.report.output import Output, print_facts, print_json
 from reverie.report.words import number
 
 _PICTURES = (".png", ".svg", ".pdf")

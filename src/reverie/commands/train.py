@@ -7,15 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from reverie.commands.output import say
-from reverie.commands.training import train_run, train_seeds
 from reverie.nn.optimiser import OptimiserConfig
+from reverie.report.output import say
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.settings.config import DreamerRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
+from reverie.sweep.training import train_run, train_seeds
 from reverie.train.devices import spread
 from reverie.train.seeds import side_by_side
 

@@ -5,11 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from reverie.commands.sources import read_source
-from reverie.evaluate.examination import Exam, Setting, of_family, of_trace
-
-TRACE_LOAD = 0.8
-"""The offered load that a trace is brought to where none is asked for."""
+from reverie.envs.fleet.sources import read_source
+from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, of_family, of_trace
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from reverie.evaluate.trials import Contestant, play
 from reverie.policies.core import Policy
 from reverie.settings.config import TrainConfig, stream_seed
 
+CURVE_RULES = "curve_rules.csv"
+"""In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""
+
 
 @dataclass(frozen=True)
 class LearningCurve:

@@ -23,6 +23,8 @@ from reverie.tables import Row
 
 STANDARD = ("easy", "medium", "hard")
 """The families of standard trials."""
+TRACE_LOAD = 0.8
+"""The offered load that a trace is brought to where none is asked for."""
 EPISODES_OF_A_TRIAL = 2
 """Of an adaptive one; the load changes three times in each."""
 

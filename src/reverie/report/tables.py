@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM
-from reverie.report.words import place, ratio, with_interval
+from reverie.evaluate.summary import METRICS, Summary
+from reverie.report.words import number, place, ratio, with_interval
 
 
 class TextTable(NamedTuple):
@@ -65,6 +66,21 @@ def _verdict_table(rows: Sequence[Mapping[str, Any]], over_levels: bool) -> Text
 def _word(row: Mapping[str, Any]) -> str:
     word = {"baseline": "the opponent", "bound": "lower bound"}.get(row["verdict"], row["verdict"])
     return word if row["claim"] or row["verdict"] in ("baseline", "bound") else f"{word} (?)"
+
+
+def summary_table(found: Sequence[Summary], title: str, caption: str) -> TextTable:
+    """How jobs fared under each rule, one line for each."""
+    others = METRICS[1:]
+    return TextTable(
+        title=title,
+        columns=["rule", "mean", *(name.replace("_", " ") for name in others)],
+        rows=[
+            [rule.name, with_interval(rule.row(), "mean"), *(number(rule.estimates[metric].value) for metric in others)]
+            for rule in found
+        ],
+        caption=caption,
+        emphasis=[rule.role for rule in found],
+    )
 
 
 def rich_table(table: TextTable) -> Table:

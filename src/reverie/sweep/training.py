@@ -1,15 +1,13 @@
-"""Training runs on disk, from configuration to contestant: what the commands that train or examine share."""
+"""Training in a run folder, with the learning curve that is put down there: one seed, or several in one program."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from reverie.evaluate.curve import LearningCurve, learning_curve
+from reverie.evaluate.curve import CURVE_RULES, LearningCurve, learning_curve
 from reverie.evaluate.returns import ReturnCurve, return_curve
-from reverie.evaluate.trials import Contestant
 from reverie.policies.core import Policy
 from reverie.runs import loop
 from reverie.runs.build import build
@@ -21,9 +19,6 @@ from reverie.tables import write_csv
 from reverie.train.devices import DevicesTrainer
 from reverie.train.seeds import SeedsTrainer
 from reverie.train.trainers import InWorld, WorldTrainer
-
-CURVE_RULES = "curve_rules.csv"
-"""In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""
 
 _SHOWN = (
     "episode/return",
@@ -103,29 +98,3 @@ def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | Re
 def open_or_create(path: Path, config: object) -> RunFolder:
     """The run in a folder, which must be of the same configuration, or a new one."""
     return RunFolder.open(path, config) if (path / "config.json").exists() else RunFolder.create(path, config)
-
-
-def load_agents(folders: Sequence[Path], servers: int | None = None) -> list[Contestant]:
-    """The agents of runs, as their newest checkpoints have them, taking their likeliest actions.
-
-    Arguments: `servers`, the size of the fleet that they are to act for; that of their training unless given.
-
-    Runs that differ in their seed alone are one agent, named after its algorithm; agents of different settings are told
-    apart by the folder of their first run.
-
-    Raises:
-        FileNotFoundError: a folder is not a run, or has no checkpoint yet.
-        ValueError: two runs are the same, a checkpoint does not fit, or an agent is for one size of fleet only.
-    """
-    runs = [RunFolder.open(folder) for folder in folders]
-    configs = [run.config(TrainConfig) for run in runs]
-    settings = [replace(config, seed=0) for config in configs]
-    contestants = []
-    for run, config, setting in zip(runs, configs, settings, strict=True):
-        rivals = {other for other in settings if other.name == config.name}
-        name = config.name if len(rivals) == 1 else folders[settings.index(setting)].name
-        world, trainer = config.fleet, build(config)
-        _, state = loop.newest_state(trainer, run)
-        policy = trainer.policy(state, servers=servers)
-        contestants.append(Contestant(name, policy, world.view, training_seed=config.seed, reward=world.reward))
-    return contestants

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reverie.commands.board import Board
-from reverie.commands.engines import Engine, Poll
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.loop import is_finished
 from reverie.settings.config import TrainConfig
+from reverie.sweep.board import Board
+from reverie.sweep.engines import Engine, Poll
 
 _PAUSE = 0.1  # seconds between two looks at the workers
 

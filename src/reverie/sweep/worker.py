@@ -1,6 +1,6 @@
 """What a worker process does: train one run, alone and on one thread, until it is finished, fails or is told to stop.
 
-On this machine a worker is `python -m reverie.commands.worker FOLDER [COMMAND ...]`; on a Ray cluster it is a process
+On this machine a worker is `python -m reverie.sweep.worker FOLDER [COMMAND ...]`; on a Ray cluster it is a process
 of Ray's that calls `work`. The folder has the configuration, so nothing else need be sent. Nothing heavy is imported
 before `work`, as settings of the process come first.
 """
@@ -29,10 +29,10 @@ def work(folder: Path, command: Sequence[str]) -> str | None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     try:
         from reverie import runtime
-        from reverie.commands.training import train_run
         from reverie.runs.build import build
         from reverie.runs.folder import RunFolder
         from reverie.settings.config import TrainConfig
+        from reverie.sweep.training import train_run
 
         runtime.configure()
         run = RunFolder.open(folder)

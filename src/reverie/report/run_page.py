@@ -1,11 +1,12 @@
-"""The page of a run or of a verdict, put together from what lies in its folder; and the verdict in brief."""
+"""The page of a run or of many, put together from what lies in its folder; and the verdict in brief."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reverie.commands.results import Results
-from reverie.commands.training import CURVE_RULES
 from reverie.envs.fleet.traces import Trace, describe
+from reverie.evaluate.curve import CURVE_RULES
+from reverie.evaluate.players import RETURNS
+from reverie.evaluate.results import Results
 from reverie.evaluate.statistics import verdict
 from reverie.report import figures, page
 from reverie.report.page import Picture, Section, write_page
@@ -145,3 +146,30 @@ def lead(judged: Sequence[Mapping[str, Any]]) -> str:
         f"{words.count('better')} times faster, {words.count('worse')} times slower, and "
         f"{words.count('no difference')} times not measurably different."
     )
+
+
+def returns_table(row: Row) -> TextTable:
+    best = "unknown" if row["best"] is None else number(float(str(row["best"])))
+    line = [str(row["agent"]), str(row["game"]), f"{row['steps']:,}", with_interval(row, "mean"), best]
+    return TextTable(
+        title=f"Returns of {row['episodes']} episodes",
+        columns=["agent", "game", "environment steps", "mean return", "best possible"],
+        rows=[line],
+        caption="The likeliest action is taken; in brackets 95 % intervals over episodes.",
+        emphasis=["agent"],
+    )
+
+
+def write_player_report(run: RunFolder) -> None:
+    """Write the page of a run that learned a game: returns, learning curve, configuration."""
+    row = read_csv(run.tables / RETURNS)[0]
+    curve = [line for line in run.metrics() if "evaluation/return" in line]
+    caption = "Mean return of the same few episodes while training went on."
+    pictures = [Picture(figures.return_curve(curve, None if row["best"] is None else float(str(row["best"]))), caption)]
+    sections = [
+        Section("Returns", tables=[returns_table(row)]),
+        Section("Learning", pictures=pictures, tables=[training_table([run])]),
+        run_section(run, []),
+    ]
+    lead = f"{row['agent']} in {row['game']}: mean return {with_interval(row, 'mean')} over {row['episodes']} episodes."
+    write_page(run.report, f"Report on {run.path.name}", lead, sections)

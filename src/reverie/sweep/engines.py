@@ -1,7 +1,7 @@
-"""Where the workers of many training runs live: processes on this machine, or tasks of a Ray cluster.
+"""Where the workers of many training runs live: in this process, in others of this machine, or on a Ray cluster.
 
 An engine starts workers and says how each ended. Which run is next, and what becomes of one whose worker was killed,
-is decided in `sweeping.py`, for all engines alike; what a worker does stands in `worker.py`.
+is decided in `side_by_side.py`, for all engines alike; what a worker does stands in `worker.py`.
 """
 
 import logging
@@ -16,7 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from reverie.commands.worker import LOG, work
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.runs.loop import DivergedError
+from reverie.settings.config import TrainConfig
+from reverie.sweep.training import train_run
+from reverie.sweep.worker import LOG, work
 
 _PATIENCE = 60.0  # seconds that workers have to save their run when all is stopped
 
@@ -50,6 +55,33 @@ class Engine(Protocol):
     def start(self, folder: Path, command: Sequence[str]) -> Poll:
         """Begin to work on the run in a folder; `command` is put on record there."""
         ...
+
+
+class Here:
+    """This process itself, which shows the progress of one run after the other."""
+
+    workers = 1
+
+    def __init__(self, quiet: bool = False):
+        """Arguments: `quiet`, show no progress."""
+        self._quiet = quiet
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def start(self, folder: Path, command: Sequence[str]) -> Poll:
+        run = RunFolder.open(folder)
+        config = run.config(TrainConfig)
+        try:
+            train_run(config, build(config), run, command, self._quiet)
+        except DivergedError as error:  # the others may do better
+            ending = Ending("failed", str(error))
+        else:
+            ending = Ending("done")
+        return lambda: ending
 
 
 class Local:
@@ -87,7 +119,7 @@ class Local:
         place = min(set(range(len(self._processes) + 1)) - self._processes.keys())
         with (folder / LOG).open("ab") as log, _on(self._cores_of(place)):
             process = subprocess.Popen(
-                [sys.executable, "-m", "reverie.commands.worker", str(folder.absolute()), *command],
+                [sys.executable, "-m", "reverie.sweep.worker", str(folder.absolute()), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -9,7 +9,7 @@ A part is what was examined together: the rules, or one trained agent. All parts
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -18,17 +18,18 @@ from typing import Annotated
 
 import tyro
 
-from reverie.commands.sources import BUILT_IN, read_source
-from reverie.commands.worlds import TRACE_LOAD
 from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import traced
+from reverie.envs.fleet.sources import BUILT_IN, read_source
 from reverie.envs.fleet.traces import Trace
-from reverie.evaluate.examination import Exam, Setting, all_settings, bounds, episode_of, hold, rules_of
+from reverie.evaluate.agents import load_agents
+from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, all_settings, bounds, episode_of, hold, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched
 from reverie.files import write_text
 from reverie.runs.config_json import config_from_json, config_to_json
+from reverie.runs.folder import RunFolder
 from reverie.tables import Row, read_csv, write_csv
 
 _WATCHED_SETTING, _WATCHED_JOBS = "hard", 300
@@ -147,3 +148,16 @@ class Results:
     def _keep(self, part: str, played: Sequence[Tables], more: Sequence[Row] = ()) -> None:
         write_csv(self.folder / f"results-{part}.csv", [row for tables in played for row in tables.results] + [*more])
         write_csv(self.folder / f"responses-{part}.csv", [row for tables in played for row in tables.responses])
+
+
+def examine_run(run: RunFolder, examination: Examination, tell: Callable[[str], None]) -> Results:
+    """Examine a run's agent and the rules, and keep the tables in the run; `tell` is called with what goes on."""
+    examination.read()  # a mistake in it should leave the tables as they are
+    (agent,) = load_agents([run.path])
+    results = Results(run.tables, examination)
+    tell("examining the rules")
+    results.examine_rules(agent.view)
+    tell(f"examining {agent.name}")
+    results.examine_agent(agent, again=True)
+    results.watch([agent], agent.view, again=True)
+    return results

@@ -1,0 +1,121 @@
+"""What a sweep trains and examines: the options that decide its numbers, and the plans that they come to."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from reverie.evaluate.results import Examination
+from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig
+from reverie.settings.presets import Algorithm, Preset, preset, with_steps
+
+type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2"]
+"""Those with -rl2 have a memory as large as that of the preset's Dreamer, which has one anyway."""
+
+_ALGORITHMS: dict[Agent, Algorithm] = {
+    "dreamer": "dreamer",
+    "a2c": "a2c",
+    "a2c-rl2": "a2c",
+    "ppo": "ppo",
+    "ppo-rl2": "ppo",
+}
+_SHARES: dict[Algorithm, float] = {"dreamer": 7 / 12, "a2c": 1.5 / 12}
+"""Of the minutes, what goes into training; the rest is for evaluation."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What decides the numbers of a sweep."""
+
+    examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
+    agent: tyro.conf.UseAppendAction[tuple[Agent, ...]] = ()
+    """An agent to train, -rl2 for one with memory (Dreamer's preset has it); give it again for each. Dreamer and A2C
+    unless given."""
+    preset: Preset = "cpu"
+    """The settings of the agents."""
+    family: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A family of tasks to train in; give it again for each. That of the preset unless given."""
+    seeds: int = 5
+    """Training seeds of each agent in each family; a claim takes five."""
+    steps: int | None = None
+    """Environment steps of each run; those of its preset unless given."""
+    minutes: float | None = None
+    """Minutes on the wall clock after which a run ends even so. The numbers then depend on the machine's speed."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        for name in ("agent", "family"):
+            if len(set(given := getattr(self, name))) < len(given):
+                raise ValueError(f"each {name} can be given once, got {', '.join(given)}")
+
+    def plans(self) -> list[TrainConfig]:
+        """What is trained: all agents with the first seed, then with the next.
+
+        Raises:
+            ValueError: an agent has no such preset, or there is no such family, or a limit is
+                impossible.
+        """
+        settings = [
+            self._plan(agent, family) for agent in self.agent or ("dreamer", "a2c") for family in self.family or (None,)
+        ]
+        return [replace(setting, seed=seed) for seed in range(self.seeds) for setting in settings]
+
+    def _plan(self, agent: Agent, family: str | None) -> TrainConfig:
+        plan = preset(_ALGORITHMS[agent], self.preset)
+        if agent.endswith("-rl2"):
+            plan = _with_memory(plan, preset("dreamer", self.preset))
+        fleet = plan.fleet
+        if family is not None:
+            several = len(self.family) > 1
+            label = f"{plan.name}-{family}" if several else plan.label
+            plan = replace(plan, world=replace(fleet, family=family), label=label)
+        plan = plan if self.steps is None else with_steps(plan, self.steps)
+        return plan if self.minutes is None else replace(plan, loop=replace(plan.loop, minutes=self.minutes))
+
+
+@dataclass(frozen=True)
+class VerdictConfig:
+    """What decides the numbers of a verdict."""
+
+    examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
+    seeds: int = 1
+    """Training seeds of each agent; a claim takes five."""
+    minutes: float = 12.0
+    """Minutes on the wall clock for each seed: 7 of 12 train Dreamer at most, 1.5 of 12 A2C; the rest is for
+    evaluation."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if not self.minutes > 0:
+            raise ValueError(f"minutes must be more than 0, got {self.minutes}")
+
+    def plans(self) -> list[TrainConfig]:
+        """With each seed A2C for as many environment steps as Dreamer, A2C for its time, Dreamer."""
+        chosen = ((preset(algorithm, "cpu"), share * self.minutes) for algorithm, share in _SHARES.items())
+        dreamer, a2c = (replace(plan, loop=replace(plan.loop, minutes=minutes)) for plan, minutes in chosen)
+        long = replace(a2c, loop=replace(a2c.loop, steps=None))
+        plans = _with_steps_of(dreamer, a2c), long, dreamer
+        return [replace(plan, seed=seed) for seed in range(self.seeds) for plan in plans]
+
+
+def _with_memory(plan: TrainConfig, dreamer: TrainConfig) -> TrainConfig:
+    assert isinstance(plan.agent, OnPolicyRun)
+    assert isinstance(dreamer.agent, DreamerRun)
+    network = replace(plan.agent.algorithm.network, memory=dreamer.agent.algorithm.memory)
+    return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, network=network)))
+
+
+def _with_steps_of(dreamer: TrainConfig, a2c: TrainConfig) -> TrainConfig:
+    """A2C for as many environment steps as Dreamer, from as few streams: so it learns as often from as much."""
+    assert isinstance(a2c.agent, OnPolicyRun)
+    experience = replace(a2c.agent.experience, streams=dreamer.agent.experience.streams)
+    steps = dreamer.loop.steps or 0
+    chunk = -(-steps // (20 * experience.env_steps))  # a twentieth of the whole
+    return replace(
+        a2c,
+        label=f"{a2c.agent.name}-equal-steps",
+        agent=replace(a2c.agent, experience=experience, chunk=chunk),
+        loop=replace(a2c.loop, steps=steps, evaluate_every=max(1, steps // 10)),
+    )

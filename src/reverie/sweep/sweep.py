@@ -1,0 +1,82 @@
+"""A sweep: agents are trained, examined beside the rules, and compared on a page. `reverie verdict` is a small one."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reverie.evaluate.agents import load_agents
+from reverie.evaluate.results import Examination, Results
+from reverie.evaluate.trials import Contestant
+from reverie.report.output import say
+from reverie.report.run_page import write_report
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
+from reverie.sweep.engines import Engine
+from reverie.sweep.side_by_side import RunsFailedError, train_all
+from reverie.tables import Row
+
+
+class Swept(NamedTuple):
+    """What came of a sweep."""
+
+    judged: list[Row]
+    """The verdict, as `evaluate.statistics.verdict` has it."""
+    trained: list[RunFolder]
+    """The runs that are finished, in the order of the plans."""
+    failed: RunsFailedError | None
+    """Those that are not."""
+
+
+def sweep(
+    run: RunFolder,
+    plans: Sequence[TrainConfig],
+    examination: Examination,
+    engine: Engine,
+    *,
+    title: str,
+    command: Sequence[str],
+    one_by_one: bool = False,
+    quiet: bool = False,
+) -> Swept:
+    """Train the plans in folders within `run`, examine the agents, and write the page; go on with what is there.
+
+    Arguments: `title` of the page; `command`, put on record in each run (as in `sys.argv`); `one_by_one`, examine each
+    agent as soon as it is trained, so that the page has first answers early; `quiet`, show no progress.
+
+    Raises:
+        RunsFailedError: no run could be trained.
+        ValueError, FileExistsError, KeyboardInterrupt: as `train_all`.
+    """
+    examination.read()  # a mistake in it should not be found after training
+    view = plans[0].fleet.view  # presets of one name agree on it
+    folders = {run.path / f"{plan.name}-{plan.seed}": plan for plan in plans}
+    batches = [{folder: plan} for folder, plan in folders.items()] if one_by_one else [folders]
+    trained: list[RunFolder] = []
+    failures: dict = {}
+    first: dict[str, Contestant] = {}
+    with run.writer(command):
+        results = Results(run.tables, examination)
+        say("examining the classical rules")
+        results.examine_rules(view)
+        if not run.report.exists():
+            results.watch([], view)
+            write_report(run, [], results, title)
+            say(f"first pictures: {run.report}")
+        for batch in batches:
+            try:
+                done = train_all(batch, engine, command=command, quiet=quiet)
+            except RunsFailedError as error:
+                failures |= error.failures
+                done = [RunFolder.open(folder) for folder in batch if folder not in error.failures]
+            for each in done:
+                (agent,) = load_agents([each.path])
+                first.setdefault(agent.name, agent)
+                say(f"examining {agent.name}, seed {agent.training_seed}")
+                results.examine_agent(agent)
+            trained += done
+            if batch is not batches[-1]:
+                write_report(run, trained, results, title)
+        failed = RunsFailedError(failures, len(plans)) if failures else None
+        if failed is not None and not trained:
+            raise failed
+        results.watch([*first.values()], view)
+        return Swept(write_report(run, trained, results, title), trained, failed)
