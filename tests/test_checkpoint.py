@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from reverie.runs import checkpoint
@@ -129,24 +131,63 @@ def test_a_leaf_that_could_not_be_read_back_is_refused_when_saving(tmp_path, lea
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_foreign_and_newer_files_are_named_for_what_they_are(tmp_path, monkeypatch):
+def test_missing_and_newer_files_are_named_for_what_they_are(tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint at .*c\.safetensors"):
         checkpoint.load(path, {})
-    checkpoint.save(path, jnp.zeros(100), {})
-    whole = path.read_bytes()
-    for part in (b"", whole[:7], whole[:60], whole[:-1]):
-        path.write_bytes(part)
-        with pytest.raises(ValueError, match="is damaged or not a checkpoint"):
-            checkpoint.load(path, jnp.zeros(100))
-    save_file({"a": np.zeros(1)}, path)
-    with pytest.raises(ValueError, match="not a checkpoint of Reverie"):
-        checkpoint.load(path, jnp.zeros(100))
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     checkpoint.save(path, jnp.zeros(100), {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"format 2 .* reads format 1"):
+    with pytest.raises(ValueError, match=r"format 3 .* reads format 2"):
         checkpoint.load(path, jnp.zeros(100))
+
+
+def test_a_file_from_before_checksums_is_named_by_its_format(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_file({"a": np.zeros(1)}, path, metadata={"reverie": json.dumps({"format": 1, "reverie": "0.1.0"})})
+    with pytest.raises(ValueError, match=r"format 1 \(reverie 0\.1\.0\).* reads format 2"):
+        checkpoint.load(path, jnp.zeros(1))
+    save_file({"a": np.zeros(1)}, path)
+    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
+        checkpoint.load(path, jnp.zeros(1))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A checkpoint with a leaf of every kind."""
+    path = tmp_path_factory.mktemp("whole") / "c.safetensors"
+    checkpoint.save(path, training_state(), {"step": 3, "config": {"class": "A", "rate": 0.5}})
+    return path
+
+
+@settings(max_examples=300, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_flipped_bit_goes_unnoticed(whole, share, bit):
+    """Lengths, header, metadata, names, kinds and every tensor: each bit of the file counts."""
+    data = bytearray(whole.read_bytes())
+    data[int(share * len(data))] ^= 1 << bit
+    assert_refused(whole, bytes(data))
+
+
+@settings(max_examples=100, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_no_cut_goes_unnoticed(whole, share):
+    data = whole.read_bytes()
+    assert_refused(whole, data[: int(share * len(data))])
+
+
+@settings(max_examples=50, deadline=None)
+@given(more=st.binary(min_size=1, max_size=99))
+def test_nothing_appended_goes_unnoticed(whole, more):
+    assert_refused(whole, whole.read_bytes() + more)
+
+
+def assert_refused(whole: Path, data: bytes) -> None:
+    path = whole.with_name("damaged.safetensors")
+    path.write_bytes(data)
+    for read in (checkpoint.read_metadata, lambda path: checkpoint.load(path, training_state())):
+        with pytest.raises(ValueError, match=r"is damaged or not a checkpoint|has checkpoint format"):
+            read(path)
 
 
 def test_the_last_two_checkpoints_stay_and_the_newest_is_the_latest(tmp_path):

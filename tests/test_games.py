@@ -169,6 +169,19 @@ def test_the_step_size_falls_for_as_long_as_the_training(factor):
     assert with_steps(preset("a2c", "cpu"), 7).loop.steps == 7
 
 
+@pytest.mark.parametrize("steps", [1, 150_000, 2_048_000, 3_000_000, 50_000_000])
+@pytest.mark.parametrize("algorithm", ["a2c", "dreamer"])
+def test_chunks_do_not_train_far_beyond_the_steps_that_were_asked_for(algorithm, steps):
+    """150,000 steps were 2,048,000: one whole chunk."""
+    before = preset(algorithm, "cpu").agent
+    agent = with_steps(preset(algorithm, "cpu"), steps).agent
+    trained, one = agent.experience.first_steps, agent.experience.env_steps
+    while trained < steps:
+        trained += agent.chunk * one
+    assert 1 <= agent.chunk <= before.chunk
+    assert trained <= max(1.03 * steps, agent.experience.first_steps) + one
+
+
 def test_every_kind_of_model_is_a_choice():
     for kind, model in MODELS.items():
         assert with_model(preset("dreamer", "cpu"), kind).agent.algorithm.model == model

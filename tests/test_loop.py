@@ -163,6 +163,15 @@ def test_the_clock_goes_on_where_it_was(tmp_path):
     assert train(run, Walk(), steps=7 + 2 * STEPS).wall_seconds > 0.2
 
 
+@pytest.mark.parametrize(("steps", "end"), [(8, 37), (60, 67), (64, None), (67, None)])
+def test_chunks_that_overshoot_by_far_are_said_before(tmp_path, capsys, steps, end):
+    run = begin(tmp_path / "run")
+    outcome = loop.train(Walk(), LoopConfig(steps=steps), run, ["test"], seed=5)
+    said = f"chunks of 30 steps, so that it ends at {end} or before" in capsys.readouterr().err
+    assert said == (end is not None)
+    assert end in (None, outcome.env_steps)
+
+
 def test_a_finished_run_returns_at_once_and_changes_nothing(tmp_path):
     run = begin(tmp_path / "run")
     first = train(run, Walk())

@@ -2,11 +2,12 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -15,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import reverie
+from reverie.cli import _is_plain
 from reverie.runs import folder as run_module
 from reverie.runs import versions as versions_module
 from reverie.runs.config_json import config_differences, config_from_json, config_to_json
@@ -97,6 +101,7 @@ def test_the_members_of_a_union_are_told_apart_by_name():
         ({"sed": 1}, r"^the configuration: Config has no field 'sed'; did you mean 'seed'\?"),
         ({"seed": None}, "^seed: expected int, found None"),
         ({"seed": 1.5}, "^seed: expected int, found 1.5"),
+        ({"seed": 10**30}, "^seed: expected int of 64 bits, found 1000"),
         ({"seed": True}, "^seed: expected int, found True"),
         ({"fast": 1}, "^fast: expected bool, found 1"),
         ({"width": "wide"}, "^width: expected one of int, typing.Literal"),
@@ -367,6 +372,146 @@ def test_a_checkpoint_carries_the_configuration_of_its_run(tmp_path):
     newest = run_module.checkpoint.latest(run.checkpoints)
     assert newest is not None
     assert config_from_json(Config, run_module.checkpoint.read_metadata(newest)["config"]) == RICH
+
+
+def swap(run: RunFolder, other: RunFolder) -> None:
+    """Put the newest checkpoint of another run in the place of the newest of `run`."""
+    mine, theirs = (run_module.checkpoint.latest(each.checkpoints) for each in (run, other))
+    assert mine is not None
+    assert theirs is not None
+    mine.write_bytes(theirs.read_bytes())
+
+
+def restore(run: RunFolder) -> int:
+    with run.writer(["test"]) as writer:
+        return writer.restore({"key": jax.random.key(0), "total": jnp.zeros(())})[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (replace(RICH, seed=3), "seed: 3, now 1099511627776"),
+        (replace(RICH, arrivals=Poisson(0.5)), "arrivals: Poisson, now Trace"),
+        (replace(RICH, levels=(Poisson(2.5), Trace(Path("c")))), "levels: "),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused_by_field(tmp_path, other, line):
+    """Same shapes, other seed or rate: nothing in the state could tell."""
+    mine, theirs = RunFolder.create(tmp_path / "mine", RICH), RunFolder.create(tmp_path / "theirs", other)
+    train(mine, 10), train(theirs, 10)
+    swap(mine, theirs)
+    with pytest.raises(ValueError, match=rf"another configuration than .*config\.json holds(.|\n)*\n  {line}"):
+        restore(mine)
+    assert len(mine.metrics()) == 11
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path):
+    run = RunFolder.create(tmp_path / "run", Config())
+    train(run, 20)
+    older, newer = sorted(run.checkpoints.iterdir())
+    newer.write_bytes(older.read_bytes())
+    with pytest.raises(ValueError, match=r"step-000000000020.* holds step 10: give it back the name"):
+        restore(run)
+
+
+@dataclass(frozen=True)
+class Limited:
+    loop: Poisson = Poisson(1.0)
+
+
+def test_a_run_may_go_on_for_longer_than_it_was_meant_to(tmp_path):
+    run = RunFolder.create(tmp_path / "run", Limited())
+    train(run, 10)
+    (run.path / "config.json").write_text(json.dumps(config_to_json(Limited(Poisson(2.0)))))
+    assert restore(run) == 10
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_metrics_that_are_gone_are_said_and_training_goes_on(tmp_path, kept):
+    run, unbroken = (RunFolder.create(tmp_path / name, Config()) for name in ("run", "unbroken"))
+    train(run, 10), train(unbroken, 20)
+    path = run.path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink() if kept == 0 else path.write_text("".join(lines[:kept]))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl lacks what was logged before .* step 10"):
+        train(run, 20)
+    assert run.metrics()[kept:] == unbroken.metrics()[11:]
+    assert [file.read_bytes() for file in sorted(run.checkpoints.iterdir())] == [
+        file.read_bytes() for file in sorted(unbroken.checkpoints.iterdir())
+    ]
+
+
+def test_folders_and_a_record_that_were_tidied_away_come_back(tmp_path):
+    run = RunFolder.create(tmp_path / "run", Config())
+    train(run, 10)
+    run.tables.rmdir()
+    (run.path / "versions.json").unlink()
+    with pytest.warns(UserWarning, match=r"jax: None, now"):
+        train(run, 20)
+    assert run.tables.is_dir()
+    for checkpoint in run.checkpoints.iterdir():
+        checkpoint.unlink()
+    run.checkpoints.rmdir()
+    assert restore(run) == 0
+    assert run.checkpoints.is_dir()
+
+
+def test_a_lock_that_is_a_folder_is_named(tmp_path):
+    run = RunFolder.create(tmp_path / "run", Config())
+    (run.path / "lock").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"run/lock should be a file, and is a folder: remove it"):
+        restore(run)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> RunFolder:
+    run = RunFolder.create(tmp_path_factory.mktemp("sound") / "run", RICH)
+    train(run, 10), train(run, 20)
+    return run
+
+
+damages = st.one_of(
+    st.tuples(st.just("flip"), st.floats(0, 1, exclude_max=True), st.integers(0, 7)),
+    st.tuples(st.just("cut"), st.floats(0, 1, exclude_max=True), st.just(0)),
+    st.tuples(st.just("nest"), st.floats(0, 1), st.integers(1, 100_000)),
+    st.tuples(st.just("digits"), st.floats(0, 1), st.integers(1, 5000)),
+)
+
+
+def damaged(data: bytes, kind: str, share: float, amount: int) -> bytes:
+    at = int(share * len(data))
+    match kind:
+        case "flip":
+            return data[:at] + bytes([data[at] ^ 1 << amount]) + data[at + 1 :]
+        case "cut":
+            return data[:at]
+        case "nest":
+            return data[:at] + b"[" * amount + b"]" * amount + data[at:]
+    return data[:at] + b"9" * amount + data[at:]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["config.json", "versions.json", "metrics.jsonl", "lock"]), damage=damages)
+def test_damage_is_a_plain_sentence_or_does_no_harm(sound, tmp_path, name, damage):
+    """Whatever is broken: reading and going on give the right state, or an error that the user can read."""
+    copy = RunFolder(tmp_path / "copy")
+    shutil.rmtree(copy.path, ignore_errors=True)
+    shutil.copytree(sound.path, copy.path)
+    path = copy.path / name
+    path.write_bytes(damaged(path.read_bytes(), *damage))
+    reads = (RunFolder.versions, RunFolder.metrics, restore, lambda run: RunFolder.open(run.path, RICH).config(Config))
+    errors = [error for read in reads if (error := error_of(read, copy)) is not None]
+    assert all(map(_is_plain, errors)), errors
+
+
+def error_of(read: Callable[[RunFolder], object], run: RunFolder) -> Exception | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            read(run)
+        except Exception as error:
+            return error
+    return None
 
 
 def test_litter_of_killed_processes_is_removed(tmp_path):

@@ -1,15 +1,19 @@
-"""Writing a file whole or not at all.
+"""Files that are written whole or not at all, by one process at a time, and read with an error that names them.
 
 Everything that Reverie keeps (checkpoints, tables, configurations, reports) is written through `replacing`, so a kill,
 a power cut or a full disk leaves the previous version as it was. What the files mean is decided elsewhere.
 """
 
 import errno
+import fcntl
+import json
 import os
 import shutil
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -46,6 +50,42 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, is nested beyond reason or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON, or damaged: {error}") from error
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Generator[None]:
+    """Hold the lock file `path`, alone, until the block is left; `what` it is for is said to those who come second.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        IsADirectoryError: a folder lies in its place.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} should be a file, and is a folder: remove it")
+    with path.open("a+", encoding="utf-8", errors="replace") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            message = f"{what} is being written by {lock.read() or 'another process'}; wait or stop it"
+            raise BlockingIOError(error.errno, message) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 def remove_partial(folder: Path) -> None:

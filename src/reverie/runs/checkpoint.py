@@ -2,10 +2,12 @@
 
 Arrays (JAX, NumPy, typed random keys) are tensors named by their path in the tree; Python numbers and text, the kind of
 every leaf and the caller's metadata are JSON in the header of the same file, so that one rename makes a checkpoint.
-Functions and static fields are not stored: they come from the tree that is loaded into. What is in the tree, and when
-to save, is the training loop's to decide.
+That JSON begins with the SHA-256 of the whole file (its own digits taken as 0): what is damaged never loads. Functions
+and static fields are not stored: they come from the tree that is loaded into. What is in the tree, and when to save, is
+the training loop's to decide.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -23,12 +25,14 @@ from safetensors.numpy import save_file
 import reverie
 from reverie.files import remove_partial, replacing
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout below; a file of another version is refused."""
 
 _DTYPES = {"bool", "bfloat16", "float16", "float32", "float64", "complex64"}
 _DTYPES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-_STEP = re.compile(r"step-(\d+)\.safetensors")
+_OPENING = rb'{"__metadata__":{"reverie":"{\"sha256\": \"'
+_SEAL = slice(8 + len(_OPENING), 8 + len(_OPENING) + 64)  # after the length of the header: 64 hexadecimal digits
+_STEP = re.compile(r"step-(\d{1,18})\.safetensors")
 
 
 def save(path: Path, tree: PyTree, metadata: Mapping[str, Any]) -> None:
@@ -40,6 +44,7 @@ def save(path: Path, tree: PyTree, metadata: Mapping[str, Any]) -> None:
     """
     leaves = _leaves(tree)
     header = {
+        "sha256": "0" * 64,
         "format": FORMAT,
         "reverie": reverie.__version__,
         "leaves": {name: _kind(name, leaf) for name, leaf in leaves.items()},
@@ -61,6 +66,10 @@ def save(path: Path, tree: PyTree, metadata: Mapping[str, Any]) -> None:
             if (cause := re.search(r"os error (\d+)", str(error))) is None:
                 raise
             raise OSError(int(cause[1]), str(error)) from error
+        _, seal = _seals(partial)
+        with partial.open("r+b") as file:
+            file.seek(_SEAL.start)
+            file.write(seal)
 
 
 def load(path: Path, like: PyTree) -> PyTree:
@@ -107,7 +116,7 @@ def save_step(folder: Path, step: int, tree: PyTree, metadata: Mapping[str, Any]
 
 def latest(folder: Path, upto: int | None = None) -> Path | None:
     """The checkpoint of the highest step in `folder` (up to the step `upto`, if given), None where there is none."""
-    return max((path for path in _steps(folder) if upto is None or step_of(path) <= upto), default=None)
+    return max((path for path in _steps(folder) if upto is None or step_of(path) <= upto), key=step_of, default=None)
 
 
 def step_of(path: Path) -> int:
@@ -116,28 +125,39 @@ def step_of(path: Path) -> int:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _STEP.fullmatch(path.name))
+    return sorted((path for path in folder.glob("*") if _STEP.fullmatch(path.name)), key=step_of)
 
 
 def _header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get("reverie")
-    except SafetensorError as error:
+    with path.open("rb") as file:
+        start = file.read(4096)
+    described = re.search(rb'\\"format\\": (\d+), \\"reverie\\": \\"([\w.+-]+)', start)
+    if described is not None and described[1] != b"%d" % FORMAT:
+        found, version = (part.decode() for part in described.groups())
         raise ValueError(
-            f"{path} is damaged or not a checkpoint ({error}). Remove it to go on from the checkpoint before it"
-        ) from error
-    if text is None:
-        raise ValueError(f"{path} is a safetensors file, but not a checkpoint of Reverie")
-    header = json.loads(text)
-    if header["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {header['format']} (reverie {header['reverie']}); "
-            f"this version (reverie {reverie.__version__}) reads format {FORMAT}. Use the version that wrote it"
+            f"{path} has checkpoint format {found} (reverie {version}); this version (reverie {reverie.__version__}) "
+            f"reads format {FORMAT}. Use the version that wrote it"
         )
-    return header
+    stored, seal = _seals(path)
+    if stored != seal:
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint (it is not what its checksum says). Remove it to go on from the "
+            "checkpoint before it"
+        )
+    with safe_open(path, framework="np") as file:
+        return json.loads(file.metadata()["reverie"])
+
+
+def _seals(path: Path) -> tuple[bytes, bytes]:
+    """The checksum that a file carries, and the one that its contents have."""
+    with path.open("rb") as file:
+        start = file.read(_SEAL.stop)
+        digest = hashlib.sha256(start[: _SEAL.start] + b"0" * 64)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return start[_SEAL], digest.hexdigest().encode()
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def _decode(hint: Any, data: Json, where: str) -> Any:
         return float(data)
     if hint is Path and isinstance(data, str):
         return Path(data)
+    if hint is int and type(data) is int and not -(2**63) <= data < 2**63:
+        raise _wrong(where, data, "int of 64 bits")
     if hint in (bool, int, str) and type(data) is hint:
         return data
     if hint in (None, type(None)) and data is None:

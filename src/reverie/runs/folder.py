@@ -11,11 +11,9 @@ Anyone may read a run at any time; one process at a time writes, through `RunFol
 checkpoint is due, the training loop decides.
 """
 
-import fcntl
 import json
 import math
 import os
-import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +24,7 @@ from typing import Any, BinaryIO, SupportsFloat
 
 from jaxtyping import PyTree
 
-from reverie.files import explained, remove_partial, write_text
+from reverie.files import explained, locked, read_json, remove_partial, write_text
 from reverie.runs import checkpoint
 from reverie.runs.config_json import Json, config_differences, config_from_json, config_to_json
 from reverie.runs.tensorboard import TensorBoard
@@ -86,7 +84,7 @@ class RunFolder:
     @property
     def checkpoint_bytes(self) -> int:
         """What the checkpoints take on the disk."""
-        return sum(path.stat().st_size for path in self.checkpoints.iterdir())
+        return sum(path.stat().st_size for path in self.checkpoints.glob("*"))
 
     @property
     def tables(self) -> Path:
@@ -108,9 +106,18 @@ class RunFolder:
             raise ValueError(f"{self.path / 'config.json'}: {error}") from error
 
     def versions(self) -> list[dict[str, Any]]:
-        """One entry for each process that wrote here, oldest first."""
+        """One entry for each process that wrote here, oldest first.
+
+        Raises:
+            ValueError: the record is damaged.
+        """
         path = self.path / "versions.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        entries = read_json(path) if path.exists() else []
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            raise ValueError(
+                f"{path} is damaged: it should list time, command and versions. Remove it to go on without"
+            )
+        return entries
 
     def metrics(self) -> list[dict[str, int | float]]:
         """What was logged, oldest first: `step` and the metrics; a value that was not finite is NaN.
@@ -118,10 +125,25 @@ class RunFolder:
         Raises:
             ValueError: a line other than the last is broken, named by its number.
         """
-        return [
-            {name: math.nan if value is None else value for name, value in line.items()}
-            for line, _ in _read_lines(self.path / "metrics.jsonl")
-        ]
+        return [line for line, _ in _read_lines(self.path / "metrics.jsonl")]
+
+    def load[T](self, path: Path, like: T) -> tuple[int, T]:
+        """The step and the state of a checkpoint of this run, in the structure of `like`.
+
+        Raises:
+            ValueError: it is damaged, of another step than its name says, of another configuration (how long a run
+                trains may have changed), or does not fit `like`.
+        """
+        told, step = checkpoint.read_metadata(path), checkpoint.step_of(path)
+        if told.get("step") != step:
+            raise ValueError(f"{path} holds step {told.get('step')}: give it back the name that it had")
+        differences = config_differences(told.get("config"), self.config_json())
+        if differences := [line for line in differences if not line.startswith("loop.")]:
+            raise ValueError(
+                f"{path} was written under another configuration than {self.path / 'config.json'} holds: put back the"
+                " file that was there.\n  " + "\n  ".join(differences)
+            )
+        return step, checkpoint.load(path, like)
 
     def writer(self, command: Sequence[str]) -> "RunWriter":
         """The right to write in this run, as a context manager; `command` (as in `sys.argv`) is put on record."""
@@ -129,11 +151,7 @@ class RunFolder:
 
     def config_json(self) -> Json:
         """The configuration that the run was created with, as `config_to_json` gave it."""
-        path = self.path / "config.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        return read_json(self.path / "config.json")
 
 
 class RunWriter:
@@ -157,16 +175,9 @@ class RunWriter:
             BlockingIOError: another process writes in this run.
         """
         with ExitStack() as opened:
-            lock = opened.enter_context((self._run.path / "lock").open("a+", encoding="utf-8"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                message = f"{self._run.path} is being written by {lock.read() or 'another process'}; wait or stop it"
-                raise BlockingIOError(error.errno, message) from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+            opened.enter_context(locked(self._run.path / "lock", str(self._run.path)))
+            for folder in (self._run.checkpoints, self._run.tables):
+                folder.mkdir(exist_ok=True)  # somebody may have tidied up
             for folder in (self._run.path, self._run.tables):
                 remove_partial(folder)
             record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": self._command}
@@ -199,10 +210,16 @@ class RunWriter:
         path = self._run.path / "metrics.jsonl"
         end = 0
         if newest is not None:
-            self._step = checkpoint.read_metadata(newest)["step"]
-            state = checkpoint.load(newest, state)
+            self._step, state = self._run.load(newest, state)
             self._compare_versions()
-            end = max((end for line, end in _read_lines(path) if line["step"] <= self._step), default=0)
+            kept = [(line["step"], end) for line, end in _read_lines(path) if line["step"] <= self._step]
+            last, end = max(kept, default=(-1, 0))
+            if last < self._step:
+                warnings.warn(
+                    f"{path} lacks what was logged before the checkpoint at step {self._step:,}: the run goes on from "
+                    "there, its learning curve has a gap",
+                    stacklevel=2,
+                )
         self._metrics = self._open.enter_context(path.open("ab"))
         self._metrics.truncate(end)
         self._board = TensorBoard(self._run.path / "tensorboard", after=-1 if newest is None else self._step)
@@ -252,7 +269,8 @@ class RunWriter:
         self._step = step
 
     def _compare_versions(self) -> None:
-        *_, before, now = (entry["versions"] for entry in self._run.versions())
+        *before, now = (entry["versions"] for entry in self._run.versions())
+        before = before[-1] if before else {}
         if changes := [f"{name}: {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
             warnings.warn(
                 f"{self._run.path} goes on under other conditions; its numbers may not be those of an unbroken run. "
@@ -261,24 +279,38 @@ class RunWriter:
             )
 
 
-def _read_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+def _read_lines(path: Path) -> Iterator[tuple[dict[str, int | float], int]]:
     """The lines of the metrics, each with the offset of its end; a last line that a kill left broken is no line."""
     if not path.exists():
         return
     end = 0
     with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
-            try:
-                line = json.loads(text)
-                whole = text.endswith(b"\n") and isinstance(line["step"], int)
-            except (ValueError, TypeError, KeyError):
-                whole = False
-            if not whole:
+            line = _parse_line(text)
+            if line is None:
                 if file.read(1):
                     raise ValueError(f"{path}: line {number} is broken: {text[:80]!r}; mend or remove it")
                 return
             end += len(text)
             yield line, end
+
+
+def _parse_line(text: bytes) -> dict[str, int | float] | None:
+    """One line of the metrics, null as NaN; None where it is broken."""
+    try:
+        line = json.loads(text)
+        values = {name: math.nan if value is None else float(value) for name, value in line.items()}
+        step = line["step"]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    return values | {"step": step} if text.endswith(b"\n") and type(step) is int else None
+
+
+def _is_entry(entry: Any) -> bool:
+    match entry:
+        case {"command": [*words], "versions": {}}:
+            return all(isinstance(word, str) for word in words)
+    return False
 
 
 def _dump(data: Any) -> str:

@@ -147,6 +147,11 @@ def train[P](
         reason = _limit_reached(config, step, wall, cpu)
         if reason is not None:  # it was finished before
             return Outcome(state, step, updates, wall, cpu, reason)
+        if config.steps is not None:
+            begun = step or trainer.first_steps
+            end = begun + max(1, -(-(config.steps - begun) // trainer.env_steps)) * trainer.env_steps
+            if end > 1.1 * config.steps:
+                _say(quiet, f"{title}: chunks of {trainer.env_steps:,} steps, so that it ends at {end:,} or before")
         _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
         chunk = jax.jit(trainer.train, donate_argnums=0).lower(trainer.place(shapes)).compile()
         state = trainer.place(state)
@@ -186,22 +191,22 @@ def newest_state(trainer: Trainer, run: RunFolder) -> tuple[int, PyTree]:
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
-        ValueError: the checkpoint does not fit the trainer, or is damaged.
+        ValueError: the checkpoint does not fit the trainer, is of another configuration, or is damaged.
     """
     if (path := checkpoint.latest(run.checkpoints)) is None:
         raise FileNotFoundError(f"{run.path} has no checkpoint yet; let it train for a minute, or resume it")
     shapes = jax.eval_shape(trainer.init, jax.random.key(0))
-    saved = checkpoint.load(path, _Saved(shapes, 0, 0.0, 0.0))
-    return checkpoint.read_metadata(path)["step"], saved.state
+    step, saved = run.load(path, _Saved(shapes, 0, 0.0, 0.0))
+    return step, saved.state
 
 
 def is_finished(config: LoopConfig, run: RunFolder) -> bool:
     """Whether a run has come to its end and is saved there, so that `train` would do nothing more."""
     if (newest := checkpoint.latest(run.checkpoints)) is None:
         return False
-    step = checkpoint.read_metadata(newest)["step"]
-    clocks = [(line["wall_seconds"], line["cpu_seconds"]) for line in run.metrics() if line["step"] == step]
-    return bool(clocks) and _limit_reached(config, step, *clocks[-1]) is not None
+    step = checkpoint.step_of(newest)
+    lines = [line for line in run.metrics() if line["step"] == step and {"wall_seconds", "cpu_seconds"} <= line.keys()]
+    return bool(lines) and _limit_reached(config, step, lines[-1]["wall_seconds"], lines[-1]["cpu_seconds"]) is not None
 
 
 _ENDINGS: Mapping[StoppedBy, str] = {

@@ -159,8 +159,11 @@ def with_optimiser(plan: TrainConfig, kind: OptimiserKind) -> TrainConfig:
 
 
 def with_steps(plan: TrainConfig, steps: int) -> TrainConfig:
-    """The plan for so many environment steps; a step size that falls to 0 does so over as large a part of them."""
+    """The plan for so many environment steps, in even chunks that do not overshoot; a step size that falls to 0 does so
+    over as large a part of them."""
     agent, before = plan.agent, plan.loop.steps
+    updates = math.ceil(max(1, steps - agent.experience.first_steps) / agent.experience.env_steps)
+    agent = replace(agent, chunk=math.ceil(updates / math.ceil(updates / agent.chunk)))
     if isinstance(agent, DreamerRun) and before is not None:
         optimiser = agent.algorithm.optimiser
         if isinstance(optimiser, OptimiserConfig) and optimiser.decay:
