@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import TimeStep
-from reverie.policies.views import View, as_speeds, counts_view, full_view, pick
+from reverie.policies.views import CountsView, View, as_speeds, counts_view, full_view, pick
 
 HIGHEST_LOAD = 0.95
 """Where `ValueFunctionDispatch` caps its estimate: at load 1 its queues have no mean delay."""
@@ -36,7 +36,7 @@ class ServerMemory(NamedTuple):
 
 
 class AdaptiveLeastConnections(eqx.Module):
-    """Least (jobs in progress + 1) / rate, each server's rate estimated from what it completes while it is busy.
+    """Least (jobs in progress + c) / rate, each server's rate estimated from what it completes while it is busy.
 
     rate = (completed + 1) / (busy time + 1 / nominal rate), where both sums are forgotten with time constant `tau` and
     nominal rate = speed x what the fleet as a whole completes per unit of speed and busy time. The one completion that
@@ -49,9 +49,12 @@ class AdaptiveLeastConnections(eqx.Module):
     """Nominal speeds, all equal if nothing is known; 0 for padding."""
     tau: float
     """Time units after which an observation counts for 1/e; 20 mean service times suit steady and changing fleets."""
+    c: float = 1.0
+    """What the new job counts for. At 1 the score is the expected delay if all jobs were alike; less favours servers
+    that are free, which pays where few large jobs hold servers up."""
 
     def __check_init__(self) -> None:
-        _check_positive("adaptive least connections", tau=self.tau)
+        _check_positive("adaptive least connections", tau=self.tau, c=self.c)
 
     def initial_state(self, batch: int) -> ServerMemory:
         nothing = jnp.zeros((batch, self.speeds.shape[0]))
@@ -65,9 +68,8 @@ class AdaptiveLeastConnections(eqx.Module):
         nominal = self.speeds * jnp.where(known, completed / jnp.where(known, capacity, 1.0), 1.0)
         return jnp.where(known, (state.completed + 1) / (state.busy + 1 / nominal), nominal)
 
-    def act(
-        self, state: ServerMemory, timestep: TimeStep, key: Key[Array, ""]
-    ) -> tuple[Int[Array, " B"], ServerMemory]:
+    def watch(self, state: ServerMemory, timestep: TimeStep) -> tuple[CountsView, ServerMemory]:
+        """What is seen, and the memory with what was completed since the last dispatch."""
         seen = counts_view(timestep, self.speeds)
         border = (timestep.is_first | timestep.is_last)[:, None]  # the time across it is not seen
         gap = jnp.where(border, 0.0, seen.gap)  # [B, 1]
@@ -77,14 +79,23 @@ class AdaptiveLeastConnections(eqx.Module):
         # services this is within 7 % of the exact conditional mean at d = 1 and within 13 % up to d = 7.
         until_empty = completed / jnp.hypot((completed + 1) / gap, self.rates(state))
         kept = jnp.exp(-gap / self.tau)
-        state = ServerMemory(
+        return seen, ServerMemory(
             jobs=seen.jobs,
             completed=kept * state.completed + completed,
             busy=kept * state.busy + jnp.where(seen.jobs > 0, gap, until_empty),
         )
+
+    def dispatched(self, state: ServerMemory, action: Int[Array, " B"]) -> ServerMemory:
+        """The memory once the job is on its way."""
+        return state._replace(jobs=state.jobs + jax.nn.one_hot(action, state.jobs.shape[-1]))
+
+    def act(
+        self, state: ServerMemory, timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], ServerMemory]:
+        seen, state = self.watch(state, timestep)
         rates = self.rates(state)
-        action = pick((seen.jobs + 1) / rates, rates, seen.allowed)
-        return action, state._replace(jobs=seen.jobs + jax.nn.one_hot(action, rates.shape[-1]))
+        action = pick((seen.jobs + self.c) / rates, rates, seen.allowed)
+        return action, self.dispatched(state, action)
 
 
 class LoadMemory(NamedTuple):

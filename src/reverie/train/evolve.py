@@ -1,0 +1,102 @@
+"""Tuning a rule by evolution: CMA-ES (Hansen, arXiv 1604.00772; the library `cmaes`) over its free numbers.
+
+Each generation meets jobs of its own, the same for all its members, so that nothing is learned by heart. What a member
+is worth is the logarithm of its cost beside that of the rule as it stands in books, on the same jobs, averaged over
+episodes. A history of vectors' worths is all that has to be kept: told them again, the search goes on as if it had
+never stopped, since it draws from its own seed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cmaes import CMA
+from jaxtyping import Array, Float, Key
+
+from reverie.envs.core import Task
+from reverie.envs.fleet.env import FleetEnv
+from reverie.policies.rollout import rollout
+from reverie.policies.tunable import Tunable
+
+Cost = Callable[[Float[Array, "J E"]], Float[Array, " E"]]
+"""What an episode costs, by the response times of its jobs: their mean, or a percentile."""
+
+
+@dataclass(frozen=True)
+class EvolveConfig:
+    """How a rule is tuned."""
+
+    members: int = 24
+    """Vectors that are tried in each generation (P)."""
+    episodes: int = 32
+    """Episodes that each of them plays (E)."""
+    jobs: int = 1000
+    """Their length in jobs (J)."""
+    seed: int = 0
+    """Of vectors, tasks and jobs."""
+
+    def __post_init__(self):
+        for name, least in (("members", 4), ("episodes", 1), ("jobs", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"EvolveConfig: {name} must be at least {least}, got {getattr(self, name)}")
+
+
+class Generation(NamedTuple):
+    """Where the search stands after a generation."""
+
+    number: int
+    """From 1 on."""
+    worths: Float[np.ndarray, " P"]
+    """The logarithm of each member's cost, beside that of the rule as it stood."""
+    centre: Float[np.ndarray, " D"]
+    """The mean of the vectors that are drawn: the one to take."""
+
+
+def evolve(
+    config: EvolveConfig,
+    rule: Tunable,
+    draw: Callable[[int, int], Task],
+    cost: Cost,
+    history: Sequence[Float[np.ndarray, " P"]] = (),
+) -> Iterator[Generation]:
+    """Generation after generation, for as long as it is asked.
+
+    Arguments: `draw(count, seed)` gives tasks [E, ...] to tune on; `history`, the worths of generations that were
+    before, which are not played again.
+    """
+    size = len(rule.names)
+    search = CMA(np.zeros(size), rule.spread, population_size=config.members, seed=config.seed)
+    number = 0
+    while True:
+        members = np.stack([search.ask() for _ in range(config.members)])
+        if number < len(history):
+            worths = np.asarray(history[number], float)
+        else:
+            tasks, key = draw(config.episodes, config.seed + number), jax.random.key(number)
+            key = jax.random.fold_in(key, config.seed)
+            vectors = jnp.asarray(np.vstack([np.zeros(size), members]), jnp.float32)
+            costs = np.asarray(play(rule, vectors, tasks, key, config.jobs, cost), float)
+            worths = np.log(costs[1:] / costs[0]).mean(1)
+        search.tell(list(zip(members, worths.tolist(), strict=True)))
+        number += 1
+        if number > len(history):
+            yield Generation(number, worths, search.mean.copy())
+
+
+@eqx.filter_jit
+def play(
+    rule: Tunable, vectors: Float[Array, "P D"], tasks: Task, key: Key[Array, ""], jobs: int, cost: Cost
+) -> Float[Array, "P E"]:
+    """What each vector costs in each episode; all meet the same jobs."""
+    view = rule.make(jnp.zeros(len(rule.names))).view
+    env = FleetEnv(tasks.mask.shape[-1], jobs, view)
+
+    def one(vector: Float[Array, " D"]) -> Float[Array, " E"]:
+        _, response = rollout(env, rule.make(vector), tasks, key, jobs, lambda state, *_: state.record.response)
+        return cost(response)
+
+    return jax.vmap(one)(vectors)
