@@ -123,7 +123,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
         ("simulate --family hrad", "did you mean 'hard'?"),
         ("simulate --policy jqs", "did you mean 'jsq'?"),
         ("simulate --load -1", "load"),
-        ("simulate --load 0 --trace conversation-like", "load is 0.0"),
+        ("simulate --load 0 --trace conversation-like", "load must be greater than 0"),
         ("simulate --episodes 1", "episodes must be at least 2"),
         ("simulate --trace missing.csv", "missing.csv"),
         ("simulate --trace conversation-like --family hard", "not both"),

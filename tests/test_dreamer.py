@@ -210,7 +210,7 @@ def test_plain_dreamer_has_no_memory_and_as_many_parameters_as_the_official_code
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("ratio", 1000.0, "ratio must lie in"),
+        ("ratio", 1000.0, "ratio must be at most"),
         ("capacity", 10, "capacity must hold"),
         ("batch", 0, "batch must be at least 1"),
     ],

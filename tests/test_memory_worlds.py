@@ -174,7 +174,7 @@ def test_sweeps_are_those_of_bsuite():
         (lambda: Autoencode(decks=0), "decks must be at least 1, got 0"),
         (lambda: Autoencode(parts=(1, 53)), r"parts must lie in 1 .. 52 \(all cards\), got \(1, 53\)"),
         (lambda: Concentration(decks=0), "decks must be at least 1, got 0"),
-        (lambda: MemoryChain(lengths=(3, 0)), r"lengths must be one or more, each at least 1, got \(3, 0\)"),
+        (lambda: MemoryChain(lengths=(3, 0)), r"lengths must have items that are at least 1, got \(3, 0\)"),
         (lambda: MemoryChain(bits=0), "bits must be at least 1, got 0"),
     ],
 )

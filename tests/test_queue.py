@@ -229,7 +229,7 @@ def test_rewards_of_another_kind_are_learned_by_a_head():
         ({"units": 0}, "units must be at least 1, got 0"),
         ({"unit": 0.0}, r"unit must be greater than 0, got 0\.0"),
         ({"largest": 0.0}, r"largest must be greater than 0, got 0\.0"),
-        ({"horizon": 1.0}, r"horizon must be more than 1 step, got 1\.0"),
+        ({"horizon": 1.0}, r"horizon must be greater than 1, got 1\.0"),
     ],
 )
 def test_impossible_settings_are_named(options, message):

@@ -511,11 +511,11 @@ def test_half_precision_leaves_the_recurrence_in_single():
         ({"state": 20, "symmetric": False}, r"state of an SSM must be a multiple of blocks = 8, got 20"),
         ({"state": 9, "modes": "ring"}, r"state of an SSM must be a multiple of 2, got 9"),
         ({"posterior": "recurrent", "scan": "parallel"}, "S3M with posterior 'recurrent' has no parallel scan"),
-        ({"layers": 0}, "S3M layers must be at least 1, got 0"),
-        ({"recall": -1}, "S3M recall must be at least 0, got -1"),
-        ({"classes": 1}, "S3M classes must lie in 2 .. 256, got 1"),
-        ({"unimix": 1.0}, "S3M unimix.*1.0"),
-        ({"horizon": 1.0}, "S3M horizon.*1.0"),
+        ({"layers": 0}, "S3MConfig: layers must be at least 1, got 0"),
+        ({"recall": -1}, "S3MConfig: recall must be at least 0, got -1"),
+        ({"classes": 1}, r"S3MConfig: classes must lie in \[2, 256\], got 1"),
+        ({"unimix": 1.0}, "S3MConfig: unimix.*1.0"),
+        ({"horizon": 1.0}, "S3MConfig: horizon.*1.0"),
     ],
 )
 def test_impossible_sizes_are_named(options, message):

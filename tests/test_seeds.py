@@ -183,4 +183,4 @@ def test_seeds_get_folders_of_their_own_on_the_command_line(tmp_path, capsys):
     assert replace(resumed.config, seed=6) == RunFolder.open(tmp_path / "mine-6").config(TrainConfig)
     with pytest.raises(SystemExit):
         command.parse(["--seeds", "0"])
-    assert "--seeds must be at least 1, got 0" in " ".join(capsys.readouterr().err.split())
+    assert "seeds must be at least 1, got 0" in " ".join(capsys.readouterr().err.split())

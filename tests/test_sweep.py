@@ -318,7 +318,7 @@ def _tiny(monkeypatch, tmp_path):
         ("--agent a2c --agent a2c", "each agent can be given once"),
         ("--agent a2c --preset paper", "a2c has no preset 'paper'"),
         ("--family hrad", "did you mean 'hard'?"),
-        ("--steps 0", "steps must be more than 0"),
+        ("--steps 0", "steps must be at least 1"),
         ("--trace missing.csv", "missing.csv"),
     ],
 )

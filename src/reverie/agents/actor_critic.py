@@ -27,68 +27,51 @@ from reverie.models.core import Features
 from reverie.models.encoders import Entries
 from reverie.nn.distributions import Categorical, symlog
 from reverie.nn.layers import GRU, Head, Linear, masked_pool
+from reverie.ranges import Layers, Positive, Share, Weight, Whole, Width, WidthOr0, checked
 
 OUTLIER = 5.0
 """A relative error of the critic beyond this pulls no harder than this: returns have heavy tails."""
 
 
 @dataclass(frozen=True)
+@checked
 class NetworkConfig:
     """Actor and critic, two networks of one size that share at most the memory."""
 
-    units: int = 64
+    units: Width = 64
     """Width of the hidden layers."""
-    layers: int = 2
+    layers: Layers = 2
     """Hidden layers of the actor, and of the critic."""
-    memory: int = 0
+    memory: WidthOr0 = 0
     """Units of the recurrent memory (RL2), which lives through the episodes of a trial; 0 is none."""
     servers: Literal["flat", "set"] = "flat"
     """Servers as one long vector, or as a set: one scorer shared by all servers, a critic that pools over them, and a
     memory of its own for each server."""
 
-    def __post_init__(self):
-        for name in ("units", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"NetworkConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if self.memory < 0:
-            raise ValueError(f"NetworkConfig: memory must not be negative, got {self.memory}")
-        if self.servers not in ("flat", "set"):
-            raise ValueError(f"NetworkConfig: servers must be 'flat' or 'set', got {self.servers!r}")
-
 
 @dataclass(frozen=True)
+@checked
 class ActorCriticConfig:
     """What A2C and PPO both have to be told."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Actor and critic."""
-    learning_rate: float = 7e-4
+    learning_rate: Positive = 7e-4
     """Step size of Adam."""
-    decay: int = 0
+    decay: Whole = 0
     """Updates over which the step size falls linearly to 0; 0 keeps it."""
-    clip: float = 0.5
+    clip: Positive = 0.5
     """Largest norm of the whole gradient."""
-    discount: float = 0.97
+    discount: Share = 0.97
     """Weight of a reward one step later (gamma)."""
-    discount_lambda: float = 0.95
+    discount_lambda: Share = 0.95
     """Weight of longer returns against the critic's word (lambda)."""
-    entropy: float = 0.01
+    entropy: Weight = 0.01
     """Weight of the actor's entropy, against advantages of mean size 1."""
-    critic: float = 0.5
+    critic: Positive = 0.5
     """Weight of the critic's loss."""
-    reward_scale: float = 1.0
+    reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
-
-    def __post_init__(self):
-        for name in ("learning_rate", "clip", "critic", "reward_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{type(self).__name__}: {name} must be positive, got {getattr(self, name)}")
-        for name in ("decay", "entropy"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {getattr(self, name)}")
-        for name in ("discount", "discount_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{type(self).__name__}: {name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 class Memory(NamedTuple):

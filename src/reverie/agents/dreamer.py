@@ -10,7 +10,7 @@ Axes: B streams or sequences, T replayed steps, H imagined steps, n dreams, A ac
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,9 +30,11 @@ from reverie.nn.devices import divide
 from reverie.nn.distributions import TwoHot, symlog
 from reverie.nn.layers import GRU
 from reverie.nn.optimiser import OptimiserConfig
+from reverie.ranges import Layers, Positive, Share, Weight, Whole, Width, WidthOr0, at_least, checked
 
 
 @dataclass(frozen=True)
+@checked
 class DreamerConfig:
     """DreamerV3's values, for every world the same; what a preset changes is in `presets.py`."""
 
@@ -40,46 +42,35 @@ class DreamerConfig:
     """The world model."""
     optimiser: OptimiserConfig | GroupsConfig = field(default_factory=OptimiserConfig)
     """One optimiser for all networks, or one for each."""
-    memory: int = 256
+    memory: WidthOr0 = 256
     """Units of the recurrent policy (RL2); 0 is DreamerV3 as published."""
-    units: int = 64
+    units: Width = 64
     """Width of the hidden layers of actor and critic."""
-    layers: int = 3
+    layers: Layers = 3
     """Hidden layers of actor and critic."""
-    horizon: int = 15
+    horizon: Annotated[int, *at_least(1, 10_000, "a dream is held in memory")] = 15
     """Steps of a dream (H)."""
-    starts: int = 0
+    starts: Whole = 0
     """How many replayed states dreams begin from, drawn anew each update; 0 is all of them, as published."""
-    siblings: int = 1
+    siblings: Annotated[int, *at_least(1, 10_000, "dreams are held in memory")] = 1
     """Dreams from each start. Several share the luck of the model, and each action is judged by how much better its
     dream went than its siblings, in units of how much they differ; 1 judges by the critic alone, as published."""
-    discount_lambda: float = 0.95
+    discount_lambda: Share = 0.95
     """Weight of longer returns against the critic's word (lambda)."""
-    entropy: float = 3e-4
+    entropy: Weight = 3e-4
     """Weight of the actor's entropy, against returns scaled to the range of 1."""
-    unimix: float = 0.01
+    unimix: Share = 0.01
     """Share of the uniform distribution in discrete actions."""
-    slow_rate: float = 0.02
+    slow_rate: Share = 0.02
     """Rate at which the slow critic follows the critic, each update."""
-    slow_weight: float = 1.0
+    slow_weight: Weight = 1.0
     """Weight of staying near the slow critic."""
-    replay_critic: float = 0.3
+    replay_critic: Weight = 0.3
     """Weight of the critic's loss on replayed, real rewards."""
-    scale_rate: float = 0.01
+    scale_rate: Share = 0.01
     """Rate at which the 5th and 95th percentile of returns are followed."""
-    reward_scale: float = 1.0
+    reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
-
-    def __post_init__(self):
-        for name in ("memory", "starts"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"DreamerConfig: {name} must not be negative, got {getattr(self, name)}")
-        for name in ("units", "layers", "horizon", "siblings", "reward_scale"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"DreamerConfig: {name} must be positive, got {getattr(self, name)}")
-        for name in ("discount_lambda", "unimix", "slow_rate", "scale_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"DreamerConfig: {name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 class Networks(eqx.Module):

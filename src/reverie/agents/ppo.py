@@ -10,6 +10,7 @@ but `critic/value` and `critic/explained_variance`, which are from before it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -36,26 +37,20 @@ from reverie.agents.actor_critic import (
 from reverie.envs.core import ActionSpec, ArraySpec
 from reverie.models.core import Features
 from reverie.nn.devices import divide
+from reverie.ranges import Count, at_least, between, checked
 
 
 @dataclass(frozen=True)
+@checked
 class PPOConfig(ActorCriticConfig):
     """The common settings, and how often and how carefully a rollout is used."""
 
-    epochs: int = 4
+    epochs: Annotated[int, *at_least(1, 1_000)] = 4
     """How many times each rollout is gone through."""
-    minibatches: int = 4
+    minibatches: Count = 4
     """Parts that the streams are cut into, one gradient step each."""
-    ratio: float = 0.2
+    ratio: Annotated[float, *between(0, 1, low_open=True, high_open=True)] = 0.2
     """How far the probability of an action may move away before it counts no more (epsilon)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PPOConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"PPOConfig: ratio must lie in (0, 1), got {self.ratio}")
 
 
 @dataclass(frozen=True)

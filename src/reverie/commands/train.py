@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from reverie.nn.optimiser import OptimiserConfig
+from reverie.ranges import Seed, at_least, checked
 from reverie.report.output import say
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -21,6 +22,7 @@ from reverie.train.seeds import side_by_side
 
 
 @dataclass(frozen=True)
+@checked
 class Choice:
     """What is read first, as it decides the defaults of all the rest."""
 
@@ -39,10 +41,10 @@ class Choice:
     networks at once; `groups` is R2I's, Adam with a learning rate and a clip of its own for each part."""
     out: Path | None = None
     """The folder of the run, which must not exist yet; runs/AGENT-SEED unless given."""
-    seeds: int = 1
+    seeds: Annotated[int, *at_least(1, 1_000, "all are trained at once")] = 1
     """Seeds that train side by side in one program, from --seed on. Each leaves an ordinary run, in the folder OUT-SEED
     (runs/AGENT-SEED unless --out is given). This is for GPUs: on a CPU it is no faster than one after the other."""
-    devices: int = 1
+    devices: Annotated[int, *at_least(1, 1_000)] = 1
     """Devices (GPUs, say) that share the work: streams, replay and batches are divided among them. The numbers are
     those of one device, up to rounding."""
     resume: bool = False
@@ -54,8 +56,6 @@ class Choice:
         if self.game is not None and (self.agent, self.preset) != ("dreamer", None):
             given = f"--preset {self.preset}" if self.preset else f"--agent {self.agent}"
             raise ValueError(f"--game {self.game} has settings of its own, for Dreamer, and {given} was given too")
-        if self.seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
         if self.seeds > 1 and self.devices != 1:
             raise ValueError(
                 f"--seeds {self.seeds} runs on one device and --devices {self.devices} trains one: give one of them"
@@ -77,10 +77,11 @@ class Choice:
 
 
 @dataclass(frozen=True)
+@checked
 class _Beginning(Choice):
     """What has to be known before the rest is read."""
 
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

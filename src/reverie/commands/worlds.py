@@ -7,9 +7,11 @@ import tyro
 
 from reverie.envs.fleet.sources import read_source
 from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, of_family, of_trace
+from reverie.ranges import above, checked
 
 
 @dataclass(frozen=True)
+@checked
 class World:
     """Jobs and fleet."""
 
@@ -20,7 +22,7 @@ class World:
     """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
     held_out: bool = False
     """Only the second half of the trace: for agents that were trained on its first."""
-    load: float | None = None
+    load: Annotated[float | None, *above(0)] = None
     """Offered load, reached by scaling the clock of arrivals; that of the family, or 0.8 for a trace, unless given."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
     """Episodes, jobs and seed."""

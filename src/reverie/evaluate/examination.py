@@ -7,7 +7,7 @@ that are examined under one `Exam` meet the same jobs. Comparing the results is 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 
@@ -18,6 +18,7 @@ from reverie.evaluate import trials
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched, watch
+from reverie.ranges import Count, Seed, at_least, checked
 from reverie.settings.config import stream_seed
 from reverie.tables import Row
 
@@ -28,28 +29,31 @@ TRACE_LOAD = 0.8
 EPISODES_OF_A_TRIAL = 2
 """Of an adaptive one; the load changes three times in each."""
 
+MOST_JOBS = 10_000_000
+"""Of an examination: they take 10 GB."""
+
 _TIMES = ("mean", "median", "p95", "p99", "mean_size")
 """Columns of results in units of the tasks; slowdowns have none."""
 
 
 @dataclass(frozen=True)
+@checked
 class Exam:
     """How many episodes, how long, and of what random numbers."""
 
-    episodes: int = 200
+    episodes: Annotated[int, *at_least(2, 1_000_000)] = 200
     """Evaluation episodes (trials) of each task; at least 200 for a claim."""
-    jobs: int = 1000
+    jobs: Count = 1000
     """Length of an episode in jobs."""
-    seed: int = 0
+    seed: Seed = 0
     """Of tasks and jobs; all contestants meet the same."""
 
     def __post_init__(self):
-        if self.episodes < 2:
-            raise ValueError(f"episodes must be at least 2, as an interval needs two; got {self.episodes}")
-        if self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if (all_jobs := self.episodes * self.jobs) > MOST_JOBS:
+            raise ValueError(
+                f"Exam: episodes x jobs must be at most {MOST_JOBS:,}, got {self.episodes} x {self.jobs} = {all_jobs:,}"
+                ": of each job 50 bytes are kept for each of some 20 contestants"
+            )
 
     @property
     def stream(self) -> int:

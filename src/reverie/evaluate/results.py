@@ -28,6 +28,7 @@ from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched
 from reverie.files import write_text
+from reverie.ranges import Positive, checked
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.tables import Row, read_csv, write_csv
@@ -36,6 +37,7 @@ _WATCHED_SETTING, _WATCHED_JOBS = "hard", 300
 
 
 @dataclass(frozen=True)
+@checked
 class Examination:
     """What agents are examined on."""
 
@@ -43,7 +45,7 @@ class Examination:
     """A trace: a file, or `conversation-like`, the built-in workload."""
     held_out: bool = False
     """Examine on the second half of the trace only: for agents that were trained on its first."""
-    load: float = TRACE_LOAD
+    load: Positive = TRACE_LOAD
     """The offered load that the trace is brought to, by scaling its clock."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
     """Episodes, jobs and seed."""

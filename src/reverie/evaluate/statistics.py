@@ -19,12 +19,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from reverie.ranges import Seed, at_least, between, checked
 from reverie.tables import Cell, Row
 
 Values = Float[np.ndarray, "S E"]
@@ -46,21 +47,16 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class Bootstrap:
     """How intervals are made."""
 
-    confidence: float = 0.95
+    confidence: Annotated[float, *between(0, 1, low_open=True, high_open=True)] = 0.95
     """Probability that an interval holds the true value."""
-    resamples: int = 4000
+    resamples: Annotated[int, *at_least(100, 1_000_000, "all are held in memory")] = 4000
     """How often seeds and episodes are drawn anew."""
-    seed: int = 0
+    seed: Seed = 0
     """Of these draws: the same table gives the same intervals."""
-
-    def __post_init__(self):
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"Bootstrap: confidence must lie between 0 and 1, got {self.confidence}")
-        if self.resamples < 100:
-            raise ValueError(f"Bootstrap: resamples must be at least 100, got {self.resamples}")
 
 
 DEFAULT = Bootstrap()

@@ -22,6 +22,7 @@ from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, inverse, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, symlog
 from reverie.nn.layers import GRU, Head
+from reverie.ranges import Horizon, Positive, Width, checked
 
 MOST = 8
 """Completions of one server between two arrivals that are told apart; dreams have no more."""
@@ -30,26 +31,18 @@ SPANS = (8.0, 40.0)
 
 
 @dataclass(frozen=True)
+@checked
 class CountsConfig:
     """Sizes of the model."""
 
-    units: int = 64
+    units: Width = 64
     """Width of all hidden layers."""
-    deter: int = 32
+    deter: Width = 32
     """Width of the recurrent state of each server, and of that of the arrivals."""
-    unit: float = 50.0
+    unit: Positive = 50.0
     """A usual gap between arrivals, in time units."""
-    horizon: float = 150.0
+    horizon: Horizon = 150.0
     """Steps that the discount 1 - 1 / horizon looks ahead."""
-
-    def __post_init__(self):
-        for name in ("units", "deter"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"CountsModel {name} must be at least 1, got {getattr(self, name)}")
-        if not self.unit > 0:
-            raise ValueError(f"CountsModel unit must be greater than 0, got {self.unit}")
-        if not self.horizon > 1:
-            raise ValueError(f"CountsModel horizon must be more than 1 step, got {self.horizon}")
 
     @property
     def discount(self) -> float:

@@ -21,39 +21,31 @@ from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
 from reverie.nn.layers import GRU, Dense, Head
+from reverie.ranges import Horizon, Positive, Width, checked
 
 _SLOWEST = 1e-3
 """The speed that a server which stands still is taken to have: a job given to it waits long, but not for ever."""
 
 
 @dataclass(frozen=True)
+@checked
 class QueueConfig:
     """Sizes of the model, and what it is told."""
 
-    units: int = 64
+    units: Width = 64
     """Width of all hidden layers."""
-    deter: int = 64
+    deter: Width = 64
     """Width of the recurrent state."""
-    unit: float = 300.0
+    unit: Positive = 300.0
     """Work of a usual job, and a usual time: what networks read is measured in it."""
-    largest: float = 16.0
+    largest: Positive = 16.0
     """Units of work beyond which jobs that wait look alike to actor and critic: too rare to learn from, and networks
     that never saw such a number do with it what they please. In dreams they have their full size."""
     rewards: Literal["response", "any"] = "response"
     """`response`: rewards are minus a price times the response time of the job just placed, which is the fleet's
     `admission`; only the price is learned. `any`: rewards are learned from what is seen."""
-    horizon: float = 333.0
+    horizon: Horizon = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead."""
-
-    def __post_init__(self):
-        for name in ("units", "deter"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"QueueModel {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("unit", "largest"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"QueueModel {name} must be greater than 0, got {getattr(self, name)}")
-        if not self.horizon > 1:
-            raise ValueError(f"QueueModel horizon must be more than 1 step, got {self.horizon}")
 
     @property
     def discount(self) -> float:

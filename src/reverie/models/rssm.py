@@ -8,7 +8,7 @@ instead (`latents.py`). Actors, critics and replay live elsewhere.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,67 +22,60 @@ from reverie.models.encoders import Decoder, Encoder
 from reverie.models.latents import Distribution, LatentKind, Latents, Stored, latents
 from reverie.nn.distributions import Bernoulli, TwoHot
 from reverie.nn.layers import BlockLinear, Dense, Head, Linear, RMSNorm, merge_blocks, rms_norm, split_blocks
+from reverie.ranges import Below1, Horizon, Layers, Weight, Width, WidthOrNone, between, checked
 
 
 @dataclass(frozen=True)
+@checked
 class RSSMConfig:
     """Sizes and weights of the model; `units` alone scales it."""
 
-    units: int = 64
+    units: Width = 64
     """Width of all hidden layers."""
-    deter: int | None = None
+    deter: WidthOrNone = None
     """Width of h; 8 x units where not given."""
     latent: LatentKind = "discrete"
     """Whether z is one-hot variables, as published, or as many Gaussian numbers."""
-    stoch: int = 32
+    stoch: Width = 32
     """Number of categorical variables in z."""
-    classes: int | None = None
+    classes: Annotated[int | None, *between(2, 256)] = None
     """Classes of each variable in z; units / 16 where not given. Gaussian z is stoch x classes numbers."""
-    depth: int | None = None
+    depth: WidthOrNone = None
     """Base depth of the convolutional nets; units / 16 where not given."""
-    blocks: int = 8
+    blocks: Width = 8
     """Blocks of the recurrent layers; each reads its own part of h."""
-    encoder_layers: int = 3
+    encoder_layers: Layers = 3
     """Hidden layers that read vectors and servers."""
-    decoder_layers: int = 3
+    decoder_layers: Layers = 3
     """Hidden layers that reconstruct vectors and servers."""
-    reward_layers: int = 1
+    reward_layers: Layers = 1
     """Hidden layers of the reward head."""
-    continue_layers: int = 1
+    continue_layers: Layers = 1
     """Hidden layers of the continue head."""
     servers: Literal["flat", "set"] = "flat"
     """Whether the encoder reads servers in their order or as a set."""
-    unimix: float = 0.01
+    unimix: Below1 = 0.01
     """Share of the uniform distribution in every discrete latent variable."""
-    free_nats: float = 1.0
+    free_nats: Weight = 1.0
     """KL below which the two KL losses stop pulling."""
-    dyn_scale: float = 1.0
+    dyn_scale: Weight = 1.0
     """Weight of the loss that moves the prior towards the posterior."""
-    rep_scale: float = 0.1
+    rep_scale: Weight = 0.1
     """Weight of the loss that moves the posterior towards the prior."""
-    horizon: float = 333.0
+    horizon: Horizon = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead; the continue head learns it with the ends of episodes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the computations; `auto` is bfloat16 on a GPU and float32 elsewhere. Parameters, norms and losses stay
     float32."""
 
     def __post_init__(self):
-        least = {"units": 1, "stoch": 1, "blocks": 1, "encoder_layers": 1, "decoder_layers": 1}
-        least |= {"reward_layers": 1, "continue_layers": 1, "free_nats": 0, "dyn_scale": 0, "rep_scale": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"RSSM {name} must be at least {value}, got {getattr(self, name)}")
-        if not 2 <= self.class_count <= 256:
+        if self.class_count < 2:
             raise ValueError(
-                f"RSSM classes must lie in 2 .. 256, got {self.class_count}"
-                + ("" if self.classes else f" (units / 16 with units={self.units}; give classes, or more units)")
+                f"RSSM classes must be at least 2, got {self.class_count} (units / 16 with units={self.units}; "
+                "give classes, or more units)"
             )
-        if self.deter_size < 1 or self.deter_size % self.blocks:
+        if self.deter_size % self.blocks:
             raise ValueError(f"RSSM deter must be a positive multiple of blocks={self.blocks}, got {self.deter_size}")
-        if not 0 <= self.unimix < 1:
-            raise ValueError(f"RSSM unimix must lie in [0, 1), got {self.unimix}")
-        if not self.horizon > 1:
-            raise ValueError(f"RSSM horizon must be more than 1 step, got {self.horizon}")
 
     @property
     def dtype(self) -> str:

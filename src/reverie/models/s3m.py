@@ -34,6 +34,7 @@ from reverie.models.encoders import Decoder, Encoder
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
 from reverie.nn.layers import Dense, Head, Linear
 from reverie.nn.ssm import MIMO, SISO, Block, Discretisation, Modes, Scan, Transition, check_size, check_transition
+from reverie.ranges import Below1, Classes, Horizon, Layers, Weight, Whole, Width, checked
 
 DRAWS = 8
 """Earlier observations that are recalled at each step."""
@@ -42,16 +43,17 @@ RECALLED_ANYWAY = 0.1
 
 
 @dataclass(frozen=True)
+@checked
 class S3MConfig:
     """Sizes and weights of the model. The defaults are what R2I uses for POPGym."""
 
-    units: int = 512
+    units: Width = 512
     """Width of the state-space layers and of all hidden layers."""
-    layers: int = 3
+    layers: Layers = 3
     """State-space layers."""
-    state: int = 128
+    state: Width = 128
     """Modes P of a layer's state, conjugates included; with `siso`, those of each of its channels."""
-    blocks: int = 8
+    blocks: Width = 8
     """Blocks of HiPPO-LegS that a layer's transition starts as."""
     ssm: Literal["mimo", "siso"] = "mimo"
     """Whether all channels share a layer's state (S5) or each has its own (diagonal S4)."""
@@ -66,21 +68,21 @@ class S3MConfig:
     changes at random from step to step far better (`nn/ssm.py`); it has no blocks."""
     scan: Scan = "auto"
     """How a sequence is taken; `auto` is `parallel` on accelerators and `sequential` on CPUs."""
-    deter: int = 1024
+    deter: Width = 1024
     """Width of h."""
-    stoch: int = 32
+    stoch: Width = 32
     """Number of categorical variables in z."""
-    classes: int = 32
+    classes: Classes = 32
     """Classes of each variable in z."""
-    depth: int = 32
+    depth: Width = 32
     """Base depth of the convolutional nets."""
-    encoder_layers: int = 1
+    encoder_layers: Layers = 1
     """Hidden layers that read vectors and servers."""
-    decoder_layers: int = 1
+    decoder_layers: Layers = 1
     """Hidden layers that reconstruct vectors and servers."""
-    reward_layers: int = 2
+    reward_layers: Layers = 2
     """Hidden layers of the reward head."""
-    continue_layers: int = 2
+    continue_layers: Layers = 2
     """Hidden layers of the continue head."""
     servers: Literal["flat", "set"] = "flat"
     """Whether the encoder reads servers in their order or as a set."""
@@ -89,46 +91,34 @@ class S3MConfig:
     then taken step by step, on a GPU too."""
     policy: Literal["output", "hidden", "full"] = "hidden"
     """What actor and critic see beside z: `output` is h, `hidden` the states x of all layers, `full` both."""
-    recall: int = 0
+    recall: Whole = 0
     """Most steps back (R) of the recall loss, which reconstructs earlier observations from h; 0 is none, as
     published. What has to be remembered is otherwise learned from the few rewards that depend on it."""
     product: bool = False
     """Whether half of h is multiplied by an embedding of the last action; otherwise the action is known by way of the
     layers alone, as published. What an action earns for what is remembered is a product of the two, and is learned ten
     times as soon where the product is offered."""
-    unimix: float = 0.01
+    unimix: Below1 = 0.01
     """Share of the uniform distribution in every latent variable."""
-    free_nats: float = 1.0
+    free_nats: Weight = 1.0
     """KL below which the two KL losses stop pulling."""
-    dyn_scale: float = 0.5
+    dyn_scale: Weight = 0.5
     """Weight of the loss that moves the prior towards the posterior."""
-    rep_scale: float = 0.1
+    rep_scale: Weight = 0.1
     """Weight of the loss that moves the posterior towards the prior."""
-    horizon: float = 333.0
+    horizon: Horizon = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead; the continue head learns it with the ends of episodes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the computations; `auto` is bfloat16 on a GPU and float32 elsewhere. Parameters, states x, norms
     and losses stay float32."""
 
     def __post_init__(self):
-        least = {"units": 1, "layers": 1, "state": 1, "blocks": 1, "deter": 1, "stoch": 1, "depth": 1}
-        least |= {"encoder_layers": 1, "decoder_layers": 1, "reward_layers": 1, "continue_layers": 1}
-        least |= {"recall": 0, "free_nats": 0, "dyn_scale": 0, "rep_scale": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"S3M {name} must be at least {value}, got {getattr(self, name)}")
         check_size(self.state, self.blocks, self.symmetric, self.modes)
         check_transition(self.transition, self.discretisation, self.modes)
         if self.transition == "dplr" and self.scan == "parallel":
             raise ValueError("S3M with transition 'dplr' has no parallel scan: give scan 'auto' or 'sequential'")
         if self.posterior == "recurrent" and self.scan == "parallel":
             raise ValueError("S3M with posterior 'recurrent' has no parallel scan: give scan 'auto' or 'sequential'")
-        if not 2 <= self.classes <= 256:
-            raise ValueError(f"S3M classes must lie in 2 .. 256, got {self.classes}")
-        if not 0 <= self.unimix < 1:
-            raise ValueError(f"S3M unimix must lie in [0, 1), got {self.unimix}")
-        if not self.horizon > 1:
-            raise ValueError(f"S3M horizon must be more than 1 step, got {self.horizon}")
 
     @property
     def dtype(self) -> str:

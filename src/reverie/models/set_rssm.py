@@ -23,50 +23,41 @@ from reverie.models.latents import Distribution, LatentKind, Latents, Stored, la
 from reverie.nn.distributions import Bernoulli, SquaredError, TwoHot, symlog
 from reverie.nn.layers import GRU, MLP, Dense, Head
 from reverie.nn.ssm import SSMCell
+from reverie.ranges import Below1, Classes, Horizon, Weight, Width, checked
 
 
 @dataclass(frozen=True)
+@checked
 class SetRSSMConfig:
     """Sizes and weights of the model."""
 
-    units: int = 64
+    units: Width = 64
     """Width of all hidden layers."""
     cell: Literal["gru", "ssm"] = "gru"
     """What carries states from step to step: a GRU, or R2I's kind of memory, a linear state-space layer whose modes
     take 20 to 2000 steps to forget (`nn/ssm.py`)."""
-    deter: int = 64
+    deter: Width = 64
     """Width of each server's recurrent state."""
     latent: LatentKind = "discrete"
     """Whether the latents are one-hot variables, or as many Gaussian numbers."""
-    stoch: int = 4
+    stoch: Width = 4
     """Categorical variables of each server's latent."""
-    world_deter: int = 64
+    world_deter: Width = 64
     """Width of the common recurrent state."""
-    world_stoch: int = 8
+    world_stoch: Width = 8
     """Categorical variables of the common latent."""
-    classes: int = 8
+    classes: Classes = 8
     """Classes of every variable. Gaussian latents are variables x classes numbers."""
-    unimix: float = 0.01
+    unimix: Below1 = 0.01
     """Share of the uniform distribution in every discrete latent variable."""
-    free_nats: float = 1.0
+    free_nats: Weight = 1.0
     """KL below which the two KL losses stop pulling."""
-    dyn_scale: float = 1.0
+    dyn_scale: Weight = 1.0
     """Weight of the loss that moves the prior towards the posterior."""
-    rep_scale: float = 0.1
+    rep_scale: Weight = 0.1
     """Weight of the loss that moves the posterior towards the prior."""
-    horizon: float = 333.0
+    horizon: Horizon = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead."""
-
-    def __post_init__(self):
-        for name in ("units", "deter", "stoch", "world_deter", "world_stoch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"SetRSSM {name} must be at least 1, got {getattr(self, name)}")
-        if not 2 <= self.classes <= 256:
-            raise ValueError(f"SetRSSM classes must lie in 2 .. 256, got {self.classes}")
-        if not 0 <= self.unimix < 1:
-            raise ValueError(f"SetRSSM unimix must lie in [0, 1), got {self.unimix}")
-        if not self.horizon > 1:
-            raise ValueError(f"SetRSSM horizon must be more than 1 step, got {self.horizon}")
 
     @property
     def latents(self) -> Latents:

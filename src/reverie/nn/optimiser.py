@@ -11,38 +11,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reverie.ranges import Below1, Positive, Weight, Whole, checked
+
 
 @dataclass(frozen=True)
+@checked
 class OptimiserConfig:
     """How gradients become updates."""
 
-    learning_rate: float = 4e-5
+    learning_rate: Positive = 4e-5
     """Step size after the warm-up."""
-    warmup: int = 1000
+    warmup: Whole = 1000
     """Updates over which the step size rises linearly from 0; 0 starts at full size."""
-    decay: int = 0
+    decay: Whole = 0
     """Updates after the warm-up over which the step size falls linearly to 0; 0 keeps it as it is."""
-    clip: float = 0.3
+    clip: Positive = 0.3
     """Largest norm of a tensor's gradient, as a fraction of the norm of the tensor itself."""
-    clip_floor: float = 1e-3
+    clip_floor: Positive = 1e-3
     """Norm that a tensor is taken to have at least, so that one that starts at zero can leave it."""
-    momentum: float = 0.9
+    momentum: Below1 = 0.9
     """Decay of the running mean of the normalised gradients (beta 1)."""
-    rms_decay: float = 0.999
+    rms_decay: Below1 = 0.999
     """Decay of the running mean of the squared gradients (beta 2)."""
-    epsilon: float = 1e-20
+    epsilon: Positive = 1e-20
     """Added to the root mean square that gradients are divided by."""
-
-    def __post_init__(self):
-        for name in ("learning_rate", "clip", "clip_floor", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimiser {name} must be greater than 0, got {getattr(self, name)}")
-        for name in ("momentum", "rms_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optimiser {name} must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("warmup", "decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optimiser {name} counts updates and cannot be negative, got {getattr(self, name)}")
 
 
 def clip_by_tensor(clip: float, floor: float) -> optax.GradientTransformation:
@@ -77,24 +69,18 @@ def optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
 
 
 @dataclass(frozen=True)
+@checked
 class AdamConfig:
     """Adam for a group of parameters, behind a clip of the norm of the group's whole gradient."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Step size."""
-    clip: float = 1000.0
+    clip: Positive = 1000.0
     """Largest norm of the gradient of all parameters of the group together."""
-    epsilon: float = 1e-8
+    epsilon: Positive = 1e-8
     """Added to the root mean square that gradients are divided by."""
-    weight_decay: float = 0.0
+    weight_decay: Weight = 0.0
     """Share of each `weight` that a step of size 1 would take off; biases, scales and the like keep theirs."""
-
-    def __post_init__(self):
-        for name in ("learning_rate", "clip", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Adam {name} must be greater than 0, got {getattr(self, name)}")
-        if self.weight_decay < 0:
-            raise ValueError(f"Adam weight_decay must not be negative, got {self.weight_decay}")
 
 
 def adam(config: AdamConfig) -> optax.GradientTransformation:

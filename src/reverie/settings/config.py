@@ -24,11 +24,13 @@ from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.traces import read_trace
 from reverie.envs.memory.games import find_game
 from reverie.envs.outside import open_outside
+from reverie.ranges import Count, Positive, Seed, Weight, above, at_least, between, checked
 from reverie.train.dreaming import DreamingConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 
 @dataclass(frozen=True)
+@checked
 class DreamerRun:
     """Dreamer, with or without the RL2 policy."""
 
@@ -36,13 +38,10 @@ class DreamerRun:
     """What is learned, and how."""
     experience: Annotated[DreamingConfig, arg(name="")] = field(default_factory=DreamingConfig)
     """How experience is gathered and replayed."""
-    chunk: int = 20
+    chunk: Count = 20
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
-    averaging: float = 1.0
+    averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
     """Rate at which the weights that are judged follow those in training, after each chunk; 1 judges the latter."""
-
-    def __post_init__(self):
-        _check_chunks(self.chunk, self.averaging)
 
     @property
     def name(self) -> str:
@@ -50,6 +49,7 @@ class DreamerRun:
 
 
 @dataclass(frozen=True)
+@checked
 class OnPolicyRun:
     """A2C or PPO, with or without memory."""
 
@@ -57,13 +57,10 @@ class OnPolicyRun:
     """What is learned, and how."""
     experience: Annotated[OnPolicyConfig, arg(name="")] = field(default_factory=OnPolicyConfig)
     """How experience is gathered."""
-    chunk: int = 500
+    chunk: Count = 500
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
-    averaging: float = 1.0
+    averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
     """Rate at which the weights that are judged follow those in training, after each chunk; 1 judges the latter."""
-
-    def __post_init__(self):
-        _check_chunks(self.chunk, self.averaging)
 
     @property
     def name(self) -> str:
@@ -72,6 +69,7 @@ class OnPolicyRun:
 
 
 @dataclass(frozen=True)
+@checked
 class WorldConfig:
     """The fleets and the traffic that an agent is trained in."""
 
@@ -79,11 +77,11 @@ class WorldConfig:
     """The family that tasks are drawn from."""
     trace: Path | None = None
     """Instead of a family, a recorded trace: windows of its first half. The second is left to be examined on."""
-    load: float = 0.8
+    load: Positive = 0.8
     """The offered load that the trace is brought to."""
-    tasks: int = 64
+    tasks: Annotated[int, *at_least(1, 1_000_000, "all are drawn before training and held in memory")] = 64
     """Tasks that are drawn from it, once; each trial plays one of them."""
-    jobs: int = 250
+    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 250
     """Length of an episode in jobs."""
     view: View = "full"
     """What the agent sees of the fleet."""
@@ -92,11 +90,6 @@ class WorldConfig:
 
     def __post_init__(self):
         find_family(self.family)
-        FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward)
-        if not 0 < self.load < float("inf"):
-            raise ValueError(f"load must be a positive number, got {self.load}")
-        if self.tasks < 1:
-            raise ValueError(f"tasks must be at least 1, got {self.tasks}")
 
     def draw(self, count: int, seed: int) -> Task:
         """Tasks [K, ...] to train on.
@@ -115,13 +108,14 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
+@checked
 class GameConfig:
     """A world that is no fleet: one in which nothing is hard but to remember (`envs/memory/`), or one outside."""
 
     game: str = "repeat_previous/easy"
     """Its name and level, or the name of a world outside JAX, such as gym:CartPole-v1 (`envs/outside.py`). A wrong one
     is answered by the list of them."""
-    repeat: int = 1
+    repeat: Annotated[int, *at_least(1, 10_000)] = 1
     """How often each action is done in a row in a world outside; a step is all of them."""
 
     def __post_init__(self):
@@ -129,8 +123,6 @@ class GameConfig:
             find_game(self.game)
             if self.repeat != 1:
                 raise ValueError(f"repeat is for worlds outside, and {self.game} has repeat {self.repeat}: give it 1")
-        if self.repeat < 1:
-            raise ValueError(f"repeat must be at least 1, got {self.repeat}")
 
     @property
     def is_outside(self) -> bool:
@@ -157,49 +149,39 @@ class GameConfig:
 
 
 @dataclass(frozen=True)
+@checked
 class CurveConfig:
     """The learning curve: the agent, taking its likeliest action, plays the same few episodes again and again."""
 
-    episodes: int = 16
+    episodes: Annotated[int, *at_least(1, 100_000, "all are played at once")] = 16
     """Episodes of each point."""
-    jobs: int = 1000
+    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 1000
     """Their length in jobs; the games of a `GameConfig` have theirs."""
-
-    def __post_init__(self):
-        for name in ("episodes", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"curve: {name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
+@checked
 class LoopConfig:
     """When to stop (at the first limit that is reached), evaluate and save."""
 
-    steps: int | None = 1_000_000
+    steps: Annotated[int | None, *at_least(1, 10**15)] = 1_000_000
     """Environment steps, over all streams, after which training stops."""
-    minutes: float | None = None
+    minutes: Annotated[float | None, *above(0)] = None
     """Minutes on the wall clock after which training stops; compilation does not count."""
-    cpu_minutes: float | None = None
+    cpu_minutes: Annotated[float | None, *above(0)] = None
     """Minutes of CPU time, over all cores, after which training stops; compilation does not count."""
-    evaluate_every: int = 100_000
+    evaluate_every: Annotated[int, *at_least(1, 10**15)] = 100_000
     """Environment steps between two points of the learning curve; there is one at the beginning and one at the end."""
-    save_every: float = 60.0
+    save_every: Weight = 60.0
     """Seconds between two checkpoints; one is made at the end and at a signal in any case."""
 
     def __post_init__(self):
-        limits = {name: getattr(self, name) for name in ("steps", "minutes", "cpu_minutes")}
-        for name, value in limits.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0 (None is no limit), got {value}")
-        if set(limits.values()) == {None}:
-            raise ValueError(f"training needs an end: give one of {', '.join(limits)}")
-        if self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every must be at least 1 environment step, got {self.evaluate_every}")
-        if not self.save_every >= 0:
-            raise ValueError(f"save_every must be 0 seconds (after each chunk) or more, got {self.save_every}")
+        if self.steps is self.minutes is self.cpu_minutes is None:
+            raise ValueError("training needs an end: give one of steps, minutes, cpu_minutes")
 
 
 @dataclass(frozen=True)
+@checked
 class TrainConfig:
     """Everything that decides the numbers of a training run."""
 
@@ -211,7 +193,7 @@ class TrainConfig:
     """When it stops, is evaluated and saved."""
     curve: CurveConfig = field(default_factory=CurveConfig)
     """How it is evaluated on the way."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random in training."""
     start: Path | None = None
     """The folder of a run to begin from: with the networks, the optimiser and the replay of its newest checkpoint, in
@@ -220,8 +202,6 @@ class TrainConfig:
     """What tables call the agent; None is the name of its algorithm."""
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.label is not None and not re.fullmatch(r"[\w.+-]+", self.label):
             raise ValueError(f"label names files: give it letters, digits and . + - _ only, got {self.label!r}")
 
@@ -247,10 +227,3 @@ class TrainConfig:
 def stream_seed(seed: int, purpose: str) -> int:
     """A seed for one purpose, so that tasks, training and evaluation of one seed have nothing in common."""
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
-
-
-def _check_chunks(chunk: int, averaging: float) -> None:
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 update, got {chunk}")
-    if not 0 < averaging <= 1:
-        raise ValueError(f"averaging must lie in (0, 1], got {averaging}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from reverie.evaluate.results import Examination
+from reverie.ranges import Positive, above, at_least, checked
 from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig
 from reverie.settings.presets import Algorithm, Preset, preset, with_steps
 
@@ -24,6 +25,7 @@ _SHARES: dict[Algorithm, float] = {"dreamer": 7 / 12, "a2c": 1.5 / 12}
 
 
 @dataclass(frozen=True)
+@checked
 class SweepConfig:
     """What decides the numbers of a sweep."""
 
@@ -35,16 +37,14 @@ class SweepConfig:
     """The settings of the agents."""
     family: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A family of tasks to train in; give it again for each. That of the preset unless given."""
-    seeds: int = 5
+    seeds: Annotated[int, *at_least(1, 1_000, "each is a run of its own")] = 5
     """Training seeds of each agent in each family; a claim takes five."""
-    steps: int | None = None
+    steps: Annotated[int | None, *at_least(1, 10**15)] = None
     """Environment steps of each run; those of its preset unless given."""
-    minutes: float | None = None
+    minutes: Annotated[float | None, *above(0)] = None
     """Minutes on the wall clock after which a run ends even so. The numbers then depend on the machine's speed."""
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         for name in ("agent", "family"):
             if len(set(given := getattr(self, name))) < len(given):
                 raise ValueError(f"each {name} can be given once, got {', '.join(given)}")
@@ -75,21 +75,16 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+@checked
 class VerdictConfig:
     """What decides the numbers of a verdict."""
 
     examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
-    seeds: int = 1
+    seeds: Annotated[int, *at_least(1, 1_000, "each is trained in turn")] = 1
     """Training seeds of each agent; a claim takes five."""
-    minutes: float = 12.0
+    minutes: Positive = 12.0
     """Minutes on the wall clock for each seed: 7 of 12 train Dreamer at most, 1.5 of 12 A2C; the rest is for
     evaluation."""
-
-    def __post_init__(self):
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
-        if not self.minutes > 0:
-            raise ValueError(f"minutes must be more than 0, got {self.minutes}")
 
     def plans(self) -> list[TrainConfig]:
         """With each seed A2C for as many environment steps as Dreamer, A2C for its time, Dreamer."""

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,41 +14,40 @@ from reverie.agents.dreamer import Batch, Dreamer, Learner, Memory, encode_actio
 from reverie.envs.core import Task, TimeStep, World
 from reverie.models.core import Sequence
 from reverie.nn.devices import divide
+from reverie.ranges import Count, Positive, at_least, checked
 from reverie.train import replay as replays
 from reverie.train.collect import Collector, collect, finished_returns, start
 from reverie.train.replay import Replay
 
 
 @dataclass(frozen=True)
+@checked
 class DreamingConfig:
     """How experience is gathered and replayed."""
 
-    streams: int = 16
+    streams: Annotated[int, *at_least(1, 1_000_000, "each is a world in memory")] = 16
     """Environments that run side by side (B)."""
-    episodes: int = 1
+    episodes: Count = 1
     """Episodes of a trial: the policy's memory lives through them."""
-    capacity: int = 100_000
+    capacity: Count = 100_000
     """Environment steps that replay holds, over all streams."""
-    batch: int = 16
+    batch: Annotated[int, *at_least(1, 1_000_000, "a batch is held in memory")] = 16
     """Sequences of an update."""
-    length: int = 64
+    length: Annotated[int, *at_least(1, 1_000_000, "a sequence is held in memory")] = 64
     """Steps of a sequence (T)."""
-    ratio: float = 32.0
+    ratio: Positive = 32.0
     """Replayed steps for each step in the environment."""
 
     def __post_init__(self):
-        for name in ("streams", "episodes", "batch", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DreamingConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if self.capacity < self.streams * (self.length + 1):
-            least = self.streams * (self.length + 1)
+        least = self.streams * (self.length + 1)
+        if self.capacity < least:
             raise ValueError(
                 f"DreamingConfig: capacity must hold a sequence of each stream, {least}; got {self.capacity}"
             )
-        if not 0 < self.ratio <= self.batch * self.length / self.streams:
-            most = self.batch * self.length / self.streams
+        most = self.batch * self.length / self.streams
+        if self.ratio > most:
             raise ValueError(
-                f"DreamingConfig: ratio must lie in (0, batch * length / streams = {most}], got {self.ratio}: "
+                f"DreamingConfig: ratio must be at most batch * length / streams = {most}, got {self.ratio}: "
                 "each update needs at least one new step of each stream"
             )
 

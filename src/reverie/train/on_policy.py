@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +15,25 @@ from reverie.agents.a2c import A2C
 from reverie.agents.actor_critic import Learner, Rollout
 from reverie.agents.ppo import PPO
 from reverie.envs.core import Environment, Task
+from reverie.ranges import Count, at_least, checked
 from reverie.train.collect import Collector, Experience, collect, finished_returns, start
 
 
 @dataclass(frozen=True)
+@checked
 class OnPolicyConfig:
     """How experience is gathered."""
 
-    streams: int = 256
+    streams: Annotated[int, *at_least(1, 1_000_000, "each is a world in memory")] = 256
     """Environments that run side by side (B)."""
-    steps: int = 16
+    steps: Annotated[int, *at_least(1, 1_000_000, "a rollout is held in memory")] = 16
     """Steps that each of them takes for an update (T)."""
-    episodes: int = 1
+    episodes: Count = 1
     """Episodes of a trial: the policy's memory lives through them."""
-    workers: int = 2
+    workers: Annotated[int, *at_least(1, 1_000, "each is compiled")] = 2
     """Parts that the streams are collected in, independently of one another: a CPU runs them on as many cores."""
 
     def __post_init__(self):
-        for name in ("streams", "steps", "episodes", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"OnPolicyConfig: {name} must be at least 1, got {getattr(self, name)}")
         if self.streams % self.workers:
             raise ValueError(
                 f"OnPolicyConfig: streams must be a multiple of workers, got {self.streams} and {self.workers}"

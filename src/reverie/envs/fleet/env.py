@@ -8,7 +8,7 @@ change, fail and recover. Workloads, rules and learning live elsewhere.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.workload import Job, Workload
+from reverie.ranges import at_least, checked
 
 View = Literal["park", "full", "counts"]
 Reward = Literal["elapsed", "admission"]
@@ -86,6 +87,7 @@ class FleetState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class FleetEnv:
     """Dispatch `jobs` jobs to `servers` FIFO servers, one per step.
 
@@ -101,22 +103,14 @@ class FleetEnv:
     of its server): a policy that is fed its rewards knows more than the view shows.
     """
 
-    servers: int = 10
+    servers: Annotated[int, *at_least(1, 100_000, "each is a row of what is seen")] = 10
     """N, padding included."""
-    jobs: int = 1000
+    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 1000
     """J, the length of an episode."""
     view: View = "full"
     """What the balancer may see."""
     reward: Reward = "admission"
     """When response times are credited."""
-
-    def __post_init__(self):
-        for field, least in (("servers", 1), ("jobs", 1)):
-            if getattr(self, field) < least:
-                raise ValueError(f"FleetEnv: {field} must be at least {least}, got {getattr(self, field)}")
-        for field, known in (("view", get_args(View)), ("reward", get_args(Reward))):
-            if getattr(self, field) not in known:
-                raise ValueError(f"FleetEnv: {field} must be one of {', '.join(known)}; got {getattr(self, field)!r}")
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from reverie.envs.fleet.records import Records, TraceError, is_number, read_lines, shorten, split_csv, stem
+from reverie.ranges import Positive, checked
 
 
 def _require_positive(name: str, value: float) -> None:
@@ -21,20 +22,17 @@ def _require_positive(name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
+@checked
 class TokenCost:
     """Work of a request to a language model: context / prefill_rate + generated / decode_rate.
 
     The work is in seconds on a server of speed 1. The rates are our cost model, not a property of any trace.
     """
 
-    prefill_rate: float = 5000.0
+    prefill_rate: Positive = 5000.0
     """Tokens of context that a server of speed 1 reads per second."""
-    decode_rate: float = 40.0
+    decode_rate: Positive = 40.0
     """Tokens that a server of speed 1 generates per second."""
-
-    def __post_init__(self):
-        for name in ("prefill_rate", "decode_rate"):
-            _require_positive(f"TokenCost.{name}", getattr(self, name))
 
     def work(
         self, context_tokens: Float64[np.ndarray, " J"], generated_tokens: Float64[np.ndarray, " J"]

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from reverie.envs.core import ArraySpec, Discrete, Task, TimeStep, first, later
 from reverie.envs.memory.cards import DECK, SUITS, shuffled
+from reverie.ranges import Count, at_least, checked
 
 PLAY, WATCH = 0, 1
 
@@ -26,6 +27,7 @@ class AutoencodeState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class Autoencode:
     """All cards are shown one after the other; with the last of them begins the play, in which each action names a
     suit, from the last to the first.
@@ -36,9 +38,9 @@ class Autoencode:
     with all of them.
     """
 
-    decks: int = 1
+    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in memory")] = 1
     """Decks of 52 cards, shuffled into one."""
-    parts: tuple[int, ...] = ()
+    parts: tuple[Count, ...] = ()
     """Cards that are shown, a number for each task; none given is all of them, and the task any array of integers."""
 
     observation_spec: ClassVar[Mapping[str, ArraySpec]] = {
@@ -48,9 +50,7 @@ class Autoencode:
     action_spec: ClassVar[Discrete] = Discrete(SUITS)
 
     def __post_init__(self):
-        if self.decks < 1:
-            raise ValueError(f"Autoencode decks must be at least 1, got {self.decks}")
-        if not all(1 <= part <= self.cards for part in self.parts):
+        if any(part > self.cards for part in self.parts):
             raise ValueError(f"Autoencode parts must lie in 1 .. {self.cards} (all cards), got {self.parts}")
 
     @property

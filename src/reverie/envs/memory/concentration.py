@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from reverie.envs.core import ArraySpec, Discrete, Task, TimeStep, first, later
 from reverie.envs.memory.cards import COLORS, DECK, RANKS, shuffled
+from reverie.ranges import at_least, checked
 
 
 class ConcentrationState(NamedTuple):
@@ -27,6 +28,7 @@ class ConcentrationState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class Concentration:
     """Each action turns a card; two that match stay face up, others are turned back.
 
@@ -37,16 +39,10 @@ class Concentration:
     the task is any array.
     """
 
-    decks: int = 1
+    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in memory")] = 1
     """Decks of 52 cards, shuffled into one."""
     match: Literal["colors", "ranks"] = "colors"
     """What makes a pair."""
-
-    def __post_init__(self):
-        if self.decks < 1:
-            raise ValueError(f"Concentration decks must be at least 1, got {self.decks}")
-        if self.match not in ("colors", "ranks"):
-            raise ValueError(f"Concentration match must be 'colors' or 'ranks', got {self.match!r}")
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:

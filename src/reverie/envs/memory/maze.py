@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
 from reverie.envs.core import ArraySpec, Discrete, Task, TimeStep, first, later
+from reverie.ranges import Count, at_least, between, checked
 
 WALL, FREE, TARGET = 0, 1, 2
 """What a cell holds; TARGET + i stands for target i."""
@@ -39,6 +40,7 @@ class MazeState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class Maze:
     """Reaching the target that is wanted pays 1, and one of the others, drawn at random, is wanted next.
 
@@ -51,13 +53,13 @@ class Maze:
     task is any array.
     """
 
-    size: int = 9
+    size: Count = 9
     """Cells along a side, without the wall around them."""
-    targets: int = 3
+    targets: Annotated[int, *at_least(2)] = 3
     """How many there are."""
-    steps: int = 1000
+    steps: Count = 1000
     """Of an episode."""
-    view: int = 5
+    view: Annotated[int, *between(3, 255)] = 5
     """Cells along a side of the square that is seen."""
 
     action_spec: ClassVar[Discrete] = Discrete(len(MOVES))
@@ -66,12 +68,10 @@ class Maze:
         if self.size not in SIZES:
             raise ValueError(f"Maze size must be one of {', '.join(map(str, SIZES))}, got {self.size}")
         most = (self.size - 3) // 2  # Memory Maze's: each target has a room, and more rooms may not fit
-        if not 2 <= self.targets <= most:
+        if self.targets > most:
             raise ValueError(f"Maze targets must lie in 2 .. {most} for size {self.size}, got {self.targets}")
-        if self.steps < 1:
-            raise ValueError(f"Maze steps must be at least 1, got {self.steps}")
-        if self.view < 3 or self.view % 2 == 0:
-            raise ValueError(f"Maze view must be odd and at least 3, got {self.view}")
+        if self.view % 2 == 0:
+            raise ValueError(f"Maze view must be odd, got {self.view}")
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:

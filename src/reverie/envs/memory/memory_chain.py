@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from reverie.envs.core import ArraySpec, Discrete, Task, TimeStep, first, later
+from reverie.ranges import Width, at_least, checked
 
 LENGTHS = (*range(1, 11), 12, 14, 17, 20, 25, *range(30, 101, 10))
 """The lengths of the experiment `memory_len`, of one bit each."""
@@ -31,6 +32,7 @@ class MemoryChainState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class MemoryChain:
     """The last of length + 1 actions must be the bit asked for, and pays 1 or -1; the others change nothing.
 
@@ -39,19 +41,17 @@ class MemoryChain:
     episode begins and after the first action. Guesses earn 0. The task says which of the `lengths` an episode has.
     """
 
-    lengths: tuple[int, ...] = (10,)
+    lengths: tuple[Annotated[int, *at_least(1, 1_000_000)], ...] = (10,)
     """Steps before the one that is asked about."""
-    bits: int = 1
+    bits: Width = 1
     """Bits to remember."""
 
     action_spec: ClassVar[Discrete] = Discrete(2)
     optimal_return: ClassVar[float] = 1.0
 
     def __post_init__(self):
-        if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"MemoryChain lengths must be one or more, each at least 1, got {self.lengths}")
-        if self.bits < 1:
-            raise ValueError(f"MemoryChain bits must be at least 1, got {self.bits}")
+        if not self.lengths:
+            raise ValueError("MemoryChain lengths must be one or more, got none")
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from reverie.envs.core import ArraySpec, Discrete, Task, TimeStep, first, later
 from reverie.envs.memory.cards import DECK, SUITS, shuffled
+from reverie.ranges import Count, at_least, checked
 
 
 class RepeatPreviousState(NamedTuple):
@@ -22,6 +23,7 @@ class RepeatPreviousState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class RepeatPrevious:
     """One card after another is shown. Once `k` were, each action names the suit of the k-th last, the one in view
     being the first.
@@ -30,9 +32,9 @@ class RepeatPrevious:
     ends with the last card, after cards - 1 steps. There are no variants: the task is any array.
     """
 
-    decks: int = 1
+    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in memory")] = 1
     """Decks of 52 cards, shuffled into one."""
-    k: int = 4
+    k: Count = 4
     """How far back the card lies that is asked for."""
 
     observation_spec: ClassVar[Mapping[str, ArraySpec]] = {"suit": ArraySpec((1,), categories=SUITS)}
@@ -40,7 +42,7 @@ class RepeatPrevious:
     optimal_return: ClassVar[float] = 1.0
 
     def __post_init__(self):
-        if not 1 <= self.k < DECK * self.decks:
+        if self.k >= DECK * self.decks:
             raise ValueError(f"RepeatPrevious k must lie in 1 .. {DECK * self.decks - 1}, got {self.k}")
 
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[RepeatPreviousState, TimeStep]:
