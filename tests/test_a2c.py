@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cartpole import CartPole
+from diagnostic import Credit, CutOff, Dependence, Discounting, HiddenArm, Recall, Value
 
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.actor_critic import (
@@ -20,9 +22,7 @@ from reverie.agents.actor_critic import (
     remember,
 )
 from reverie.agents.ppo import PPO, PPOConfig
-from reverie.envs.cartpole import CartPole
 from reverie.envs.core import ArraySpec, Continuous, Discrete, TimeStep, first, stack_tasks
-from reverie.envs.diagnostic import Credit, CutOff, Dependence, Discounting, HiddenArm, Recall, Value
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.workload import exponential, poisson
 from reverie.nn.distributions import Categorical

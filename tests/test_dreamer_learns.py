@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cartpole import CartPole
 
 from reverie.agents.dreamer import Dreamer, DreamerConfig, Networks
-from reverie.envs.cartpole import CartPole
 from reverie.envs.core import Environment, Task, stack_tasks
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.workload import exponential, poisson

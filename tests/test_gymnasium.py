@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cartpole import CartPole
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Array
 
-from reverie.envs.cartpole import CartPole
 from reverie.envs.core import ArraySpec, Continuous, Task, TimeStep, first
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import constant_speeds, fleet_task

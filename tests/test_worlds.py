@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cartpole import CartPole, CartPoleState
+from diagnostic import Credit, CutOff, Dependence, Discounting, HiddenArm, Recall, Value
 
-from reverie.envs.cartpole import CartPole, CartPoleState
 from reverie.envs.core import batch_step, stack_tasks
-from reverie.envs.diagnostic import Credit, CutOff, Dependence, Discounting, HiddenArm, Recall, Value
 from reverie.policies.rollout import rollout
 
 LADDER = [Value(), Dependence(), Discounting(), Credit(), Recall(), HiddenArm(), CutOff()]
