@@ -173,6 +173,17 @@ def test_a_misspelt_option_or_value_names_what_is_right(capsys, words, said):
     assert said in captured.out + captured.err
 
 
+def test_two_windows_of_a_trace_are_no_claim(capsys):
+    rows = "".join(f"{3 * n},{1 + n % 5}\n" for n in range(61))
+    Path("short.csv").write_text("arrival,size\n" + rows)
+    words = "compare --trace short.csv --jobs 30 --policy jsq --policy random --objective late:2"
+    assert cli.main(words.split()) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 independent windows of the trace: no claim" in shown
+    assert "share of late jobs" in shown
+    assert "better" not in shown.replace("better and worse hold", "")
+
+
 def test_a_broken_line_of_a_trace_is_named(capsys):
     Path("broken.csv").write_text("arrival,size\n0,1\n1,x\n")
     assert "line 3" in fails(capsys, "trace", "inspect", "broken.csv")

@@ -19,6 +19,7 @@ from reverie.envs.fleet.families import (
     measured,
     trace_unit,
     traced,
+    windows,
     with_load,
 )
 from reverie.envs.fleet.schedule import Schedule
@@ -208,6 +209,8 @@ def test_windows_of_a_trace_keep_order_and_proportions():
         stretch = gap[1:].sum() / gaps[first + 1 : first + 20].sum()
         np.testing.assert_allclose(gap, gaps[first : first + 20] * stretch, rtol=1e-4)
     assert len(beginnings) > 15
+    disjoint = np.concatenate([task.workload.recording.size for task in windows(recording, load, 20, speeds)])
+    np.testing.assert_allclose(disjoint, recording.work[:40] * trace_unit(recording), rtol=1e-5)  # each job once
     whole = traced(recording, load, 50, speeds)(np.random.default_rng(0))
     assert offered_load(whole) == pytest.approx(load)
     assert float(whole.workload.recording.size.mean()) == pytest.approx(PARK_MEAN_SIZE)

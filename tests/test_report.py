@@ -15,7 +15,7 @@ from reverie.evaluate.statistics import verdict
 from reverie.evaluate.watch import Watched
 from reverie.report import figures, page, style
 from reverie.report.tables import rich_table, verdict_tables
-from reverie.report.words import number, per_cent, ratio, sentence
+from reverie.report.words import lead, number, per_cent, ratio, sentence
 
 LEVELS = (None, 0.455, 0.909)
 SPEEDS = (1.0, 0.5, 2.0)
@@ -44,6 +44,8 @@ def results(view="full", episodes=30):
                         "jobs": 100,
                         "mean_size": 3.0,
                         "mean": float(value),
+                        "sees": view,
+                        "p99": float((6 if name == "dreamer" else 4) * value),
                     }
 
 
@@ -84,6 +86,7 @@ JUDGED = verdict(list(results("counts")))
 
 def sections():
     return [
+        page.answer_section(JUDGED),
         page.verdict_section(JUDGED),
         page.learning_section(list(curves()), {"sed": 7.0, "jsq": 7.1}),
         page.response_section(list(distribution(JUDGED)), JUDGED),
@@ -155,25 +158,44 @@ def test_numbers_in_the_page_are_those_of_the_table(read):
     def first_number(cell):
         return float(cell.split(" ")[0].replace(",", ""))
 
-    rows = [cells for cells in read.cells if cells[0] != "agent"]
+    rows = [cells for cells in read.cells if cells[0] not in ("agent", "traffic") and cells[1] in ("counts", "full")]
     assert len(rows) == len(JUDGED)
     for cells, row in zip(rows, JUDGED, strict=True):
-        value, low, high = re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", cells[2]).groups()
-        assert cells[0] == row["agent"]
-        assert first_number(cells[1]) == pytest.approx(row["mean"], rel=1e-3)
+        value, low, high = re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", cells[3]).groups()
+        assert (cells[0], cells[1]) == (row["agent"], row["sees"])
+        assert first_number(cells[2]) == pytest.approx(row["mean"], rel=1e-3)
+        assert first_number(cells[4]) == pytest.approx(row["means_ratio"], rel=1e-2)
         assert [float(x) for x in (value, low, high)] == pytest.approx(
             [row[n] for n in ("ratio", "low", "high")], abs=0.06
         )
-        assert cells[3].removesuffix(" (?)") == row["verdict"].replace("baseline", "the opponent")
-        assert cells[4] == ("-" if row["role"] != "agent" else str(row["seeds"]))
+        assert cells[5].removesuffix(" (?)") == row["verdict"].replace("baseline", "the opponent")
+        assert cells[6] == ("-" if row["role"] != "agent" else str(row["seeds"]))
         assert first_number(cells[-1]) == pytest.approx(row["oracle_ratio"], rel=1e-2)
 
 
-def test_verdict_comes_first_and_in_words(text, read):
+def test_the_answer_comes_first_one_row_for_each_kind_of_traffic(text, read):
+    rows = [cells for cells in read.cells if cells[0] == "traffic" or "dreamer: " in cells[2]]
+    assert rows[0] == ["traffic", "winner", "how much", "how sure", "slowest 1 %"]
+    assert [cells[:2] for cells in rows[1:]] == [["hard", "dreamer (?)"], ["hard (adaptive trials)", "dreamer (?)"]]
+    assert all(re.fullmatch(r"dreamer: [45]\.\d % faster than sed", cells[2]) for cells in rows[1:])
+    assert all("3 training seeds, 30 episodes; too few for a claim" in cells[3] for cells in rows[1:])
+    assert all("% slower (" in cells[4] for cells in rows[1:])
+    assert text.index('class="table answer"') < text.index("<svg")
+
+
+def test_the_first_sentence_counts_kinds_of_traffic_and_names_what_contradicts():
+    assert lead(JUDGED) == (
+        "In 2 of 2 kinds of traffic the best agent is faster than the best rule. In 2 the slowest 1 % of the jobs say "
+        "the opposite. Too few seeds or episodes for a claim."
+    )
+    said = sentence(next(row for row in JUDGED if row["agent"] == "dreamer"))
+    assert "Its slowest 1 % says the opposite: 4" in said
+
+
+def test_every_agent_is_judged_in_words(read):
     said = [sentence(row) for row in JUDGED if row["role"] == "agent" and row["level"] is None]
     assert len(said) == 4  # two agents, two experiments
     assert set(read.text) >= {f" {words}" for words in said}
-    assert all(text.index(words) < text.index("<svg") for words in said)
 
 
 def test_page_escapes_what_it_is_told(text):
@@ -214,6 +236,9 @@ ROW = {
     "confidence": 0.95,
     "seeds": 5,
     "episodes": 200,
+    "windows": None,
+    "metric": "mean",
+    "disagree": False,
     "claim": True,
 }
 
@@ -239,12 +264,23 @@ ROW = {
         (
             {"verdict": "no difference", "ratio": 0.99, "low": 0.97, "high": 1.01, "seeds": 1, "claim": False},
             "On Azure conversation dreamer does not differ measurably from the best rule, fpi (95 % interval 0.970 to "
-            "1.010, ratio of response times 0.990, 1 training seed, 200 episodes; too few for a claim).",
+            "1.010, ratio 0.990, 1 training seed, 200 episodes; too few for a claim).",
         ),
         (
             {"verdict": "worse", "ratio": 1.3, "low": 1.2, "high": 1.4, "role": "rule", "agent": "jsq", "seeds": 1},
             "On Azure conversation jsq is 30 % slower than the best rule, fpi (95 % interval 20 to 40 %, "
             "200 episodes).",
+        ),
+        (
+            {"verdict": "no claim", "ratio": 1.3, "low": 0.2, "high": 8.0, "windows": 2, "episodes": 2, "claim": False},
+            "On Azure conversation dreamer cannot be told from the best rule, fpi: too few windows of the trace "
+            "(5 training seeds, 2 independent windows).",
+        ),
+        (
+            {"verdict": "better", "ratio": 0.9, "low": 0.88, "high": 0.92, "disagree": True, "p99_ratio": 1.25}
+            | {"p99_ratio_low": 1.2, "p99_ratio_high": 1.3},
+            "On Azure conversation dreamer is 10 % faster than the best rule, fpi (95 % interval 8.0 to 12 %, "
+            "5 training seeds, 200 episodes). Its slowest 1 % says the opposite: 25 % slower (20 to 30 %).",
         ),
     ],
 )
@@ -271,20 +307,23 @@ def test_numbers_are_readable():
 def test_regret_stands_where_levels_change_and_the_oracle_where_something_is_hidden():
     full = verdict(list(results("full")))
     titles = {table.title: table.columns for table in verdict_tables(full)}
-    first = ["agent", "mean response", "/ sed", "verdict", "seeds"]
-    assert titles == {
+    first = ["agent", "sees", "mean response", "/ sed", "of means", "verdict", "seeds"]
+    assert {title: columns for title, columns in titles.items() if "tails" not in title} == {
         "hard": first,
         "hard (adaptive trials)": [*first, "regret"],
         "hard at load 0.455 (adaptive trials)": first,
         "hard at load 0.909 (adaptive trials)": first,
     }
+    tails = ["agent", "p99", "p50 / sed", "p95 / sed", "p99 / sed", "slowdown / sed", "p99's verdict"]
+    assert all(columns == tails for title, columns in titles.items() if "tails" in title)
+    assert len(titles) == 8
     assert verdict_tables(JUDGED)[0].columns == [*first, "/ told"]
 
 
 def test_terminal_shows_the_verdict_without_cutting_it():
     table = verdict_tables(JUDGED)[0]
     out = io.StringIO()
-    Console(file=out, width=130).print(rich_table(table))
+    Console(file=out, width=170).print(rich_table(table))
     for row in table.rows:
         assert all(cell in out.getvalue() for cell in row)
     assert "fewer than 5 training seeds or 200 episodes" in " ".join(out.getvalue().split())

@@ -13,6 +13,7 @@ from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, adaptive, contenders, key_of, lower_bounds, play, standard
 from reverie.evaluate.watch import Watched, waits, watch
+from reverie.policies.objectives import objective
 from reverie.policies.rules import rules
 
 SPEEDS = [1.0, 2.0, 3.0]
@@ -140,7 +141,8 @@ def test_results_are_statistics_of_the_jobs():
             "experiment": "standard",
             "agent": "fixed",
             "role": "agent",
-            "view": "counts",
+            "sees": "counts",
+            "windows": None,
             "training_seed": 0,
             "task": "hard",
             "evaluation_seed": e,
@@ -154,6 +156,7 @@ def test_results_are_statistics_of_the_jobs():
             "p99": np.percentile(response, 99),
             "mean_slowdown": (response / size).mean(),
             "p99_slowdown": np.percentile(response / size, 99),
+            "late": None,
         }
 
 
@@ -197,6 +200,37 @@ def test_rules_that_are_told_what_agents_are_not_are_oracles():
         "fpi": ("oracle", "full"),
     }
     assert {role for role, _ in roles("full").values()} == {role for role, _ in roles("park").values()} == {"rule"}
+
+
+def test_late_binding_needs_no_speeds_and_counts_as_known_in_every_view():
+    named = {name: rules(SPEEDS, [1.0, 2.0])[name] for name in ("shortest-wait", "least-completion")}
+    (late, told) = contenders(named, "counts")
+    assert (late.role, late.view, late.knows) == ("rule", "full", "who is idle")
+    assert (told.role, told.knows) == ("oracle", None)
+
+
+def test_jobs_beyond_the_deadline_are_counted():
+    (jobs,) = play([agent(0)], jax.tree.map(lambda leaf: leaf[None], HARD["hard"]), key_of(KEY, "hard"), JOBS)
+    rows = standard([agent(0)], HARD, KEY, JOBS, deadline=2.0).results
+    assert [row["late"] for row in rows] == [(jobs.response[0, :, e] > 2).mean() for e in range(TRIALS)]
+    for text in ("mean", "median", "p95", "p99", "late:2.0"):
+        wanted = objective(text)
+        expected = [row[wanted.metric] for row in rows]
+        np.testing.assert_allclose(wanted(jnp.asarray(jobs.response[0], jnp.float32)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("p98", "did you mean 'p99'"),
+        ("late", "needs a deadline"),
+        ("late:-1", "positive number"),
+        ("mean:3", "unknown"),
+    ],
+)
+def test_an_unknown_objective_is_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        objective(text)
 
 
 def test_lower_bounds_belong_to_the_same_trials_and_are_below_all():

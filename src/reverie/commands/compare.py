@@ -12,6 +12,7 @@ from reverie.envs.fleet.env import View
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import hold, rules_of
 from reverie.evaluate.statistics import verdict
+from reverie.policies.objectives import objective
 from reverie.report.output import Output, print_json, print_table
 from reverie.report.tables import rich_table, verdict_tables
 
@@ -19,6 +20,8 @@ from reverie.report.tables import rich_table, verdict_tables
 @dataclass(frozen=True)
 class Compare:
     """Rank rules and trained agents on a task family or on a trace, with paired statistics on the same jobs.
+
+    Example: reverie compare --objective late:2000 --policy sed --policy jsq
 
     Example: reverie compare --family hard --run runs/first
 
@@ -32,6 +35,9 @@ class Compare:
     """A rule to compare with; all of them unless given."""
     view: View | None = None
     """What is taken to be visible: rules that see more are oracles. That of the agents unless given, or `full`."""
+    objective: str = "mean"
+    """What policies are ranked by: the mean, median, p95 or p99 response time of an episode, or late:DEADLINE, the
+    share of jobs that take longer than that."""
     output: Output = "table"
     """A table, or JSON."""
 
@@ -46,11 +52,12 @@ def main(arguments: Sequence[str]) -> None:
     seen = {agent.view for agent in agents} or {"full"}
     if asked.view is None and len(seen) > 1:
         raise ValueError(f"the agents see different views ({', '.join(sorted(seen))}); say with --view what is visible")
+    wanted = objective(asked.objective)
     setting = asked.world.setting()
     rules = rules_of(setting, asked.view or seen.pop(), asked.policy or None)
-    judged = verdict(hold(setting, [*agents, *rules], asked.world.exam).results)
+    judged = verdict(hold(setting, [*agents, *rules], asked.world.exam, wanted.deadline).results, metric=wanted.metric)
     if asked.output == "json":
         print_json({"task": setting.name, "unit": asked.world.unit, "rows": judged})
     else:
         for table in verdict_tables(judged):
-            print_table(rich_table(table._replace(caption=f"Response times in {asked.world.unit}, {table.caption}")))
+            print_table(rich_table(table._replace(caption=f"Response times in {asked.world.unit}. {table.caption}")))

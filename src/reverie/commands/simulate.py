@@ -44,6 +44,6 @@ def main(arguments: Sequence[str]) -> None:
     if asked.output == "json":
         print_json({"task": setting.name, "unit": asked.world.unit, "rows": [rule.row() for rule in found]})
         return
-    exam = asked.world.exam
-    caption = f"{exam.episodes} episodes of {exam.jobs:,} jobs, the same for all rules; in brackets 95 % intervals."
+    episodes = f"{setting.windows} independent windows" if setting.windows else f"{asked.world.exam.episodes} episodes"
+    caption = f"{episodes} of {asked.world.exam.jobs:,} jobs, the same for all rules; in brackets 95 % intervals."
     print_table(rich_table(summary_table(found, f"Response times on {setting.name}, in {asked.world.unit}", caption)))

@@ -11,8 +11,9 @@ from typing import Annotated, Literal, NamedTuple
 
 import jax
 
+from reverie.envs.core import stack_tasks
 from reverie.envs.fleet.env import Task, View
-from reverie.envs.fleet.families import draw_tasks, family, levels, trace_unit, traced, with_load
+from reverie.envs.fleet.families import draw_tasks, family, levels, trace_unit, windows, with_load
 from reverie.envs.fleet.traces import Trace
 from reverie.evaluate import trials
 from reverie.evaluate.opponents import opponents
@@ -70,6 +71,8 @@ class Setting(NamedTuple):
     unit: float = 1.0
     """Work and time units of the tasks for one of the source: of a trace, for a second."""
     experiment: Literal["standard", "adaptive"] = "standard"
+    windows: int | None = None
+    """How many disjoint windows of a recording they are; None where they are drawn independently."""
 
 
 def of_family(name: str, exam: Exam, load: float | None = None) -> Setting:
@@ -85,12 +88,13 @@ def of_family(name: str, exam: Exam, load: float | None = None) -> Setting:
 
 
 def of_trace(trace: Trace, exam: Exam, load: float) -> Setting:
-    """Windows of a trace at an offered load, on Park's fleet; results come in the trace's own seconds.
+    """Disjoint windows of a trace at an offered load, on Park's fleet; results come in the trace's own seconds.
 
+    There are as many as the trace holds, and `exam.episodes` at most: windows that overlap are no independent episodes.
     Errors: ValueError where the trace is shorter than an episode, or for an impossible load.
     """
-    tasks = draw_tasks(traced(trace, load, exam.jobs), exam.episodes, exam.stream)
-    return Setting(f"{trace.name} at load {load:g}", tasks, trace_unit(trace))
+    tasks = stack_tasks(windows(trace, load, exam.jobs)[: exam.episodes])
+    return Setting(f"{trace.name} at load {load:g}", tasks, trace_unit(trace), windows=tasks.mask.shape[0])
 
 
 def of_levels(exam: Exam) -> Setting:
@@ -113,10 +117,14 @@ def rules_of(setting: Setting, view: View, names: Iterable[str] | None = None) -
     return opponents(tasks, view, names)
 
 
-def hold(setting: Setting, contestants: Sequence[Contestant], exam: Exam) -> Tables:
-    """Let the contestants play the setting's trials."""
-    play = trials.standard if setting.experiment == "standard" else trials.adaptive
-    played = play(contestants, {setting.name: setting.tasks}, jax.random.key(exam.stream), exam.jobs)
+def hold(setting: Setting, contestants: Sequence[Contestant], exam: Exam, deadline: float | None = None) -> Tables:
+    """Let the contestants play the setting's trials; jobs beyond a `deadline` (units of the source) count as late."""
+    tasks, key = {setting.name: setting.tasks}, jax.random.key(exam.stream)
+    limit = None if deadline is None else deadline * setting.unit
+    if setting.experiment == "standard":
+        played = trials.standard(contestants, tasks, key, exam.jobs, windows=setting.windows, deadline=limit)
+    else:
+        played = trials.adaptive(contestants, tasks, key, exam.jobs, deadline=limit)
     return Tables(
         [_in_unit(row, setting.unit, _TIMES) for row in played.results],
         [_in_unit(row, setting.unit, ("response",)) for row in played.responses],
@@ -127,7 +135,8 @@ def bounds(setting: Setting, exam: Exam) -> list[Row]:
     """Result rows for what no policy can go below in standard trials; none for adaptive ones."""
     if setting.experiment != "standard":
         return []
-    rows = trials.lower_bounds({setting.name: setting.tasks}, jax.random.key(exam.stream), exam.jobs)
+    tasks, key = {setting.name: setting.tasks}, jax.random.key(exam.stream)
+    rows = trials.lower_bounds(tasks, key, exam.jobs, windows=setting.windows)
     return [_in_unit(row, setting.unit, _TIMES) for row in rows]
 
 

@@ -65,12 +65,12 @@ class Results:
     """The tables of one examination in a folder."""
 
     def __init__(self, folder: Path, examination: Examination):
-        """Go on with the tables in `folder`; those of another examination are removed."""
+        """Go on with the tables in `folder`; those of another examination, or of an older version, are removed."""
         self.folder = folder
         self.examination = examination
         text = json.dumps(config_to_json(examination), indent=2) + "\n"
         described = folder / "examination.json"
-        if not described.exists() or described.read_text(encoding="utf-8") != text:
+        if not described.exists() or described.read_text(encoding="utf-8") != text or _outdated(folder):
             for old in (*folder.glob("re*-*.csv"), folder / "jobs.csv", folder / "servers.csv"):
                 old.unlink(missing_ok=True)
             write_text(described, text)
@@ -88,7 +88,7 @@ class Results:
     @staticmethod
     def are_in(folder: Path) -> bool:
         """Whether a whole examination was kept in `folder`."""
-        return (folder / "servers.csv").exists()  # it is written last
+        return (folder / "servers.csv").exists() and not _outdated(folder)  # it is written last
 
     @cached_property
     def trace(self) -> Trace:
@@ -150,6 +150,13 @@ class Results:
     def _keep(self, part: str, played: Sequence[Tables], more: Sequence[Row] = ()) -> None:
         write_csv(self.folder / f"results-{part}.csv", [row for tables in played for row in tables.results] + [*more])
         write_csv(self.folder / f"responses-{part}.csv", [row for tables in played for row in tables.responses])
+
+
+def _outdated(folder: Path) -> bool:
+    """Whether results were written when windows of a trace that overlap counted as episodes."""
+    return any(
+        "windows" not in path.read_text(encoding="utf-8").partition("\n")[0] for path in folder.glob("results-*")
+    )
 
 
 def examine_run(run: RunFolder, examination: Examination, tell: Callable[[str], None]) -> Results:

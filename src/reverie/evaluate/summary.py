@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from reverie.evaluate.statistics import Estimate, groups, mean
+from reverie.evaluate.statistics import METRICS, Estimate, groups, mean
 from reverie.tables import Row
-
-METRICS = ("mean", "median", "p95", "p99", "mean_slowdown")
 
 
 class Summary(NamedTuple):
@@ -27,9 +25,9 @@ class Summary(NamedTuple):
 
 def summarise(results: Sequence[Row]) -> list[Summary]:
     """What each rule of one task reached, the shortest mean response time first."""
-    found: dict[str, Summary] = {}
-    for metric in METRICS:
-        (group,) = groups(results, metric)
-        for name, (role, values) in group.agents.items():
-            found.setdefault(name, Summary(name, role, {})).estimates[metric] = mean(values)
-    return sorted(found.values(), key=lambda rule: rule.estimates["mean"].value)
+    (group,) = groups(results, METRICS)
+    found = [
+        Summary(name, role, {metric: mean(sample) for metric, sample in values.items()})
+        for name, (role, values) in group.agents.items()
+    ]
+    return sorted(found, key=lambda rule: rule.estimates["mean"].value)

@@ -8,10 +8,12 @@ Common random numbers: the jobs of a trial depend on the key, the name of the ta
 All contestants of one call meet the same jobs, and so do those of two calls with one key.
 
 Columns of the results, one row per (experiment, agent, training_seed, task, evaluation_seed, episode, level):
-`role` (see `Role`), `view`; `evaluation_seed`, the number of the trial; `episode`, its number within the trial;
-`level`, which jobs of the episode count: those that arrived under this offered load, None for all of them; `jobs` and
-`mean_size`, their number and mean size (work units); `mean`, `median`, `p95`, `p99` response time (time units);
-`mean_slowdown`, `p99_slowdown` (response time x speed 1 / size). Axes: K episodes of a trial, E trials, J jobs.
+`role` (see `Role`), `sees`, the view or what else it knows of the fleet; `windows`, how many disjoint windows of a
+recording the trials are (None where they are drawn independently); `evaluation_seed`, the number of the trial;
+`episode`, its number within the trial; `level`, which jobs of the episode count: those that arrived under this offered
+load, None for all of them; `jobs` and `mean_size`, their number and mean size (work units); `mean`, `median`, `p95`,
+`p99` response time (time units); `mean_slowdown`, `p99_slowdown` (response time x speed 1 / size); `late`, the share of
+jobs beyond a deadline (None without one). Axes: K episodes of a trial, E trials, J jobs.
 """
 
 import zlib
@@ -37,6 +39,10 @@ Role = Literal["agent", "rule", "oracle"]
 """What is judged (something was trained), what it is compared with, and what was told more than the agents are."""
 
 SURVIVAL_POINTS = 80
+LATE_BINDING = frozenset({"shortest-wait"})
+"""Rules that every operator of first-come-first-served servers has, whatever is hidden: to send a job where it waits
+the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`). Here it
+breaks ties between idle servers by their speed, as a proxy does that lists its servers in that order."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,14 @@ class Contestant:
     policy: Policy
     """Its memory starts empty in each trial and lives through the episodes of the trial."""
     view: View
-    """What it sees of the fleet."""
+    """What the world shows it."""
     role: Role = "agent"
     training_seed: int | None = None
     """None where nothing was trained."""
     reward: Reward = "admission"
     """What it is told as reward; it matters to a policy that remembers rewards."""
+    knows: str | None = None
+    """What has to be known of the fleet to do the same, where that is not the view."""
 
 
 class Tables(NamedTuple):
@@ -69,15 +77,18 @@ class Tables(NamedTuple):
 def contenders(rules: Mapping[str, Rule], view: View) -> list[Contestant]:
     """Classical rules as opponents of agents that see `view`.
 
-    A rule that sees remaining work, sizes and true speeds is an oracle where `view` is `counts`: it stays in the
-    comparison under its own name, and `statistics.verdict` calls the best of these the oracle of a task and level. The
-    rules that see less than the agents remain rules; to look away is their choice.
+    A rule that needs what `view` hides is an oracle: it stays in the comparison under its own name, and
+    `statistics.verdict` calls the best of these the oracle of a task and level. The rules that see less than the agents
+    remain rules; to look away is their choice. So do those of `LATE_BINDING`.
     """
 
-    def role(rule: Rule) -> Role:
-        return "oracle" if view == "counts" and rule.view != "counts" else "rule"
+    def contestant(name: str, rule: Rule) -> Contestant:
+        if name in LATE_BINDING:
+            return Contestant(name, rule, rule.view, "rule", knows="who is idle")
+        hidden = view in ("counts", "latency") and rule.view == "full"
+        return Contestant(name, rule, rule.view, "oracle" if hidden else "rule")
 
-    return [Contestant(name, rule, rule.view, role(rule)) for name, rule in rules.items()]
+    return [contestant(name, rule) for name, rule in rules.items()]
 
 
 def standard(
@@ -86,13 +97,17 @@ def standard(
     key: Key[Array, ""],
     jobs: int,
     experiment: str = "standard",
+    windows: int | None = None,
+    deadline: float | None = None,
 ) -> Tables:
     """One level, one episode of `jobs` jobs: every contestant plays the same E trials of each task.
 
-    Arguments: `tasks`, by name; the leaves of each begin with the axis E (one task per trial).
+    Arguments: `tasks`, by name; the leaves of each begin with the axis E (one task per trial); `windows`, how many
+    disjoint windows of a recording they are, if so; `deadline`, beyond which jobs are counted as late (time units).
     Errors: ValueError where there is no contestant or no task, or one stands there twice.
     """
-    return _trials(contestants, {name: _with_axis(task) for name, task in tasks.items()}, key, jobs, experiment, False)
+    trials = {name: _with_axis(task) for name, task in tasks.items()}
+    return _trials(contestants, trials, key, jobs, experiment, False, windows, deadline)
 
 
 def adaptive(
@@ -101,6 +116,7 @@ def adaptive(
     key: Key[Array, ""],
     jobs: int,
     experiment: str = "adaptive",
+    deadline: float | None = None,
 ) -> Tables:
     """Changing levels: K episodes of `jobs` jobs, with weights frozen and memory kept from one episode to the next.
 
@@ -108,18 +124,31 @@ def adaptive(
     burdens the next. Arguments: `tasks`, by name; the leaves of each begin with the axes K, E (one task per episode of
     each trial). Errors: as for `standard`.
     """
-    return _trials(contestants, tasks, key, jobs, experiment, True)
+    return _trials(contestants, tasks, key, jobs, experiment, True, None, deadline)
 
 
-def lower_bounds(tasks: Mapping[str, Task], key: Key[Array, ""], jobs: int, experiment: str = "standard") -> list[Row]:
+def lower_bounds(
+    tasks: Mapping[str, Task],
+    key: Key[Array, ""],
+    jobs: int,
+    experiment: str = "standard",
+    windows: int | None = None,
+) -> list[Row]:
     """Result rows for what no policy can beat in the trials of `standard`: the bound on the mean, all else missing."""
     rows = []
     for name, task in tasks.items():
         met = play([Contestant("any", LeastWork(), "full", "rule")], _with_axis(task), key_of(key, name), jobs)[0]
         for trial in range(task.mask.shape[0]):
             size, arrival = met.size[0, :, trial], met.arrival[0, :, trial]
-            row: Row = {"experiment": experiment, "agent": "lower-bound", "role": "bound", "view": None}
-            row |= {"training_seed": None, "task": name, "evaluation_seed": trial, "episode": 0, "level": None}
+            row: Row = {"experiment": experiment, "agent": "lower-bound", "role": "bound", "sees": None}
+            row |= {
+                "windows": windows,
+                "training_seed": None,
+                "task": name,
+                "evaluation_seed": trial,
+                "episode": 0,
+                "level": None,
+            }
             row |= {"jobs": jobs, "mean_size": float(size.mean())} | dict.fromkeys(_STATISTICS)
             bound = lower_bound(jax.tree.map(lambda leaf, e=trial: leaf[e], task), arrival, size)
             rows.append(row | {"mean": bound})
@@ -200,6 +229,8 @@ def _trials(
     jobs: int,
     experiment: str,
     by_level: bool,
+    windows: int | None,
+    deadline: float | None,
 ) -> Tables:
     _check(contestants, tasks)
     results: list[Row] = []
@@ -209,9 +240,9 @@ def _trials(
         # All met the same jobs, but arrivals differ in the last digit from one compiled program to the next.
         level = _levels(task, played[0].arrival) if by_level else None
         for c, outcome in zip(contestants, played, strict=True):
-            who: Row = {"experiment": experiment, "agent": c.name, "role": c.role, "view": c.view}
-            who |= {"training_seed": c.training_seed, "task": name}
-            results += [who | row for row in _results(outcome, level)]
+            who: Row = {"experiment": experiment, "agent": c.name, "role": c.role, "sees": c.knows or c.view}
+            who |= {"windows": windows, "training_seed": c.training_seed, "task": name}
+            results += [who | row for row in _results(outcome, level, deadline)]
             responses += [who | row for row in _survival(outcome.response)]
     return Tables(results, responses)
 
@@ -247,29 +278,30 @@ def _levels(task: Task, arrival: Float[np.ndarray, "K J E"]) -> Float[np.ndarray
     return level
 
 
-def _results(jobs: Jobs, level: Float[np.ndarray, "K J E"] | None) -> list[Row]:
+def _results(jobs: Jobs, level: Float[np.ndarray, "K J E"] | None, deadline: float | None) -> list[Row]:
     rows = []
     for episode, _, trial in np.ndindex(jobs.size[:, :1].shape):
         response, size = jobs.response[episode, :, trial], jobs.size[episode, :, trial]
         at: Row = {"evaluation_seed": trial, "episode": episode}
-        rows.append(at | {"level": None} | _summary(response, size))
+        rows.append(at | {"level": None} | _summary(response, size, deadline))
         if level is not None:
             now = level[episode, :, trial]
             rows += [
-                at | {"level": float(value)} | _summary(response[now == value], size[now == value])
+                at | {"level": float(value)} | _summary(response[now == value], size[now == value], deadline)
                 for value in np.unique(now)
             ]
     return rows
 
 
-def _summary(response: Float[np.ndarray, " J"], size: Float[np.ndarray, " J"]) -> Row:
+def _summary(response: Float[np.ndarray, " J"], size: Float[np.ndarray, " J"], deadline: float | None) -> Row:
     slowdown = response / size
     numbers = (response.mean(), *np.percentile(response, (50, 95, 99)), slowdown.mean(), np.percentile(slowdown, 99))
     counts: Row = {"jobs": len(size), "mean_size": float(size.mean())}
-    return counts | dict(zip(_STATISTICS, map(float, numbers), strict=True))
+    late = None if deadline is None else float((response > deadline).mean())
+    return counts | dict(zip(_STATISTICS, (*map(float, numbers), late), strict=True))
 
 
-_STATISTICS = ("mean", "median", "p95", "p99", "mean_slowdown", "p99_slowdown")
+_STATISTICS = ("mean", "median", "p95", "p99", "mean_slowdown", "p99_slowdown", "late")
 
 
 def _survival(response: Float[np.ndarray, "K J E"]) -> list[Row]:

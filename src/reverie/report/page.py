@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM
+from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM, WINDOWS_FOR_A_CLAIM
 from reverie.evaluate.watch import Watched
 from reverie.files import write_text
 from reverie.report import figures
 from reverie.report.style import DARK, LIGHT, css_colours, to_svg
-from reverie.report.tables import TextTable, verdict_tables
+from reverie.report.tables import TextTable, answer_table, verdict_tables
 from reverie.report.words import sentence
 
 Table = Sequence[Mapping[str, Any]]
@@ -38,6 +38,8 @@ class Section(NamedTuple):
     """A word (better, worse, no difference, baseline) and a sentence each."""
     pictures: Sequence[Picture] = ()
     tables: Sequence[TextTable] = ()
+    answer: TextTable | None = None
+    """A table that is read first, on a narrow screen too; it stands above all else."""
     facts: Mapping[str, str] = {}
     """Names and what stands for them; text of several lines is kept as it is."""
 
@@ -78,8 +80,13 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 # --- the sections of a run -------------------------------------------------------------------------------------------
 
 
+def answer_section(verdict: Table) -> Section:
+    """Who wins, by how much and how sure that is, for each kind of traffic."""
+    return Section("The answer", answer=answer_table(verdict))
+
+
 def verdict_section(verdict: Table) -> Section:
-    """What is to be said of the agents in whole tasks, in words; and of all contestants, levels too, as a picture."""
+    """All contestants, levels too, as a picture; and what is to be said of the agents in whole tasks, in words."""
     agents = [row for row in verdict if row["role"] == "agent" and row["level"] is None]
     text = [] if agents else ["No trained agent took part; these are the classical rules among themselves."]
     experiments = dict.fromkeys(row["experiment"] for row in verdict)
@@ -109,8 +116,10 @@ def numbers_section(verdict: Table) -> Section:
 _READING = (
     "The opponent is the classical rule that turned out best on these same episodes, which makes it a slightly harder "
     "one than a rule chosen in advance. Ratios are geometric means over episodes, all contestants on the same jobs. "
-    f"Intervals cover training seeds and episodes; below {SEEDS_FOR_A_CLAIM} seeds and {EPISODES_FOR_A_CLAIM} episodes "
-    "nothing is claimed."
+    "Words such as better are corrected for the number of rows of a table (Holm); intervals are those of single rows "
+    "and cover training seeds and episodes. Episodes of a trace are windows that do not overlap. "
+    f"Below {SEEDS_FOR_A_CLAIM} seeds and "
+    f"{EPISODES_FOR_A_CLAIM} episodes, or {WINDOWS_FOR_A_CLAIM} windows, nothing is claimed."
 )
 
 
@@ -164,16 +173,18 @@ def run_section(facts: Mapping[str, Any]) -> Section:
 
 def _section(number: int, section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
+    if section.answer:
+        parts.append(_table(section.answer, "answer"))
+    parts += [f"<p>{html.escape(text)}</p>" for text in section.text]
+    for position, picture in enumerate(section.pictures):
+        svg = to_svg(picture.figure, f"figure-{number}-{position}", picture.caption)
+        parts.append(f"<figure>{svg}<figcaption>{html.escape(picture.caption)}</figcaption></figure>")
     if section.findings:
         items = (
             f'<li class="{word.replace(" ", "-")}"><b>{html.escape(word)}</b> {html.escape(said)}</li>'
             for word, said in section.findings
         )
         parts.append(f'<ul class="findings">{"".join(items)}</ul>')
-    parts += [f"<p>{html.escape(text)}</p>" for text in section.text]
-    for position, picture in enumerate(section.pictures):
-        svg = to_svg(picture.figure, f"figure-{number}-{position}", picture.caption)
-        parts.append(f"<figure>{svg}<figcaption>{html.escape(picture.caption)}</figcaption></figure>")
     parts += [_table(table) for table in section.tables]
     if section.facts:
         items = (f"<dt>{html.escape(name)}</dt><dd>{_fact(value)}</dd>" for name, value in section.facts.items())
@@ -188,14 +199,22 @@ def _fact(value: str) -> str:
     return f"<pre>{text}</pre>" if "\n" in value else text
 
 
-def _table(table: TextTable) -> str:
+def _table(table: TextTable, kind: str = "") -> str:
+    """Cells carry the names of their columns, which stand beside them where a narrow screen shows rows as blocks."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
     rows = "".join(
-        f'<tr class="{role}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>'
+        f'<tr class="{role}">{"".join(map(_cell, table.columns, row))}</tr>'
         for row, role in zip(table.rows, table.emphasis, strict=True)
     )
-    caption = f"<caption><b>{html.escape(table.title)}</b> {html.escape(table.caption)}</caption>"
-    return f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    caption = (
+        f"<caption><b>{html.escape(table.title)}</b> {html.escape(table.caption)}</caption>" if table.title else ""
+    )
+    body = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="table {kind}">{body}</div>'
+
+
+def _cell(column: str, text: str) -> str:
+    return f'<td data-column="{html.escape(column)}">{html.escape(text)}</td>'
 
 
 _CSS = """
@@ -230,6 +249,20 @@ th:first-child, td:first-child { text-align: left; }
 tr.agent { font-weight: 600; background: color-mix(in srgb, var(--blue) 8%, transparent); }
 tr.oracle td:first-child { font-style: italic; }
 tr.bound { color: var(--muted); }
+.answer table { font-size: .95rem; }
+.answer th, .answer td { text-align: left; white-space: normal; padding: .4rem .6rem; vertical-align: top; }
+.answer td { font-weight: 400; }
+.answer td:first-child, .answer td:nth-child(2) { font-weight: 600; }
+.answer tr.agent { background: none; }
+@media screen and (max-width: 40rem) {
+  main { padding-top: 1.25rem; }
+  .answer thead { display: none; }
+  .answer table, .answer tbody, .answer tr, .answer td { display: block; }
+  .answer tr { border: 1px solid var(--grid); border-radius: 6px; margin: .5rem 0; padding: .3rem .2rem; }
+  .answer td { border: 0; padding: .1rem .6rem; }
+  .answer td:nth-child(n + 3)::before { content: attr(data-column) ": "; color: var(--muted); }
+  dl { grid-template-columns: 1fr; }
+}
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .4rem 1.25rem; }
 dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 pre { margin: 0; overflow-x: auto; font-size: .8rem; line-height: 1.4; }

@@ -10,9 +10,9 @@ from reverie.evaluate.results import Results
 from reverie.evaluate.statistics import verdict
 from reverie.report import figures, page
 from reverie.report.page import Picture, Section, write_page
-from reverie.report.tables import TextTable
+from reverie.report.tables import TextTable, word
 from reverie.report.traces import draw_trace
-from reverie.report.words import number, place, ratio, with_interval
+from reverie.report.words import lead, number, place, ratio, with_interval
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig
 from reverie.tables import Row, read_csv
@@ -29,6 +29,7 @@ def write_report(run: RunFolder, trained: Sequence[RunFolder], results: Results,
     judged = verdict(tables.results)
     begun = [each for each in trained if has_learned(each)]
     sections = [
+        page.answer_section(judged),
         page.verdict_section(judged),
         page.response_section(tables.responses, judged),
         *([learning_section(begun)] if begun else []),
@@ -56,17 +57,30 @@ def brief(judged: Sequence[Mapping[str, Any]]) -> TextTable:
             with_interval(row, "mean"),
             f"{row['against']} {number(best[place(row)]['mean'])}",
             with_interval(row, "ratio", ratio),
-            row["verdict"] if row["claim"] else f"{row['verdict']} (?)",
+            ratio(row["means_ratio"]),
+            with_interval(row, "p99_ratio", ratio),
+            word(row),
             str(row["seeds"]),
         ]
         for row in agents
     ]
     return TextTable(
         title="Verdict: would a learned balancer beat the best rule?",
-        columns=["task", "agent", "mean response", "best rule", "agent / best rule", "verdict", "seeds"],
+        columns=[
+            "task",
+            "agent",
+            "mean response",
+            "best rule",
+            "agent / best rule",
+            "of means",
+            "p99",
+            "verdict",
+            "seeds",
+        ],
         rows=rows,
-        caption="agent / best rule: geometric mean of the per-episode ratios on the same jobs, below 1 is faster; in "
-        "brackets 95 % intervals. (?): too few training seeds or episodes for a claim.",
+        caption="agent / best rule: geometric mean of the per-episode ratios on the same jobs, below 1 is faster; of "
+        "means: ratio of the mean response times; p99: ratio of the slowest 1 %; in brackets 95 % intervals. (?), no "
+        "claim: too few training seeds, episodes or independent windows.",
         emphasis=["agent"] * len(rows),
     )
 
@@ -135,19 +149,6 @@ def run_section(run: RunFolder, trained: Sequence[RunFolder]) -> Section:
     return page.run_section(facts)
 
 
-def lead(judged: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence above all: how many tasks and levels an agent wins."""
-    agents = [row for row in judged if row["role"] == "agent"]
-    if not agents:
-        return "Training has not ended yet; these are the classical rules among themselves."
-    words = [row["verdict"] for row in agents]
-    return (
-        "Against the best classical rule of each task and load, on the same jobs, the agents are "
-        f"{words.count('better')} times faster, {words.count('worse')} times slower, and "
-        f"{words.count('no difference')} times not measurably different."
-    )
-
-
 def returns_table(row: Row) -> TextTable:
     best = "unknown" if row["best"] is None else number(float(str(row["best"])))
     line = [str(row["agent"]), str(row["game"]), f"{row['steps']:,}", with_interval(row, "mean"), best]
@@ -171,5 +172,5 @@ def write_player_report(run: RunFolder) -> None:
         Section("Learning", pictures=pictures, tables=[training_table([run])]),
         run_section(run, []),
     ]
-    lead = f"{row['agent']} in {row['game']}: mean return {with_interval(row, 'mean')} over {row['episodes']} episodes."
-    write_page(run.report, f"Report on {run.path.name}", lead, sections)
+    said = f"{row['agent']} in {row['game']}: mean return {with_interval(row, 'mean')} over {row['episodes']} episodes."
+    write_page(run.report, f"Report on {run.path.name}", said, sections)

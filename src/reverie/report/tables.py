@@ -7,9 +7,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, SEEDS_FOR_A_CLAIM
-from reverie.evaluate.summary import METRICS, Summary
-from reverie.report.words import number, place, ratio, with_interval
+from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, METRICS, SEEDS_FOR_A_CLAIM, SHARE, WINDOWS_FOR_A_CLAIM
+from reverie.evaluate.summary import Summary
+from reverie.report.words import NAMES, answer, counts, number, place, ratio, with_interval
 
 
 class TextTable(NamedTuple):
@@ -24,28 +24,43 @@ class TextTable(NamedTuple):
 
 
 def verdict_tables(verdict: Sequence[Mapping[str, Any]]) -> list[TextTable]:
-    """One table per experiment, task and level of a verdict, the best first."""
+    """Two tables per experiment, task and level of a verdict, the best first: the verdict, and its tails."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in verdict:
         groups.setdefault((row["experiment"], row["task"], row["level"]), []).append(row)
     with_levels = {(experiment, task) for experiment, task, level in groups if level is not None}
-    return [_verdict_table(rows, key[2] is None and key[:2] in with_levels) for key, rows in groups.items()]
+    return [
+        table
+        for key, rows in groups.items()
+        for table in (_verdict_table(rows, key[2] is None and key[:2] in with_levels), _tail_table(rows))
+    ]
 
 
 def _verdict_table(rows: Sequence[Mapping[str, Any]], over_levels: bool) -> TextTable:
     first = rows[0]
-    against, oracle = first["against"], first["oracle"]
+    against, oracle, metric = first["against"], first["oracle"], NAMES[first["metric"]]
     shown = {
         "agent": [row["agent"] for row in rows],
-        f"{first['metric']} response": [with_interval(row, "mean") for row in rows],
+        "sees": [row["sees"] or "-" for row in rows],
+        metric: [with_interval(row, "value") for row in rows],
         f"/ {against}": [with_interval(row, "ratio", ratio) for row in rows],
-        "verdict": [_word(row) for row in rows],
+        "of means": [with_interval(row, "means_ratio", ratio) for row in rows],
+        "verdict": [word(row) for row in rows],
         "seeds": [str(row["seeds"]) if row["role"] == "agent" else "-" for row in rows],
     }
+    on = counts({**first, "role": "rule"})
+    if first["windows"]:
+        on += f" of the trace{': no claim' * (first['windows'] < WINDOWS_FOR_A_CLAIM)}"
+    confidence = f"{100 * first['confidence']:g} %"
     notes = [
-        f"{first['episodes']} episodes; in brackets {100 * first['confidence']:g} % intervals.",
-        f"/ {against}: geometric mean of the per-episode ratios{' to the best rule' * first['against_best_rule']}.",
+        f"{on}; in brackets {confidence} intervals of single rows. The words are corrected for "
+        f"the {len(rows)} rows (Holm): better and worse hold for the whole table.",
+        f"/ {against}: geometric mean of the per-episode ratios{' to the best rule' * first['against_best_rule']}; "
+        "of means: ratio of the mean response times.",
     ]
+    if first["metric"] == SHARE:
+        del shown["of means"]
+        notes[1] = f"/ {against}: ratio of the shares; the words rest on their difference."
     if over_levels:
         shown["regret"] = [with_interval(row, "regret") for row in rows]
         notes.append("Regret: mean response minus that of the best rule of each level.")
@@ -53,7 +68,8 @@ def _verdict_table(rows: Sequence[Mapping[str, Any]], over_levels: bool) -> Text
         shown[f"/ {oracle}"] = [with_interval(row, "oracle_ratio", ratio) for row in rows]
         notes.append(f"/ {oracle}: the same ratio to the best of those that are told what is hidden.")
     if not all(row["claim"] for row in rows):
-        notes.append(f"(?): fewer than {SEEDS_FOR_A_CLAIM} training seeds or {EPISODES_FOR_A_CLAIM} episodes.")
+        least = f"{WINDOWS_FOR_A_CLAIM} windows" if first["windows"] else f"{EPISODES_FOR_A_CLAIM} episodes"
+        notes.append(f"(?), no claim: fewer than {SEEDS_FOR_A_CLAIM} training seeds or {least}.")
     return TextTable(
         title=place(first),
         columns=list(shown),
@@ -63,9 +79,40 @@ def _verdict_table(rows: Sequence[Mapping[str, Any]], over_levels: bool) -> Text
     )
 
 
-def _word(row: Mapping[str, Any]) -> str:
-    word = {"baseline": "the opponent", "bound": "lower bound"}.get(row["verdict"], row["verdict"])
-    return word if row["claim"] or row["verdict"] in ("baseline", "bound") else f"{word} (?)"
+def _tail_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
+    """The distribution of response times beside the opponent's: p50, p95, p99 and slowdown."""
+    rows = [row for row in rows if row["role"] != "bound"]
+    shown = {"agent": [row["agent"] for row in rows], "p99": [with_interval(row, "p99") for row in rows]}
+    for name in ("median", "p95", "p99", "mean_slowdown"):
+        shown[f"{NAMES[name]} / {rows[0]['against']}"] = [with_interval(row, f"{name}_ratio", ratio) for row in rows]
+    shown["p99's verdict"] = [_OPPONENT.get(row["p99_verdict"], row["p99_verdict"] or "-") for row in rows]
+    return TextTable(
+        title=f"{place(rows[0])}: tails",
+        columns=list(shown),
+        rows=[list(row) for row in zip(*shown.values(), strict=True)],
+        caption="Percentiles of the response times of an episode and mean slowdown (response time over the time that "
+        "an idle server of speed 1 needs): geometric means of the per-episode ratios.",
+        emphasis=[row["role"] for row in rows],
+    )
+
+
+def answer_table(verdict: Sequence[Mapping[str, Any]]) -> TextTable:
+    """The answer: one row for each kind of traffic, whatever happens within it."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in verdict:
+        if row["level"] is None:
+            groups.setdefault((row["experiment"], row["task"]), []).append(row)
+    rows = [list(answer(group)) for group in groups.values()]
+    return TextTable("", ["traffic", "winner", "how much", "how sure", "slowest 1 %"], rows, "", ["agent"] * len(rows))
+
+
+_OPPONENT = {"baseline": "the opponent", "bound": "lower bound"}
+
+
+def word(row: Mapping[str, Any]) -> str:
+    """The verdict of a row, marked where too little stands behind it."""
+    said = _OPPONENT.get(row["verdict"], row["verdict"])
+    return said if row["claim"] or row["verdict"] in ("baseline", "bound", "no claim") else f"{said} (?)"
 
 
 def summary_table(found: Sequence[Summary], title: str, caption: str) -> TextTable:

@@ -4,12 +4,21 @@ Numbers are formatted here for tables, pages and sentences alike.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 Verdict = Mapping[str, Any]
 """A row of `evaluate.statistics.verdict`."""
 
+NAMES = {
+    "mean": "mean response",
+    "median": "p50",
+    "p95": "p95",
+    "p99": "p99",
+    "mean_slowdown": "slowdown",
+    "late": "share of late jobs",
+}
+"""The metrics of a verdict by the names that people know."""
 FACTOR = 1.5
 """From this ratio on a sentence says how many times as long, not how many per cent slower."""
 
@@ -43,7 +52,8 @@ def place(row: Verdict) -> str:
 
 def counts(row: Verdict) -> str:
     """How many training seeds (of what was trained) and episodes stand behind a row."""
-    episodes = f"{row['episodes']} episodes"
+    kind = "independent window" if row["windows"] else "episode"
+    episodes = f"{row['episodes']} {kind}{'' if row['episodes'] == 1 else 's'}"
     if row["role"] != "agent":
         return episodes
     return f"{row['seeds']} training seed{'' if row['seeds'] == 1 else 's'}, {episodes}"
@@ -51,26 +61,112 @@ def counts(row: Verdict) -> str:
 
 def sentence(row: Verdict) -> str:
     """One row of a verdict: who is faster than whom, by how much, how sure that is, and on how much it stands."""
-    value, low, high = (row[name] for name in ("ratio", "low", "high"))
     whom = f"{'the best rule, ' if row['against_best_rule'] else ''}{row['against']}"
     who = f"On {place(row)} {row['agent']}"
     match row["verdict"]:
         case "baseline":
             return f"{who} is the opponent itself."
-        case "better":
-            said = f"{who} is {per_cent(1 - value)} % faster than {whom}"
-            interval = f"{per_cent(1 - high)} to {per_cent(1 - low)} %"
-        case "worse" if value < FACTOR:
-            said = f"{who} is {per_cent(value - 1)} % slower than {whom}"
-            interval = f"{per_cent(low - 1)} to {per_cent(high - 1)} %"
-        case "worse":
-            said = f"{who} takes {value:.3g} times as long as {whom}"
-            interval = f"{low:.3g} to {high:.3g}"
-        case _:
-            said = f"{who} does not differ measurably from {whom}"
-            interval = f"{low:.3f} to {high:.3f}, ratio of response times {value:.3f}"
-    stands_on = f"{100 * row['confidence']:g} % interval {interval}, {counts(row)}"
-    return f"{said} ({stands_on}{'' if row['claim'] else '; too few for a claim'})."
+        case "better" | "worse" if row["ratio"] is not None and row["low"] is not None:
+            value = row["ratio"]
+            said = f"{who} {'takes' if value >= FACTOR else 'is'} {change(value)} {'as' if value >= FACTOR else 'than'}"
+            said = f"{said} {whom}"
+            interval = between(row)
+        case "no claim":
+            said, interval = f"{who} cannot be told from {whom}: too few windows of the trace", None
+        case "no difference":
+            said, interval = f"{who} does not differ measurably from {whom}", between(row, ratio=True)
+        case word:
+            said, interval = f"{who} is {word} than {whom}", None
+    means = "mean response times" if row["metric"] == "mean" else NAMES[row["metric"]]
+    stands_on = [f"in {means}"] if row["metric"] != "mean" else []
+    stands_on += [f"{100 * row['confidence']:g} % interval {interval}"] if interval else []
+    stands_on += [counts(row)]
+    enough = row["claim"] or row["verdict"] == "no claim"
+    return f"{said} ({', '.join(stands_on)}{'' if enough else '; too few for a claim'}).{_contradiction(row)}"
+
+
+def _contradiction(row: Verdict) -> str:
+    """What is to be added where mean and tail say opposite things."""
+    if not row["disagree"]:
+        return ""
+    other, name = ("p99", "Its slowest 1 %") if row["metric"] != "p99" else ("mean", "Its mean")
+    value, low, high = (row[f"{other}_ratio{end}"] for end in ("", "_low", "_high"))
+    return f" {name} says the opposite: {change(value)} ({interval_of(value, low, high)})."
+
+
+def change(value: float) -> str:
+    """A ratio of times in words: `13 % faster`, `4.0 % slower`, `2.5 times as long`."""
+    if value >= FACTOR:
+        return f"{value:.3g} times as long"
+    return f"{per_cent(abs(1 - value))} % {'faster' if value < 1 else 'slower'}"
+
+
+def interval_of(value: float, low: float, high: float) -> str:
+    """The interval of a ratio in the words of `change(value)`: of per cent, or of factors."""
+    if value >= FACTOR:
+        return f"{low:.3g} to {high:.3g}"
+    ends = (1 - high, 1 - low) if value < 1 else (low - 1, high - 1)
+    return f"{' to '.join(per_cent(end) for end in ends)} %"
+
+
+def between(row: Verdict, ratio: bool = False) -> str | None:
+    """The interval of a row's ratio; None where there is none, as of one window."""
+    value, low, high = (row[name] for name in ("ratio", "low", "high"))
+    if low is None:
+        return None
+    return f"{low:.3f} to {high:.3f}, ratio {value:.3f}" if ratio else interval_of(value, low, high)
+
+
+class Answer(NamedTuple):
+    """What is to be said of one kind of traffic, in a row."""
+
+    traffic: str
+    winner: str
+    by: str
+    sure: str
+    tail: str
+
+
+def answer(rows: Sequence[Verdict]) -> Answer:
+    """The answer of one group of a verdict: the best agent beside the opponent; rules alone where there is no agent."""
+    others = [row for row in rows if row["role"] in ("agent", "rule") and row["verdict"] != "baseline"]
+    agents = [row for row in others if row["role"] == "agent"]
+    best = next(iter(agents or others), None)
+    if best is None:
+        return Answer(place(rows[0]), rows[0]["against"], "-", "nothing to compare with", "-")
+    winner = {"better": best["agent"], "worse": best["against"]}.get(best["verdict"], best["verdict"])
+    winner += "" if best["claim"] or best["verdict"] == "no claim" else " (?)"
+    said = "-" if best["ratio"] is None else change(best["ratio"])
+    interval = between(best)
+    low, high, tail = (best[f"p99_ratio{end}"] for end in ("_low", "_high", ""))
+    sure = [f"{interval} ({100 * best['confidence']:g} %)"] if interval else []
+    sure += [counts(best)] + ([] if best["claim"] else ["too few for a claim"])
+    return Answer(
+        place(best),
+        winner,
+        f"{best['agent']}: {said}{' as' if (best['ratio'] or 0) >= FACTOR else ' than'} {best['against']}",
+        "; ".join(sure),
+        "-" if tail is None else change(tail) + ("" if low is None else f" ({interval_of(tail, low, high)})"),
+    )
+
+
+def lead(verdict: Sequence[Verdict]) -> str:
+    """One sentence above all: in how many kinds of traffic an agent wins, and where the tail says the opposite."""
+    agents = [row for row in verdict if row["role"] == "agent" and row["level"] is None]
+    if not agents:
+        return "Training has not ended yet; these are the classical rules among themselves."
+    best: dict[tuple[str, str], Verdict] = {}
+    for row in agents:  # the best agent of each kind comes first
+        best.setdefault((row["experiment"], row["task"]), row)
+    found, of = [row["verdict"] for row in best.values()], len(best)
+    parts = [f"In {found.count('better')} of {of} kinds of traffic the best agent is faster than the best rule"]
+    parts += [f"in {n} slower"] if (n := found.count("worse")) else []
+    parts += [f"in {n} no difference can be measured"] if (n := found.count("no difference")) else []
+    parts += [f"of {n} too little is known"] if (n := found.count("no claim")) else []
+    opposite = sum(bool(row["disagree"]) for row in best.values())
+    tail = f" In {opposite} the slowest 1 % of the jobs say the opposite." if opposite else ""
+    claim = "" if all(row["claim"] for row in best.values()) else " Too few seeds or episodes for a claim."
+    return f"{', '.join(parts)}.{tail}{claim}"
 
 
 def per_cent(share: float) -> str:

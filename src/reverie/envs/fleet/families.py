@@ -182,6 +182,24 @@ def traced(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"]
     (speeds stay): an agent trained on such jobs sees the sizes it knows. `trace_unit` leads back to the trace's units.
     Errors: ValueError where the trace is shorter than `jobs`, the load is not positive, or all jobs arrive at once.
     """
+    tasks = _window_at(trace, load, jobs, speeds)
+
+    def draw(rng: np.random.Generator) -> Task:
+        return tasks(int(rng.integers(len(trace.arrival) - jobs + 1)))
+
+    return draw
+
+
+def windows(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"] = PARK_SPEEDS) -> list[Task]:
+    """All disjoint windows of a trace from its first job on, as `traced` makes them; what is left over is no window.
+
+    Errors: as for `traced`.
+    """
+    at = _window_at(trace, load, jobs, speeds)
+    return [at(first) for first in range(0, len(trace.arrival) - jobs + 1, jobs)]
+
+
+def _window_at(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"]) -> Callable[[int], Task]:
     if not 1 <= jobs <= len(trace.arrival):
         raise ValueError(f"traced: jobs must lie in [1, {len(trace.arrival)}], the length of {trace.name}; got {jobs}")
     unit = trace_unit(trace)
@@ -189,12 +207,11 @@ def traced(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"]
     gaps = np.diff(scale_to_load(trace, load, float(np.sum(speeds))).arrival, prepend=0.0) * unit
     speed = constant_speeds(speeds)
 
-    def draw(rng: np.random.Generator) -> Task:
-        first = rng.integers(len(work) - jobs + 1)
-        window = slice(first, first + jobs)
-        return fleet_task(speed, workloads.recorded(gaps[window], work[window]))
+    def window(first: int) -> Task:
+        taken = slice(first, first + jobs)
+        return fleet_task(speed, workloads.recorded(gaps[taken], work[taken]))
 
-    return draw
+    return window
 
 
 def trace_unit(trace: Trace) -> float:
