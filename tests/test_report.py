@@ -88,7 +88,9 @@ def sections():
     return [
         page.answer_section(JUDGED),
         page.verdict_section(JUDGED),
-        page.learning_section(list(curves()), {"sed": 7.0, "jsq": 7.1}),
+        page.Section(
+            "Learning", pictures=[page.Picture(figures.learning_curves(list(curves()), {"sed": 7.0}), "How it went.")]
+        ),
         page.response_section(list(distribution(JUDGED)), JUDGED),
         page.fleet_section([episode("sed"), episode("jsq")]),
         page.numbers_section(JUDGED),
@@ -174,11 +176,11 @@ def test_numbers_in_the_page_are_those_of_the_table(read):
 
 
 def test_the_answer_comes_first_one_row_for_each_kind_of_traffic(text, read):
-    rows = [cells for cells in read.cells if cells[0] == "traffic" or "dreamer: " in cells[2]]
+    rows = [cells for cells in read.cells if cells[0] == "traffic" or "faster (" in cells[2]]
     assert rows[0] == ["traffic", "winner", "how much", "how sure", "slowest 1 %"]
     assert [cells[:2] for cells in rows[1:]] == [["hard", "dreamer (?)"], ["hard (adaptive trials)", "dreamer (?)"]]
-    assert all(re.fullmatch(r"dreamer: [45]\.\d % faster than sed", cells[2]) for cells in rows[1:])
-    assert all("3 training seeds, 30 episodes; too few for a claim" in cells[3] for cells in rows[1:])
+    assert all(re.fullmatch(r"[45]\.\d % faster \(.* to .* %\) than sed", cells[2]) for cells in rows[1:])
+    assert all(cells[3] == "3 training seeds, 30 episodes: too few for a claim" for cells in rows[1:])
     assert all("% slower (" in cells[4] for cells in rows[1:])
     assert text.index('class="table answer"') < text.index("<svg")
 
@@ -258,7 +260,7 @@ ROW = {
         ),
         (
             {"verdict": "worse", "ratio": 2.5, "low": 2.25, "high": 2.75, "against_best_rule": False, "against": "a2c"},
-            "On Azure conversation dreamer takes 2.5 times as long as a2c (95 % interval 2.25 to 2.75, "
+            "On Azure conversation dreamer takes 2.50 times as long as a2c (95 % interval 2.25 to 2.75, "
             "5 training seeds, 200 episodes).",
         ),
         (
@@ -340,6 +342,9 @@ def test_an_agent_looks_the_same_in_every_figure():
     looks = style.looks(JUDGED)
     assert style.looks(list(distribution(JUDGED[::-1]))) == looks
     assert looks["a2c"].colour != looks["dreamer"].colour
+    drawn = figures.learning_curves(list(curves()), {}, agents=["dreamer", "a2c", "absent"]).axes[0].lines
+    first = looks["dreamer"].colour
+    assert {line.get_color() for line in drawn if line.get_label() == "dreamer"} == {first} == {style.BLUE}
     assert {looks[rule].colour for rule in ("sed", "jsq", "round-robin")} == {style.GREY}
 
 
@@ -376,6 +381,8 @@ def test_survival_draws_agents_and_named_rules_over_the_others():
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     dreamer = next(row for row in rows if row["agent"] == "dreamer")
     assert lines["dreamer"].get_xdata()[0] == pytest.approx(dreamer["response"])
+    assert figure.axes[0].get_xlabel() == "response time [time units]"
+    assert figures.survival(rows, [], {"hard": "seconds"}).axes[0].get_xlabel() == "response time [seconds]"
 
 
 def test_learning_curves_have_a_line_per_run_and_rules_that_can_be_read():

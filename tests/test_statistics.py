@@ -254,6 +254,11 @@ def test_regret_over_changing_levels_is_to_the_best_rule_of_each_level():
     )
 
 
+def test_levels_stand_in_order_whichever_was_met_first():
+    rows = [result("sed", e, 1.0, level=level) for level in (0.9, 0.5, None, 0.7) for e in range(2)]
+    assert [row["level"] for row in verdict(rows)] == [None, 0.5, 0.7, 0.9]
+
+
 def test_episodes_of_one_trial_count_as_one_weighted_by_their_jobs():
     rows = []
     for e in range(3):

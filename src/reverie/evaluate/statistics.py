@@ -200,7 +200,9 @@ def groups(rows: Sequence[Mapping[str, Cell]], metrics: Sequence[str] = ("mean",
     for row in rows:
         if row[metrics[0]] is not None:
             sorted_rows[row["experiment"], row["task"], row["level"]].append(row)
-    return [_group(key, members, metrics) for key, members in sorted_rows.items()]
+    place = {key[:2]: number for number, key in enumerate(reversed(sorted_rows))}
+    in_order = sorted(sorted_rows, key=lambda key: (-place[key[:2]], key[2] is not None, key[2] or 0))
+    return [_group(key, sorted_rows[key], metrics) for key in in_order]
 
 
 def _group(key: tuple[Cell, Cell, Cell], rows: Sequence[Mapping[str, Cell]], metrics: Sequence[str]) -> Group:

@@ -7,6 +7,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -25,6 +26,8 @@ from reverie.report.style import BLUE, GREY, GRID, INK, MUTED, SILVER, SKY, Look
 
 Table = Sequence[Mapping[str, Any]]
 
+UNIT = "time units"
+"""Of the worlds' own clock; traces have seconds."""
 WIDTH = 8.8
 """Inches; 880 pixels on screen."""
 
@@ -49,7 +52,9 @@ def forest(verdict: Table) -> Figure:
             mine = [(y, cells[name, task, level]) for y, name in enumerate(names) if (name, task, level) in cells]
             _forest_panel(axis, mine, look)
             title = _place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1)
-            axis.set_title(textwrap.fill(title.replace("_", " "), 64 // columns, break_long_words=False))
+            axis.set_title(
+                textwrap.fill(title.replace("_", " "), 64 // columns, break_long_words=False, break_on_hyphens=False)
+            )
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         axes[0].set_yticks(range(len(names)), names)
@@ -91,10 +96,13 @@ def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], loo
 _RATIOS = (0.64, 0.8, 1, 1.25, 1.6, 2)
 
 
-def survival(responses: Table, highlighted: Sequence[str] = ()) -> Figure:
+def survival(
+    responses: Table, highlighted: Sequence[str] = (), units: Mapping[str, str] = MappingProxyType({})
+) -> Figure:
     """The share of jobs that take longer than a time, one panel per task, both axes logarithmic: heavy tails are lines.
 
     Agents and `highlighted` rules are named; all others are drawn faintly behind them. Training seeds are averaged.
+    `units` says in what units the times of a task are.
     """
     tasks = list(dict.fromkeys(row["task"] for row in responses))
     look = looks(responses)
@@ -118,8 +126,8 @@ def survival(responses: Table, highlighted: Sequence[str] = ()) -> Figure:
                     axis.plot(response, share, color=GRID, linewidth=0.8)
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.set_title(textwrap.fill(task, 70 // columns))
-            axis.set_xlabel("response time")
+            axis.set_title(textwrap.fill(task, 70 // columns, break_on_hyphens=False))
+            axis.set_xlabel(f"response time [{units.get(task, UNIT)}]")
             axis.xaxis.set_minor_formatter(NullFormatter())
         for axis in axes[::columns]:
             axis.set_ylabel("share of jobs that take longer")
@@ -154,13 +162,14 @@ def learning_curves(
     rules: Mapping[str, float],
     x: Literal["step", "cpu_seconds"] = "step",
     y: str = "response",
+    agents: Sequence[str] = (),
 ) -> Figure:
     """How a number (mean response time on the evaluation episodes) fell in training, one line per run.
 
     Arguments: `curves`, rows with the columns agent, training_seed, `x` and `y`; `rules`, the level that each classical
-    rule reaches on the same episodes, drawn as a horizontal line.
+    rule reaches on the same episodes, drawn as a horizontal line; `agents`, all that the other pictures of a page show.
     """
-    look = looks([{**row, "role": "agent"} for row in curves])
+    look = looks([{"agent": name, "role": "agent"} for name in (*agents, *(row["agent"] for row in curves))])
     with setting():
         figure = Figure(figsize=(WIDTH, 3.4))
         axis = figure.subplots()
@@ -182,7 +191,7 @@ def learning_curves(
         axis.yaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axis.set_xlabel({"step": "environment steps", "cpu_seconds": "CPU seconds"}[x])
-        axis.set_ylabel("mean response time")
+        axis.set_ylabel(f"mean response time [{UNIT}]")
         axis.margins(x=0.01)
         _label_lines(axis, rules)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
@@ -262,11 +271,11 @@ def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float 
         for axis, watched, grid in zip(axes, episodes, grids, strict=False):
             image = _fleet_panel(axis, watched, grid, norm, begin, end)
         bar = figure.colorbar(image, ax=axes[:-1], pad=0.01, aspect=30, fraction=0.03)
-        bar.set_label("wait of a new job (time units)")
+        bar.set_label(f"wait of a new job [{UNIT}]")
         bar.outline.set_visible(False)
         _load_panel(axes[-1], episodes[0], begin, end)
         axes[-1].set_xlim(begin, end)
-        axes[-1].set_xlabel("time")
+        axes[-1].set_xlabel(f"time [{UNIT}]")
         axes[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
     return figure
 
@@ -300,7 +309,7 @@ def _fleet_panel(
     numbers = f"mean response {response.mean():,.4g}, slowest 1 % above {np.percentile(response, 99):,.4g}"
     axis.set_title(f"{watched.jobs[0]['agent']} on {watched.jobs[0]['task']}: {numbers}")
     axis.set_yticks(range(len(order)), [f"{speed[n]:.3g}" for n in order], size=7)
-    axis.set_ylabel("speed")
+    axis.set_ylabel("speed\n[work / time]")
     axis.grid(visible=False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -328,7 +337,7 @@ def _load_panel(axis: Axes, watched: Watched, begin: float, end: float) -> None:
     axis.step(arrival, level, where="post", color=INK, linewidth=1.2)
     axis.axhline(1, color=MUTED, linewidth=0.8, linestyle=":")
     axis.set_ylim(0, min(axis.get_ylim()[1], 4))
-    axis.set_ylabel("load")
+    axis.set_ylabel("load\n[of capacity]")
     axis.grid(axis="x", visible=False)
 
 

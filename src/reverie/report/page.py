@@ -1,6 +1,6 @@
 """A report as one HTML file that needs nothing else: no scripts, no network; readable in light, dark and on paper.
 
-`write_page` puts sections together; `verdict_section`, `learning_section`, `response_section`, `fleet_section`,
+`write_page` puts sections together; `answer_section`, `verdict_section`, `response_section`, `fleet_section`,
 `numbers_section` and `run_section` make those of a run from its tables. Numbers are formatted here, never computed.
 """
 
@@ -127,24 +127,16 @@ def response_section(responses: Table, verdict: Table) -> Section:
     """How response times are distributed, beside the rules and oracles that were best somewhere."""
     best = [name for name in dict.fromkeys(row[role] for role in ("against", "oracle") for row in verdict) if name]
     experiments = dict.fromkeys(row["experiment"] for row in responses)
+    units = {str(row["task"]): "seconds" for row in verdict if row["windows"]}
     pictures = [
         Picture(
-            figures.survival([row for row in responses if row["experiment"] == name], best),
+            figures.survival([row for row in responses if row["experiment"] == name], best, units),
             f"{str(name).capitalize()} trials: the share of jobs that take longer than a time, over all episodes. "
             "Lines further to the left are better; where they are straight, tails are heavy.",
         )
         for name in experiments
     ]
     return Section("Response times", pictures=pictures)
-
-
-def learning_section(curves: Table, rules: Mapping[str, float]) -> Section:
-    """How training went: rows with agent, training_seed, step, cpu_seconds and response, and the rules' levels."""
-    caption = (
-        "Mean response time on the evaluation episodes while training went on, one line per run; dashed are the "
-        "classical rules on the same episodes."
-    )
-    return Section("Learning", pictures=[Picture(figures.learning_curves(curves, rules), caption)])
 
 
 def fleet_section(episodes: Sequence[Watched]) -> Section:
@@ -253,14 +245,26 @@ tr.bound { color: var(--muted); }
 .answer th, .answer td { text-align: left; white-space: normal; padding: .4rem .6rem; vertical-align: top; }
 .answer td { font-weight: 400; }
 .answer td:first-child, .answer td:nth-child(2) { font-weight: 600; }
+.answer td:nth-child(2) { white-space: nowrap; }
 .answer tr.agent { background: none; }
 @media screen and (max-width: 40rem) {
-  main { padding-top: 1.25rem; }
+  main { padding: .75rem .75rem 3rem; }
+  h1 { font-size: 1.3rem; }
+  h2 { margin-top: 1.5rem; font-size: 1.15rem; }
+  .lead { font-size: .95rem; line-height: 1.35; }
+  .answer h2 { margin-top: .75rem; }
+  .answer { margin: 0; line-height: 1.35; }
   .answer thead { display: none; }
   .answer table, .answer tbody, .answer tr, .answer td { display: block; }
-  .answer tr { border: 1px solid var(--grid); border-radius: 6px; margin: .5rem 0; padding: .3rem .2rem; }
-  .answer td { border: 0; padding: .1rem .6rem; }
-  .answer td:nth-child(n + 3)::before { content: attr(data-column) ": "; color: var(--muted); }
+  .answer tr { border-top: 1px solid var(--grid); padding: .45rem 0; }
+  .answer td { border: 0; padding: 0; font-size: .9rem; }
+  .answer td:first-child, .answer td:nth-child(2) { display: inline; font-size: 1rem; }
+  .answer td:first-child::after { content: ": "; }
+  .answer td:nth-child(n + 4) { display: inline; font-size: .8rem; color: var(--muted); }
+  .answer td:nth-child(4)::after { content: "; "; }
+  .answer td:nth-child(5)::before { content: attr(data-column) ": "; }
+  figure { overflow-x: auto; }
+  figure svg { min-width: 40rem; }
   dl { grid-template-columns: 1fr; }
 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .4rem 1.25rem; }

@@ -32,7 +32,7 @@ def write_report(run: RunFolder, trained: Sequence[RunFolder], results: Results,
         page.answer_section(judged),
         page.verdict_section(judged),
         page.response_section(tables.responses, judged),
-        *([learning_section(begun)] if begun else []),
+        *([learning_section(begun, judged)] if begun else []),
         page.fleet_section(results.watched()),
         trace_section(results.trace),
         page.numbers_section(judged),
@@ -106,7 +106,7 @@ def has_learned(run: RunFolder) -> bool:
     return any("evaluation/response" in line for line in run.metrics())
 
 
-def learning_section(trained: Sequence[RunFolder]) -> Section:
+def learning_section(trained: Sequence[RunFolder], judged: Sequence[Mapping[str, Any]]) -> Section:
     """Learning curves over CPU time and over environment steps, beside the rules that are best on the same episodes."""
     curves = [
         {
@@ -122,13 +122,17 @@ def learning_section(trained: Sequence[RunFolder]) -> Section:
     ]
     rules = sorted(read_csv(trained[0].tables / CURVE_RULES), key=lambda row: float(str(row["response"])))
     shown = {str(row["agent"]): float(str(row["response"])) for row in rules[:_CURVE_RULES_SHOWN]}
+    agents = [row["agent"] for row in judged if row["role"] == "agent"]
     caption = (
         "Mean response time on the same few episodes while training went on, one line per run; dashed are the best of "
         "the classical rules there. Training takes place in the family that the configuration names."
     )
     pictures = [
-        Picture(figures.learning_curves(curves, shown, "cpu_seconds"), caption),
-        Picture(figures.learning_curves(curves, shown, "step"), "The same over the jobs dispatched in training."),
+        Picture(figures.learning_curves(curves, shown, "cpu_seconds", agents=agents), caption),
+        Picture(
+            figures.learning_curves(curves, shown, "step", agents=agents),
+            "The same over the jobs dispatched in training.",
+        ),
     ]
     return Section("Learning", pictures=pictures, tables=[training_table(trained)])
 

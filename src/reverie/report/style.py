@@ -100,6 +100,7 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
     """A look for every name in a table with the columns agent and role, the same for the same set of names."""
     roles = {str(row["agent"]): str(row["role"]) for row in rows}
     of_role = {role: sorted(name for name in roles if roles[name] == role) for role in ("agent", "rule", "oracle")}
+    of_role["agent"].sort(key=lambda name: not name.startswith("dreamer"))  # ours is blue whoever else takes part
     bright, dashed = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), ("-", "--", "-.", ":")
     found = {name: Look(GREY, ":", 1.0) for name in roles}
     found |= {name: Look(bright[i % 6], dashed[i // 6 % 4], 2.2) for i, name in enumerate(of_role["agent"])}

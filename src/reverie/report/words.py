@@ -90,14 +90,14 @@ def _contradiction(row: Verdict) -> str:
     if not row["disagree"]:
         return ""
     other, name = ("p99", "Its slowest 1 %") if row["metric"] != "p99" else ("mean", "Its mean")
-    value, low, high = (row[f"{other}_ratio{end}"] for end in ("", "_low", "_high"))
-    return f" {name} says the opposite: {change(value)} ({interval_of(value, low, high)})."
+    said = change_within(row, *(f"{other}_ratio{end}" for end in ("", "_low", "_high")))
+    return f" {name} says the opposite: {said}."
 
 
 def change(value: float) -> str:
     """A ratio of times in words: `13 % faster`, `4.0 % slower`, `2.5 times as long`."""
     if value >= FACTOR:
-        return f"{value:.3g} times as long"
+        return f"{value:#.3g} times as long"
     return f"{per_cent(abs(1 - value))} % {'faster' if value < 1 else 'slower'}"
 
 
@@ -105,6 +105,8 @@ def interval_of(value: float, low: float, high: float) -> str:
     """The interval of a ratio in the words of `change(value)`: of per cent, or of factors."""
     if value >= FACTOR:
         return f"{low:.3g} to {high:.3g}"
+    if low < 1 < high:
+        return f"{change(low)} to {change(high)}"
     ends = (1 - high, 1 - low) if value < 1 else (low - 1, high - 1)
     return f"{' to '.join(per_cent(end) for end in ends)} %"
 
@@ -136,18 +138,18 @@ def answer(rows: Sequence[Verdict]) -> Answer:
         return Answer(place(rows[0]), rows[0]["against"], "-", "nothing to compare with", "-")
     winner = {"better": best["agent"], "worse": best["against"]}.get(best["verdict"], best["verdict"])
     winner += "" if best["claim"] or best["verdict"] == "no claim" else " (?)"
-    said = "-" if best["ratio"] is None else change(best["ratio"])
-    interval = between(best)
-    low, high, tail = (best[f"p99_ratio{end}"] for end in ("_low", "_high", ""))
-    sure = [f"{interval} ({100 * best['confidence']:g} %)"] if interval else []
-    sure += [counts(best)] + ([] if best["claim"] else ["too few for a claim"])
-    return Answer(
-        place(best),
-        winner,
-        f"{best['agent']}: {said}{' as' if (best['ratio'] or 0) >= FACTOR else ' than'} {best['against']}",
-        "; ".join(sure),
-        "-" if tail is None else change(tail) + ("" if low is None else f" ({interval_of(tail, low, high)})"),
-    )
+    by = f"{change_within(best, 'ratio', 'low', 'high')} {'as' if (best['ratio'] or 0) >= FACTOR else 'than'}"
+    by = f"{by} {best['against']}" if best["verdict"] == "better" else f"{best['agent']}: {by} {best['against']}"
+    sure = f"{counts(best)}{'' if best['claim'] else ': too few for a claim'}"
+    return Answer(place(best), winner, by, sure, change_within(best, "p99_ratio", "p99_ratio_low", "p99_ratio_high"))
+
+
+def change_within(row: Verdict, *columns: str) -> str:
+    """A ratio of times and its interval in words: `13 % faster (10 to 16 %)`; a dash where it is missing."""
+    value, low, high = (row[name] for name in columns)
+    if value is None:
+        return "-"
+    return change(value) if low is None else f"{change(value)} ({interval_of(value, low, high)})"
 
 
 def lead(verdict: Sequence[Verdict]) -> str:
