@@ -16,12 +16,11 @@ from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.traces import TokenCost
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.results import Examination
-from reverie.evaluate.statistics import Bootstrap
 from reverie.ranges import LARGEST, Count, Range, Share, above, at_least, between, check, checked
 from reverie.settings.config import CurveConfig, DreamerRun, LoopConfig, TrainConfig, WorldConfig
 from reverie.sweep.plans import SweepConfig, VerdictConfig
 
-ROOTS = (TrainConfig, Examination, SweepConfig, VerdictConfig, Choice, Exam, Bootstrap, FleetEnv, TokenCost)
+ROOTS = (TrainConfig, Examination, SweepConfig, VerdictConfig, Choice, Exam, FleetEnv, TokenCost)
 
 
 def members(hint: Any) -> list[Any]:
