@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 from study import ExamOptions, Study, brief, study, with_memory, with_steps_of, with_time_of
 
-from reverie.envs.fleet.traces import read_trace
+from reverie.envs.fleet.formats.reading import read_trace
 from reverie.evaluate.examination import STANDARD, Exam, Setting, bounds, of_family, of_trace
 from reverie.evaluate.statistics import verdict
 from reverie.runs.folder import RunFolder

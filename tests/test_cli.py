@@ -262,6 +262,32 @@ def test_a_trace_is_answered_in_its_own_seconds(capsys):
     assert found["rows"][0]["mean_slowdown"] == pytest.approx(1 / 1.05, rel=1e-4)
 
 
+def test_a_comparison_on_a_trace_says_first_what_is_played_on_which_fleet_and_how_fast(capsys):
+    """Two jobs of one unit of work per 100 s keep 0.02 servers busy: for load 0.6 on a speed of 6 that is 180 times."""
+    name = "a$b$[red]x.csv"
+    Path(name).write_text("arrival;size\n" + "".join(f"{50 * i};1\n" for i in range(101)) + "5050;0\n")
+    words = ["--trace", name, "--drop", "zero", "--episodes", "2", "--jobs", "60", "--policy", "sed"]
+    assert cli.main(["compare", *words, "--load", "0.6", "--policy", "jsq"]) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert "101 of a$b$[red]x in 5,000 s" in first[0]
+    assert "0.0202 servers of speed 1 busy" in first[0]
+    assert "1 of 102" in first[0]
+    assert "Park's ten servers, of speed 0.15 to 1.05, 6 together" in first[1]
+    assert "clock: 178 times as fast as recorded, for load 0.6" in first[2]
+    assert "load 0.00337" in first[2]
+    assert "1 windows of 60 jobs that do not overlap: fewer than" in first[3]
+    assert "seen (full)" in first[4]
+    assert first[5].startswith("a$b$[red]x at load 0.6")
+    about = answer(capsys, "simulate", *words, "--load", "recorded", "--view", "counts")["about"]
+    assert "as recorded, which is load 0.00337" in about[2]
+    assert about[-1].startswith("seen (counts)")
+
+
+def test_options_of_reading_without_a_trace_are_refused(capsys):
+    for words in (["--unit", "ms"], ["--load", "recorded"], ["--load-per-window"], ["--from", "3"]):
+        assert "give one with --trace" in fails(capsys, "simulate", *words)
+
+
 def test_a_higher_load_takes_longer(capsys):
     low, high = (
         answer(capsys, "simulate", "--policy", "sed", "--load", load, *EXAM)["rows"][0]["mean"]

@@ -1,5 +1,7 @@
 """Task families: what they promise of loads, speeds and changes, and that their tasks stack."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,6 +216,25 @@ def test_windows_of_a_trace_keep_order_and_proportions():
     whole = traced(recording, load, 50, speeds)(np.random.default_rng(0))
     assert offered_load(whole) == pytest.approx(load)
     assert float(whole.workload.recording.size.mean()) == pytest.approx(PARK_MEAN_SIZE)
+
+
+def test_a_window_of_a_trace_can_have_the_load_for_itself():
+    recording, speeds = trace(), np.array([1.0, 3.0])
+    slow_start = replace(recording, arrival=recording.arrival + np.minimum(np.arange(50), 25) * 100)
+    for seed in range(20):
+        task = traced(slow_start, 0.8, 20, speeds, per_window=True)(np.random.default_rng(seed))
+        work, gap = np.asarray(task.workload.recording.size), np.asarray(task.workload.recording.gap)
+        assert work.sum() / (gap[1:].sum() * speeds.sum()) == pytest.approx(0.8, rel=1e-5)
+    with pytest.raises(ValueError, match="choose one"):
+        traced(slow_start, "recorded", 20, speeds, per_window=True)
+
+
+def test_a_trace_as_recorded_keeps_its_clock():
+    recording, speeds = trace(), np.array([1.0, 3.0])
+    task = traced(recording, "recorded", 50, speeds)(np.random.default_rng(0))
+    gap = np.asarray(task.workload.recording.gap) / trace_unit(recording)
+    np.testing.assert_allclose(gap, np.diff(recording.arrival, prepend=0), rtol=1e-4)
+    np.testing.assert_allclose(task.workload.recording.size / trace_unit(recording), recording.work, rtol=1e-5)
 
 
 def test_responses_to_a_trace_are_those_of_its_own_units():

@@ -9,11 +9,12 @@ import tyro
 
 from reverie.commands.worlds import World
 from reverie.envs.fleet.env import View
+from reverie.evaluate.about import about_view
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import hold, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.policies.objectives import objective
-from reverie.report.output import Output, print_json, print_table
+from reverie.report.output import Output, print_json, print_lines, print_table
 from reverie.report.tables import rich_table, verdict_tables
 
 
@@ -54,10 +55,13 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"the agents see different views ({', '.join(sorted(seen))}); say with --view what is visible")
     wanted = objective(asked.objective)
     setting = asked.world.setting()
-    rules = rules_of(setting, asked.view or seen.pop(), asked.policy or None)
+    view = asked.view or seen.pop()
+    about = [*setting.about, about_view(view)]
+    rules = rules_of(setting, view, asked.policy or None)
     judged = verdict(hold(setting, [*agents, *rules], asked.world.exam, wanted.deadline).results, metric=wanted.metric)
     if asked.output == "json":
-        print_json({"task": setting.name, "unit": asked.world.unit, "rows": judged})
+        print_json({"task": setting.name, "unit": asked.world.unit, "about": about, "rows": judged})
     else:
+        print_lines(about)
         for table in verdict_tables(judged):
             print_table(rich_table(table._replace(caption=f"Response times in {asked.world.unit}. {table.caption}")))

@@ -8,9 +8,10 @@ import tyro
 
 from reverie.commands.worlds import World
 from reverie.envs.fleet.env import View
+from reverie.evaluate.about import about_view
 from reverie.evaluate.examination import hold, rules_of
 from reverie.evaluate.summary import summarise
-from reverie.report.output import Output, print_json, print_table
+from reverie.report.output import Output, print_json, print_lines, print_table
 from reverie.report.tables import rich_table, summary_table
 
 
@@ -40,10 +41,14 @@ def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     setting = asked.world.setting()
     rules = rules_of(setting, asked.view, asked.policy or None)
+    about = [*setting.about, about_view(asked.view)]
     found = summarise(hold(setting, rules, asked.world.exam).results)
     if asked.output == "json":
-        print_json({"task": setting.name, "unit": asked.world.unit, "rows": [rule.row() for rule in found]})
+        print_json(
+            {"task": setting.name, "unit": asked.world.unit, "about": about, "rows": [rule.row() for rule in found]}
+        )
         return
+    print_lines(about)
     episodes = f"{setting.windows} independent windows" if setting.windows else f"{asked.world.exam.episodes} episodes"
     caption = f"{episodes} of {asked.world.exam.jobs:,} jobs, the same for all rules; in brackets 95 % intervals."
     print_table(rich_table(summary_table(found, f"Response times on {setting.name}, in {asked.world.unit}", caption)))

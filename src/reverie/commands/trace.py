@@ -2,15 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import tyro
 
+from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.sources import read_source
-from reverie.envs.fleet.traces import TraceSummary, describe
+from reverie.envs.fleet.traces import Tenths, TraceSummary, describe, tenths
 from reverie.files import replacing
-from reverie.report.output import Output, print_facts, print_json
+from reverie.report.output import Output, print_facts, print_json, say
 from reverie.report.words import number
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -24,7 +27,9 @@ class Inspect:
     """
 
     trace: tyro.conf.Positional[str]
-    """A CSV file or JSON lines, plain or gzipped; or `conversation-like`, the built-in workload."""
+    """A file of a format in docs/traces.md, plain or packed; or `conversation-like`, the built-in workload."""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
+    """How the file is read."""
     plot: Path | None = None
     """Also draw it, into this file (PNG, SVG or PDF)."""
     output: Output = "table"
@@ -46,17 +51,21 @@ def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     if asked.plot is not None and asked.plot.suffix not in _PICTURES:
         raise ValueError(f"--plot {asked.plot}: the name must end in {', '.join(_PICTURES)}")
-    trace = read_source(asked.trace)
-    summary = describe(trace)
+    trace = read_source(asked.trace, reading=asked.reading)
+    summary, course = describe(trace), tenths(trace)
     if asked.plot is not None:
         from reverie.report.traces import draw_trace
 
         with replacing(asked.plot) as partial:
             draw_trace(trace, summary).savefig(partial)
     if asked.output == "json":
-        print_json({"trace": trace.name, **dataclasses.asdict(summary)})
+        load = None if course is None else {"edges": course.edges.tolist(), "load": course.load.tolist()}
+        described = dataclasses.asdict(summary)
+        print_json({"trace": trace.name, **described, "provenance": dict(trace.provenance), "tenths": load})
     else:
-        print_facts(trace.name, _lines(summary))
+        print_facts(trace.name, [*trace.provenance, *_lines(summary), *_course(course)])
+    if course is not None and course.unsteady:
+        say(f"reverie trace: {course.warning()}")
 
 
 def _lines(s: TraceSummary) -> list[tuple[str, str]]:
@@ -81,3 +90,16 @@ def _lines(s: TraceSummary) -> list[tuple[str, str]]:
         ("sizes: share of all work in the largest 1 %", number(s.size_top_share)),
         ("work per second: servers of speed 1 kept busy", number(s.work_rate)),
     ]
+
+
+def _course(course: Tenths | None) -> list[tuple[str, str]]:
+    """The load in each tenth of the jobs, with a bar."""
+    if course is None:
+        return []
+    longest = course.load[np.isfinite(course.load)].max()
+    lines = []
+    for k, load in enumerate(course.load):
+        when = f"from {course.edges[k]:,.4g} s to {course.edges[k + 1]:,.4g} s"
+        bar = "#" * round(30 * min(load / longest, 1))
+        lines.append((f"load over that of the whole, {when}", f"{load:6.2f} {bar}"))
+    return lines

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from reverie.envs.fleet.families import Load
+from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.sources import read_source
 from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, of_family, of_trace
 from reverie.ranges import above, checked
@@ -22,8 +24,13 @@ class World:
     """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
     held_out: bool = False
     """Only the second half of the trace: for agents that were trained on its first."""
-    load: Annotated[float | None, *above(0)] = None
-    """Offered load, reached by scaling the clock of arrivals; that of the family, or 0.8 for a trace, unless given."""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
+    """How the trace is read."""
+    load_per_window: bool = False
+    """Bring every window of the trace to the load by a pace of its own, instead of the whole trace by one."""
+    load: Annotated[Load | None, *above(0)] = None
+    """Offered load, reached by scaling the clock of arrivals; that of the family, or 0.8 for a trace, unless given.
+    `recorded` keeps the clock of a trace."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
     """Episodes, jobs and seed."""
 
@@ -34,14 +41,16 @@ class World:
             ValueError: both a family and a trace, an unknown family, a broken trace or an impossible load.
         """
         if self.trace is None:
-            if self.held_out:
-                raise ValueError("--held-out is about a trace; give one with --trace")
+            if self.held_out or self.load_per_window or self.load == "recorded" or self.reading != Reading():
+                raise ValueError(
+                    "--held-out, --load recorded, --load-per-window and the options of reading (--unit, --columns, "
+                    "--drop, --sort, --from, --to) are about a trace; give one with --trace"
+                )
             return of_family(self.family or "hard", self.exam, self.load)
         if self.family is not None:
             raise ValueError(f"give --family or --trace, not both; got {self.family} and {self.trace}")
-        return of_trace(
-            read_source(self.trace, self.held_out), self.exam, TRACE_LOAD if self.load is None else self.load
-        )
+        trace = read_source(self.trace, self.held_out, self.reading)
+        return of_trace(trace, self.exam, TRACE_LOAD if self.load is None else self.load, self.load_per_window)
 
     @property
     def unit(self) -> str:

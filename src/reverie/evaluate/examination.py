@@ -13,9 +13,10 @@ import jax
 
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet.env import Task, View
-from reverie.envs.fleet.families import draw_tasks, family, levels, trace_unit, windows, with_load
+from reverie.envs.fleet.families import Load, draw_tasks, family, levels, trace_unit, windows, with_load
 from reverie.envs.fleet.traces import Trace
 from reverie.evaluate import trials
+from reverie.evaluate.about import about_trace
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched, watch
@@ -73,6 +74,8 @@ class Setting(NamedTuple):
     experiment: Literal["standard", "adaptive"] = "standard"
     windows: int | None = None
     """How many disjoint windows of a recording they are; None where they are drawn independently."""
+    about: tuple[str, ...] = ()
+    """What is to be known before the results: of a trace, how it is played."""
 
 
 def of_family(name: str, exam: Exam, load: float | None = None) -> Setting:
@@ -87,14 +90,18 @@ def of_family(name: str, exam: Exam, load: float | None = None) -> Setting:
     return Setting(f"{name} at load {load:g}", tasks)
 
 
-def of_trace(trace: Trace, exam: Exam, load: float) -> Setting:
+def of_trace(trace: Trace, exam: Exam, load: Load, per_window: bool = False) -> Setting:
     """Disjoint windows of a trace at an offered load, on Park's fleet; results come in the trace's own seconds.
 
     There are as many as the trace holds, and `exam.episodes` at most: windows that overlap are no independent episodes.
     Errors: ValueError where the trace is shorter than an episode, or for an impossible load.
     """
-    tasks = stack_tasks(windows(trace, load, exam.jobs)[: exam.episodes])
-    return Setting(f"{trace.name} at load {load:g}", tasks, trace_unit(trace), windows=tasks.mask.shape[0])
+    tasks = stack_tasks(windows(trace, load, exam.jobs, per_window=per_window)[: exam.episodes])
+    name = f"{trace.name} as recorded" if load == "recorded" else f"{trace.name} at load {load:g}"
+    name = f"{name} in every window" if per_window else name
+    count = tasks.mask.shape[0]
+    about = about_trace(trace, load, exam.jobs, count, per_window)
+    return Setting(name, tasks, trace_unit(trace), windows=count, about=about)
 
 
 def of_levels(exam: Exam) -> Setting:
@@ -105,9 +112,9 @@ def of_levels(exam: Exam) -> Setting:
     return Setting("levels", tasks, experiment="adaptive")
 
 
-def all_settings(exam: Exam, trace: Trace, load: float) -> list[Setting]:
+def all_settings(exam: Exam, trace: Trace, load: Load, per_window: bool = False) -> list[Setting]:
     """Standard trials at three loads, windows of a trace, adaptive trials."""
-    return [*(of_family(name, exam) for name in STANDARD), of_trace(trace, exam, load), of_levels(exam)]
+    return [*(of_family(name, exam) for name in STANDARD), of_trace(trace, exam, load, per_window), of_levels(exam)]
 
 
 def rules_of(setting: Setting, view: View, names: Iterable[str] | None = None) -> list[Contestant]:

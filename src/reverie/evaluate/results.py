@@ -19,7 +19,8 @@ from typing import Annotated
 import tyro
 
 from reverie.envs.fleet.env import View
-from reverie.envs.fleet.families import traced
+from reverie.envs.fleet.families import Load, traced
+from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.sources import BUILT_IN, read_source
 from reverie.envs.fleet.traces import Trace
 from reverie.evaluate.agents import load_agents
@@ -28,7 +29,7 @@ from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched
 from reverie.files import write_text
-from reverie.ranges import Positive, checked
+from reverie.ranges import above, checked
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.tables import Row, read_csv, write_csv
@@ -45,8 +46,12 @@ class Examination:
     """A trace: a file, or `conversation-like`, the built-in workload."""
     held_out: bool = False
     """Examine on the second half of the trace only: for agents that were trained on its first."""
-    load: Positive = TRACE_LOAD
-    """The offered load that the trace is brought to, by scaling its clock."""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
+    """How the trace is read."""
+    load_per_window: bool = False
+    """Bring every window of the trace to the load by a pace of its own, instead of the whole trace by one."""
+    load: Annotated[Load, *above(0)] = TRACE_LOAD
+    """The offered load that the trace is brought to, by scaling its clock; `recorded` keeps it."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
     """Episodes, jobs and seed."""
 
@@ -56,8 +61,8 @@ class Examination:
         Raises:
             ValueError: it is not there or broken, shorter than an episode, or the load is impossible.
         """
-        trace = read_source(self.trace, self.held_out)
-        traced(trace, self.load, self.exam.jobs)
+        trace = read_source(self.trace, self.held_out, self.reading)
+        traced(trace, self.load, self.exam.jobs, per_window=self.load_per_window)
         return trace
 
 
@@ -96,7 +101,8 @@ class Results:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        return all_settings(self.examination.exam, self.trace, self.examination.load)
+        asked = self.examination
+        return all_settings(asked.exam, self.trace, asked.load, asked.load_per_window)
 
     def examine_rules(self, view: View) -> None:
         """Let the rules play, unless they have: opponents of agents that see `view`."""

@@ -29,9 +29,15 @@ def print_table(table: Table) -> None:
     console.print(table, crop=False)
 
 
+def print_lines(lines: Sequence[str]) -> None:
+    """Print what stands above a table."""
+    for line in lines:
+        print(line)
+
+
 def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
     """Print names and what is to be said of each."""
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    table = Table(title=Text(title, "table.title"), title_justify="left", box=None, show_header=False)
     for name, value in facts:
         table.add_row(Text(name), Text(value))
     print_table(table)

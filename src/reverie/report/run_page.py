@@ -140,7 +140,11 @@ def learning_section(trained: Sequence[RunFolder], judged: Sequence[Mapping[str,
 def trace_section(trace: Trace) -> Section:
     """The trace that the agents are examined on."""
     caption = "When its jobs arrive, how bursty they are and how large, beside Poisson arrivals and exponential sizes."
-    return Section(f"The trace {trace.name}", pictures=[Picture(draw_trace(trace, describe(trace)), caption)])
+    return Section(
+        f"The trace {trace.name}",
+        text=[f"{what}: {said}." for what, said in trace.provenance],
+        pictures=[Picture(draw_trace(trace, describe(trace)), caption)],
+    )
 
 
 def run_section(run: RunFolder, trained: Sequence[RunFolder]) -> Section:

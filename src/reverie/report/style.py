@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from reverie.files import replacing
 
@@ -108,11 +109,22 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
     return found | {name: Look(INK, dashed[1 + i % 3], 1.2) for i, name in enumerate(of_role["oracle"])}
 
 
+def as_text(figure: Figure) -> None:
+    """Let names with dollars be shown as they are: matplotlib would take what is between two for mathematics.
+
+    Only the powers of ten that it writes itself at logarithmic axes are that.
+    """
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text() and not text.get_text().startswith("$\\mathdefault"):
+            text.set_parse_math(False)
+
+
 def to_svg(figure: Figure, salt: str, description: str) -> str:
     """A figure as an SVG element whose colours are the CSS variables of `css_colours`, for a page of its own style.
 
     The same figure and `salt` give the same text; figures of one page need different salts, of which ids are made.
     """
+    as_text(figure)
     out = io.StringIO()
     with setting(), mpl.rc_context({"svg.hashsalt": salt}):
         figure.savefig(out, format="svg", metadata={"Date": None})
@@ -134,6 +146,7 @@ def css_colours(theme: Mapping[str, str]) -> str:
 
 def to_png(figure: Figure, dpi: int = 160) -> bytes:
     """A figure as PNG on white."""
+    as_text(figure)
     out = io.BytesIO()
     with setting():
         figure.savefig(out, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})

@@ -132,10 +132,11 @@ def summary_table(found: Sequence[Summary], title: str, caption: str) -> TextTab
 
 def rich_table(table: TextTable) -> Table:
     """A table for the terminal; agents stand out, what is better is green and what is worse is red."""
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, caption=table.caption)
+    shown = Table(title=Text(table.title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD)
+    shown.caption = Text(table.caption, "table.caption")
     shown.caption_justify = "left"
     for position, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if position else "left", no_wrap=True)
+        shown.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
     for row, role in zip(table.rows, table.emphasis, strict=True):
         shown.add_row(*(Text(cell, style=_STYLES.get(cell.split(" ")[0], "")) for cell in row), style=_ROLES[role])
     return shown

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from reverie.envs.fleet.traces import Trace, TraceSummary
+from reverie.envs.fleet.traces import Tenths, Trace, TraceSummary, tenths
+from reverie.report.style import as_text
 
 _INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _DATA, _REFERENCE = "#2563a8", "#d9822b"
@@ -32,12 +33,17 @@ def draw_trace(trace: Trace, summary: TraceSummary) -> Figure:
     Returns:
         A figure that belongs to no window: save it with `savefig`.
     """
+    course = tenths(trace)
+    heights = [1, 1.25] if course is None else [1, 0.7, 1.25]
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 0.9), w_pad=0.12, h_pad=0.1, hspace=0.06, wspace=0.06)
-    figure = Figure(figsize=(10, 6.6), layout=layout, facecolor="white")
-    axes = figure.subplot_mosaic([["arrivals", "arrivals"], ["gaps", "sizes"]], height_ratios=[1, 1.25])
-    _arrivals(axes["arrivals"], trace, summary)
-    _gaps(axes["gaps"], trace, summary)
-    _sizes(axes["sizes"], trace, summary)
+    figure = Figure(figsize=(10, 3 + 1.6 * sum(heights)), layout=layout, facecolor="white")
+    rows = "aa;gs" if course is None else "aa;ll;gs"
+    axes = figure.subplot_mosaic(rows, height_ratios=heights)
+    _arrivals(axes["a"], trace, summary)
+    if course is not None:
+        _load(axes["l"], course, trace.span)
+    _gaps(axes["g"], trace, summary)
+    _sizes(axes["s"], trace, summary)
     figure.text(0.015, 0.96, trace.name, fontsize=13, fontweight="bold", color=_INK, va="center")
     figure.text(
         0.015,
@@ -49,7 +55,7 @@ def draw_trace(trace: Trace, summary: TraceSummary) -> Figure:
         va="center",
     )
     figure.legend(
-        *axes["gaps"].get_legend_handles_labels(),
+        *axes["g"].get_legend_handles_labels(),
         loc="center right",
         bbox_to_anchor=(0.99, 0.96),
         ncols=2,
@@ -59,6 +65,7 @@ def draw_trace(trace: Trace, summary: TraceSummary) -> Figure:
         labelcolor=_INK,
         borderaxespad=0,
     )
+    as_text(figure)
     return figure
 
 
@@ -82,6 +89,21 @@ def _arrivals(ax: Axes, trace: Trace, summary: TraceSummary) -> None:
         f"busiest minute over mean: {_number(summary.peak_to_mean)}",
     ]
     ax.text(0.008, 0.96, "     ".join(notes), transform=ax.transAxes, va="top", fontsize=9, color=_INK, in_layout=False)
+
+
+def _load(ax: Axes, course: Tenths, span: float) -> None:
+    unit, seconds = _time_unit(span)
+    load = np.minimum(
+        course.load, 10 * course.load[np.isfinite(course.load)].max()
+    )  # a tenth that arrives at once has no bounds
+    _style(ax, "Load in each tenth of the jobs over that of the whole", unit)
+    ax.stairs(load, course.edges / seconds, color=_DATA, fill=True, alpha=0.15)
+    ax.stairs(load, course.edges / seconds, color=_DATA, lw=1.1)
+    ax.axhline(1.0, color=_REFERENCE, lw=1)
+    ax.set(xlim=(0, span / seconds), ylim=(0, 1.35 * max(1.0, load.max())))
+    if course.unsteady:
+        said = "not steady: one load for the whole is true of few jobs"
+        ax.text(0.008, 0.94, said, transform=ax.transAxes, va="top", fontsize=9, color=_INK, in_layout=False)
 
 
 def _gaps(ax: Axes, trace: Trace, summary: TraceSummary) -> None:

@@ -21,7 +21,7 @@ from reverie.envs.core import World
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
 from reverie.envs.fleet.families import draw_tasks, traced
 from reverie.envs.fleet.families import family as find_family
-from reverie.envs.fleet.traces import read_trace
+from reverie.envs.fleet.formats.reading import read_trace
 from reverie.envs.memory.games import find_game
 from reverie.envs.outside import open_outside
 from reverie.ranges import Count, Positive, Seed, Weight, above, at_least, between, checked

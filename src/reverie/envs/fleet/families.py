@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -175,14 +176,31 @@ def family(name: str) -> TaskFamily:
     return FAMILIES[name]
 
 
-def traced(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"] = PARK_SPEEDS) -> TaskFamily:
-    """Windows of `jobs` consecutive jobs of a trace, on a fleet of `speeds`, at the offered load of the whole trace.
+type Load = float | Literal["recorded"]
+"""The offered load that a trace is brought to by stretching its clock, or that which its own clock gives."""
+
+
+def at_load(trace: Trace, load: Load, total_speed: float) -> Trace:
+    """The trace at an offered load of servers of this speed together, or as it was recorded."""
+    return trace if load == "recorded" else scale_to_load(trace, load, total_speed)
+
+
+def traced(
+    trace: Trace,
+    load: Load,
+    jobs: int,
+    speeds: Float[np.ndarray, " N"] = PARK_SPEEDS,
+    per_window: bool = False,
+) -> TaskFamily:
+    """Windows of `jobs` consecutive jobs of a trace, on a fleet of `speeds`, at the offered load of the whole trace or,
+    with `per_window`, each at that load.
 
     Work and clock are both scaled so that the mean job brings 300 work units, which changes nothing but the units
     (speeds stay): an agent trained on such jobs sees the sizes it knows. `trace_unit` leads back to the trace's units.
-    Errors: ValueError where the trace is shorter than `jobs`, the load is not positive, or all jobs arrive at once.
+    Errors: ValueError where the trace is shorter than `jobs`, the load is not positive, or all jobs arrive at once, in
+    the trace or in a window that has a load of its own; or windows of a trace as recorded are to have one.
     """
-    tasks = _window_at(trace, load, jobs, speeds)
+    tasks = _window_at(trace, load, jobs, speeds, per_window)
 
     def draw(rng: np.random.Generator) -> Task:
         return tasks(int(rng.integers(len(trace.arrival) - jobs + 1)))
@@ -190,25 +208,35 @@ def traced(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"]
     return draw
 
 
-def windows(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"] = PARK_SPEEDS) -> list[Task]:
+def windows(
+    trace: Trace, load: Load, jobs: int, speeds: Float[np.ndarray, " N"] = PARK_SPEEDS, per_window: bool = False
+) -> list[Task]:
     """All disjoint windows of a trace from its first job on, as `traced` makes them; what is left over is no window.
 
     Errors: as for `traced`.
     """
-    at = _window_at(trace, load, jobs, speeds)
+    at = _window_at(trace, load, jobs, speeds, per_window)
     return [at(first) for first in range(0, len(trace.arrival) - jobs + 1, jobs)]
 
 
-def _window_at(trace: Trace, load: float, jobs: int, speeds: Float[np.ndarray, " N"]) -> Callable[[int], Task]:
+def _window_at(
+    trace: Trace, load: Load, jobs: int, speeds: Float[np.ndarray, " N"], per_window: bool
+) -> Callable[[int], Task]:
+    if per_window and load == "recorded":
+        raise ValueError("a load per window changes the clock, and a recorded load keeps it; choose one")
     if not 1 <= jobs <= len(trace.arrival):
         raise ValueError(f"traced: jobs must lie in [1, {len(trace.arrival)}], the length of {trace.name}; got {jobs}")
     unit = trace_unit(trace)
     work = trace.work * unit
-    gaps = np.diff(scale_to_load(trace, load, float(np.sum(speeds))).arrival, prepend=0.0) * unit
+    total = float(np.sum(speeds))
+    gaps = np.diff(at_load(trace, load, total).arrival, prepend=0.0) * unit
     speed = constant_speeds(speeds)
 
     def window(first: int) -> Task:
         taken = slice(first, first + jobs)
+        if per_window:
+            of_window = np.diff(at_load(trace.part(taken), load, total).arrival, prepend=0.0) * unit
+            return fleet_task(speed, workloads.recorded(of_window, work[taken]))
         return fleet_task(speed, workloads.recorded(gaps[taken], work[taken]))
 
     return window

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from reverie.envs.fleet.records import Records, TraceError, read_lines, split_csv, stem
+from reverie.envs.fleet.records import Records, TraceError, delimiter_of, read_lines, split_csv, stem
 
 OUTAGE_HOURS = 24.0
 """A machine that was not measured for longer than this was away; no path is drawn across the gap."""
@@ -41,7 +41,7 @@ class MeasuredSpeeds:
 
 
 def read_speeds(path: str | Path) -> MeasuredSpeeds:
-    """Read a file of Azure's VM noise dataset of 2024 (Freischuetz et al., TUNA, EuroSys 2025), plain or gzipped.
+    """Read a file of Azure's VM noise dataset of 2024 (Freischuetz et al., TUNA, EuroSys 2025), plain or packed.
 
     It is CSV with the columns value (work per time, higher is faster), starttime (ISO 8601) and VM_id; others are
     ignored, and lines may come in any order. The `short` files hold many machines measured once, fit for
@@ -52,8 +52,9 @@ def read_speeds(path: str | Path) -> MeasuredSpeeds:
     """
     path = Path(path)
     (_, header), *lines = read_lines(path)
-    records = Records.from_csv(path, split_csv(header), lines, ("VM_id", "starttime", "value"))
-    vm, seconds, value = records.texts("VM_id"), records.times("starttime"), records.numbers("value")
+    mark = delimiter_of(header)
+    records = Records.from_csv(path, split_csv(header, mark), lines, ("VM_id", "starttime", "value"), mark)
+    vm, (seconds, _), value = records.texts("VM_id"), records.times("starttime"), records.numbers("value")
     records.complain(value == 0, "value is 0: a machine that does no work has no speed")
     records.check()
     _, machine = np.unique(vm, return_inverse=True)

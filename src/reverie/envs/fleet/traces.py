@@ -1,18 +1,20 @@
-"""Recorded requests: reading them, scaling them to a load, describing them.
+"""Recorded requests: cutting them, scaling them to a load, describing them.
 
-A trace is two columns of numbers on the host, in NumPy: when each job arrives and how much work it brings. How a trace
-becomes the workload of a simulated fleet is not decided here, nor is how its description is drawn or printed.
+A trace is two columns of numbers on the host, in NumPy: when each job arrives and how much work it brings. How files
+are read is in `formats/`. How a trace becomes the workload of a simulated fleet is not decided here, nor is how its
+description is drawn or printed.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from reverie.envs.fleet.records import Records, TraceError, is_number, read_lines, shorten, split_csv, stem
+from reverie.envs.fleet.records import TraceError
 from reverie.ranges import Positive, checked
 
 
@@ -61,6 +63,8 @@ class Trace:
     """Work of each job in work units: the time it takes on a server of speed 1."""
     columns: Mapping[str, Float64[np.ndarray, " J"]] = field(default_factory=dict)
     """What the work was computed from, by name; empty where the recording gives the work itself."""
+    provenance: tuple[tuple[str, str], ...] = ()
+    """How it was read and what was done to it: names and what is to be said of each."""
 
     def __post_init__(self):
         if len(self.arrival) == 0:
@@ -101,77 +105,32 @@ class Trace:
                 f"trace {self.name} has {len(self.arrival)} job: expected two at least, to make two halves"
             )
         middle = len(self.arrival) // 2
+        return (
+            replace(self.part(slice(0, middle)), name=f"{self.name} (first half)"),
+            replace(self.part(slice(middle, None)), name=f"{self.name} (second half)"),
+        )
 
-        def part(name: str, jobs: slice) -> Trace:
-            columns = {column: values[jobs] for column, values in self.columns.items()}
-            return Trace(
-                f"{self.name} ({name} half)", self.arrival[jobs] - self.arrival[jobs][0], self.work[jobs], columns
+    def between(self, start: float = 0.0, end: float = math.inf) -> "Trace":
+        """The jobs that arrive from `start` on and before `end`, in seconds from the first arrival.
+
+        Raises:
+            TraceError: no job arrives then.
+        """
+        inside = (self.arrival >= start) & (self.arrival < end)
+        if not inside.any():
+            raise TraceError(
+                f"trace {self.name} has no job from {start:g} to {end:g} s: expected a stretch of its {self.span:g} s"
             )
+        if inside.all():
+            return self
+        said = f"{inside.sum():,} of {len(inside):,} jobs, from {start:g} s to {min(end, self.span):g} s"
+        part = self.part(slice(int(inside.argmax()), int(inside.argmax() + inside.sum())))
+        return replace(part, provenance=(*self.provenance, ("stretch", said)))
 
-        return part("first", slice(0, middle)), part("second", slice(middle, None))
-
-
-# Reading
-
-
-def read_trace(path: str | Path, cost: TokenCost = DEFAULT_COST) -> Trace:
-    """Read a recorded trace, plain or gzipped, in the format that its content shows.
-
-    - CSV with the columns TIMESTAMP (ISO 8601, up to nanoseconds), ContextTokens and GeneratedTokens, as Azure's LLM
-      inference traces (Patel et al., Splitwise, ISCA 2024);
-    - JSON lines with `timestamp` (milliseconds, or ISO 8601), `input_length` and `output_length` (tokens), as
-      Mooncake's traces (Qin et al., FAST 2025);
-    - CSV with the columns arrival (seconds) and size (work units); without a header the two columns are in that order.
-
-    Other columns and fields are ignored, blank lines are skipped.
-
-    Args:
-        path: the file.
-        cost: turns tokens into work; not used where the file gives sizes.
-
-    Raises:
-        TraceError: the file is not there, not readable, in no known format, or has broken lines: missing columns,
-            values that are no finite numbers or negative, jobs without work, or times that go backwards.
-    """
-    path = Path(path)
-    lines = read_lines(path)
-    first = lines[0][1]
-    if first.startswith("{"):
-        names = ("timestamp", "input_length", "output_length")
-        return _token_trace(Records.from_json(path, lines, names), names, cost)
-    header = split_csv(first)
-    if "TIMESTAMP" in header:
-        names = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-        return _token_trace(Records.from_csv(path, header, lines[1:], names), names, cost)
-    names = ("arrival", "size")
-    if "arrival" in header or "size" in header:
-        return _plain_trace(Records.from_csv(path, header, lines[1:], names))
-    if len(header) == 2 and all(map(is_number, header)):
-        return _plain_trace(Records.from_csv(path, list(names), lines, names))
-    raise TraceError(
-        f"{path} is in no known format; its first line is {shorten(first)}. Expected a CSV file with the header "
-        "TIMESTAMP,ContextTokens,GeneratedTokens or arrival,size, or JSON lines with timestamp, input_length and "
-        "output_length"
-    )
-
-
-def _token_trace(records: Records, names: tuple[str, str, str], cost: TokenCost) -> Trace:
-    time, context, generated = names
-    arrival = records.times(time)
-    columns = {"context_tokens": records.numbers(context), "generated_tokens": records.numbers(generated)}
-    work = cost.work(**columns)
-    records.complain(work == 0, "a request without tokens brings no work")
-    records.require_order(arrival)
-    records.check()
-    return Trace(stem(records.path), arrival, work, columns)
-
-
-def _plain_trace(records: Records) -> Trace:
-    arrival, work = records.numbers("arrival", least=-math.inf), records.numbers("size")
-    records.complain(work == 0, "a size of 0 brings no work")
-    records.require_order(arrival)
-    records.check()
-    return Trace(stem(records.path), arrival - arrival[0], work)
+    def part(self, jobs: slice) -> "Trace":
+        """Some of the jobs, as a trace of its own."""
+        columns = {column: values[jobs] for column, values in self.columns.items()}
+        return replace(self, arrival=self.arrival[jobs] - self.arrival[jobs][0], work=self.work[jobs], columns=columns)
 
 
 # Scaling
@@ -285,6 +244,64 @@ def describe(trace: Trace) -> TraceSummary:
         size_tail_index=_tail_index(work),
         size_top_share=float(np.sort(work)[-max(1, len(work) // 100) :].sum() / work.sum()),
     )
+
+
+class Tenths(NamedTuple):
+    """A trace in ten parts of as many jobs each: where its work comes, and how fast."""
+
+    edges: Float64[np.ndarray, " 11"]
+    """Where they begin and end, in seconds from the first arrival."""
+    load: Float64[np.ndarray, " 10"]
+    """Work per second in each over that of the whole trace: by how much a load that is asked for is missed there."""
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether no single load describes the trace: half of the jobs, or three tenths, meet another one.
+
+        The limit is a factor of 1.5, which a tenth of an hour of Azure's traces keeps, ramps and days do not.
+        """
+        off = (self.load > _STEADY) | (self.load < 1 / _STEADY)
+        return bool(off.sum() >= 3 or not 1 / _STEADY <= np.median(self.load) <= _STEADY)
+
+    def steady_stretch(self) -> tuple[float, float]:
+        """From where to where, in seconds, loads lie within a factor of 1.5 of that which most jobs meet."""
+        middle = np.median(self.load)
+        inside = (self.load <= _STEADY * middle) & (self.load >= middle / _STEADY)
+        runs = [list(run) for kept, run in groupby(range(len(inside)), key=lambda k: inside[k]) if kept]
+        longest = max(runs, key=len)
+        return float(self.edges[longest[0]]), float(self.edges[longest[-1] + 1])
+
+    def warning(self) -> str:
+        """What to say of an unsteady trace, and what can be done."""
+        low, middle, high = (float(f(self.load)) for f in (np.min, np.median, np.max))
+        start, end = self.steady_stretch()
+        bounds = [f"--from {start:.10g}"] if start > 0 else []
+        bounds += [f"--to {end:.10g}"] if end < self.edges[-1] else []
+        cut = f"`{' '.join(bounds)}` keeps a steady stretch; " if bounds and start < end else ""
+        return (
+            f"the load is not steady: in tenths of the jobs it is {low:.2g} to {high:.2g} times that of the whole, and "
+            f"half of the jobs meet {middle:.2g} times or more, so one load for all of it is true of few. {cut}"
+            "`--load-per-window` brings every episode to the load that is asked for"
+        )
+
+
+_STEADY = 1.5
+
+
+def tenths(trace: Trace) -> Tenths | None:
+    """The load over a trace; None where it has fewer than 100 jobs, of which chance alone would make any tenth uneven.
+
+    Raises:
+        TraceError: all jobs arrive at the same time.
+    """
+    _require_span(trace)
+    if len(trace.work) < 100:
+        return None
+    borders = np.linspace(0, len(trace.work) - 1, 11).astype(int)
+    edges = trace.arrival[borders]
+    work = np.diff(np.concatenate([[0.0], np.cumsum(trace.work)])[borders])
+    with np.errstate(divide="ignore"):  # a tenth that arrives at one moment
+        return Tenths(edges, work / np.diff(edges) * (trace.span / trace.work.sum()))
 
 
 def _window_counts(arrival: Float64[np.ndarray, " J"], window: float) -> tuple[Int64[np.ndarray, " K"], int]:

@@ -1,0 +1,166 @@
+"""Reading a trace from a file of any known format: see the table in docs/traces.md."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from reverie.envs.fleet.formats import (
+    azure_functions,
+    azure_llm,
+    burstgpt,
+    columns,
+    haproxy,
+    mooncake,
+    nginx,
+    plain,
+    swf,
+    vidur,
+    wikibench,
+)
+from reverie.envs.fleet.formats.core import Jobs, Text
+from reverie.envs.fleet.records import Fault, TraceError, Unit, read_lines, shorten, split_json, stem
+from reverie.envs.fleet.traces import DEFAULT_COST, TokenCost, Trace
+
+_READERS = (
+    mooncake.read,
+    azure_llm.read,
+    burstgpt.read,
+    vidur.read,
+    azure_functions.read,
+    swf.read,
+    nginx.read,
+    haproxy.read,
+    wikibench.read,
+    plain.read,
+)
+"""Asked in this order whether a file is theirs."""
+_LONGEST = 100 * 365 * 86_400.0
+"""Seconds: what is longer has broken times or another unit."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the file of a trace is read, where it does not say so itself."""
+
+    unit: Unit | None = None
+    """Unit of arrival times, where the file does not show it."""
+    columns: str | None = None
+    """Which columns are read, for a file of no known format: arrival=NAME,size=NAME,unit=ms; or context=NAME and
+    generated=NAME (tokens) instead of a size. Columns without names are counted from 1."""
+    drop: str = ""
+    """Leave lines out, and count them: zero (jobs without work), broken (lines that cannot be read), or zero,broken."""
+    sort: bool = False
+    """Put lines in order of time, and count those that were not."""
+
+    start: Annotated[float, tyro.conf.arg(name="from")] = 0.0
+    """Only jobs that arrive so many seconds after the first, or later."""
+    end: Annotated[float, tyro.conf.arg(name="to")] = math.inf
+    """Only jobs that arrive fewer seconds after the first."""
+
+    def __post_init__(self):
+        if not 0 <= self.start < self.end:
+            raise TraceError(f"--from {self.start:g} --to {self.end:g}: expected 0 <= from < to, in seconds")
+        for word in self._dropped:
+            if word not in ("zero", "broken"):
+                raise TraceError(f"--drop {self.drop}: expected zero, broken or zero,broken; got {word!r}")
+        if self.columns is not None:
+            said = columns.unit_of(columns.parse_columns(self.columns), "unit")
+            if None not in (said, self.unit) and said != self.unit:
+                raise TraceError(f"--unit {self.unit} and --columns unit={said} disagree: give one of them")
+
+    @property
+    def _dropped(self) -> list[str]:
+        return [word.strip() for word in self.drop.split(",") if word.strip()]
+
+    @property
+    def forgiven(self) -> set[Fault]:
+        """Faults of lines that do not stop the reading."""
+        faults: tuple[Fault, ...] = ("zero", "broken")
+        return {fault for fault in faults if fault in self._dropped} | ({"order"} if self.sort else set())
+
+
+AS_IT_IS = Reading()
+"""Nothing but what the file says."""
+
+
+def read_trace(path: str | Path, cost: TokenCost = DEFAULT_COST, reading: Reading = AS_IT_IS) -> Trace:
+    """Read a recorded trace, plain or packed, in the format that its content shows or `reading` says.
+
+    Columns and fields that are not needed are ignored, blank lines are skipped.
+
+    Args:
+        path: the file.
+        cost: turns tokens into work; not used where the file gives sizes.
+        reading: what the file does not say, and which faults are forgiven.
+
+    Raises:
+        TraceError: the file is not there, not readable, too large, in no known format, of an unknown unit of time, or
+            has broken lines: missing columns, values that are no finite numbers or negative, jobs without work, or
+            times that go backwards.
+    """
+    path = Path(path)
+    lines = read_lines(path)
+    _refuse_document(path, lines)
+    named = None if reading.columns is None else columns.parse_columns(reading.columns)
+    unit = reading.unit if named is None else reading.unit or columns.unit_of(named, "unit")
+    text = Text(path, lines, unit, cost)
+    jobs = _recognised(text) if named is None else columns.read(text, named)
+    forgiven = reading.forgiven | ({"order"} if jobs.at_the_end else set())
+    jobs.records.require_order(jobs.seconds)
+    sound, counts = jobs.records.check(forgiven)
+    seconds = jobs.seconds[sound]
+    order = np.argsort(seconds, kind="stable")
+    arrival = seconds[order] - seconds[order[0]]
+    if arrival[-1] > _LONGEST:
+        raise TraceError(
+            f"{path}: it lasts {arrival[-1]:.3g} s, which is {arrival[-1] / (365 * 86_400):,.0f} years; expected "
+            "at most 100: is a time broken, or is the unit another (--unit)?"
+        )
+    provenance = [("format", jobs.format), ("times", jobs.clock)]
+    provenance += [("reading", jobs.remark)] if jobs.remark else []
+    said: tuple[tuple[Fault, str], ...] = (
+        ("broken", "lines dropped that cannot be read"),
+        ("zero", "lines dropped that bring no work"),
+        ("order", "lines that were not in order of time: sorted"),
+    )
+    provenance += [(what, f"{counts[fault]:,} of {len(sound):,}") for fault, what in said if fault in counts]
+    trace = Trace(
+        stem(path),
+        arrival,
+        jobs.work[sound][order],
+        {name: values[sound][order] for name, values in jobs.columns.items()},
+        tuple(provenance),
+    )
+    return trace.between(reading.start, reading.end)
+
+
+def _recognised(text: Text) -> Jobs:
+    for read in _READERS:
+        if (jobs := read(text)) is not None:
+            return jobs
+    raise TraceError(
+        f"{text.path} is in no known format; its first line is {shorten(text.first)}. Expected a CSV file with the "
+        "header TIMESTAMP,ContextTokens,GeneratedTokens or arrival,size, JSON lines with timestamp, input_length and "
+        "output_length, or another format of docs/traces.md; any other is read with "
+        "--columns arrival=NAME,size=NAME,unit=ms"
+    )
+
+
+def _refuse_document(path: Path, lines: list[tuple[int, str]]) -> None:
+    """Raise TraceError for one JSON document over the whole file, of which no line stands for itself."""
+    first = lines[0][1]
+    whole = first.startswith("[")
+    if first.startswith("{") and len(lines) > 1 and not lines[1][1].startswith("{"):
+        try:
+            split_json(first)
+        except TraceError:
+            whole = True
+    if whole:
+        raise TraceError(
+            f"{path} is one JSON document: expected JSON lines, one object for each job on a line of its own "
+            f"(`jq -c '.[]' {path.name}` makes them of a list)"
+        )
