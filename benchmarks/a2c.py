@@ -23,7 +23,7 @@ from reverie.agents.a2c import A2C, A2CConfig  # noqa: E402
 from reverie.envs.core import stack_tasks  # noqa: E402
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task  # noqa: E402
 from reverie.envs.fleet.workload import pareto, poisson  # noqa: E402
-from reverie.train.on_policy import OnPolicyConfig, init, train  # noqa: E402
+from reverie.train.on_policy import OnPolicyConfig, init, update  # noqa: E402
 
 UPDATES = 50
 """In one call of the compiled program."""
@@ -72,7 +72,11 @@ def main() -> None:
     agent = A2C(A2CConfig(reward_scale=0.01), env.observation_spec, env.action_spec)
     state = jax.jit(lambda key: init(agent, config, env, pool, key))(jax.random.key(0))
     before = time.perf_counter()
-    program = jax.jit(lambda state: train(agent, config, env, pool, state, UPDATES), donate_argnums=0)
+
+    def updates(state):
+        return jax.lax.scan(lambda s, _: update(agent, config, env, pool, s), state, None, length=UPDATES)
+
+    program = jax.jit(updates, donate_argnums=0)
     program = program.lower(state).compile()
     compile_time = time.perf_counter() - before
 

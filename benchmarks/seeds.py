@@ -23,17 +23,17 @@ from reverie.agents.a2c import A2CConfig  # noqa: E402
 from reverie.agents.actor_critic import NetworkConfig  # noqa: E402
 from reverie.agents.dreamer import DreamerConfig  # noqa: E402
 from reverie.models.rssm import PRESETS  # noqa: E402
+from reverie.runs.build import build  # noqa: E402
 from reverie.settings import presets  # noqa: E402
-from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig, WorldConfig  # noqa: E402
-from reverie.train.dreaming import DreamingConfig  # noqa: E402
+from reverie.settings.config import OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig  # noqa: E402
+from reverie.train.off_policy import OffPolicyConfig  # noqa: E402
 from reverie.train.on_policy import OnPolicyConfig  # noqa: E402
 from reverie.train.seeds import side_by_side  # noqa: E402
-from reverie.train.trainers import build  # noqa: E402
 
 TINY = {
-    "dreamer": DreamerRun(
+    "dreamer": OffPolicyRun(
         DreamerConfig(model=PRESETS["tiny"], memory=16, units=16, layers=1, horizon=5, starts=8),
-        DreamingConfig(streams=2, capacity=2000, batch=4, length=16, ratio=8.0),
+        OffPolicyConfig(streams=2, capacity=2000, batch=4, length=16, ratio=8.0),
         chunk=20,
     ),
     "a2c": OnPolicyRun(

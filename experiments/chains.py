@@ -28,12 +28,12 @@ from reverie.nn.optimiser import OptimiserConfig
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREY, setting
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import CurveConfig, DreamerRun, GameConfig, LoopConfig, TrainConfig
+from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, OffPolicyRun, TrainConfig
 from reverie.tables import Row
-from reverie.train.dreaming import DreamingConfig
+from reverie.train.off_policy import OffPolicyConfig
 
 SMALL = TrainConfig(
-    agent=DreamerRun(
+    agent=OffPolicyRun(
         algorithm=DreamerConfig(
             model=RSSMConfig(deter=64, blocks=4, stoch=8, classes=8),
             optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200),
@@ -42,7 +42,7 @@ SMALL = TrainConfig(
             horizon=8,
             starts=256,
         ),
-        experience=DreamingConfig(streams=4, length=32, ratio=64.0),
+        experience=OffPolicyConfig(streams=4, length=32, ratio=64.0),
         chunk=50,
     ),
     curve=CurveConfig(episodes=32),
@@ -93,7 +93,7 @@ class Chains(Study):
         """On a GPU, larger networks, and an update for each step as the authors have it."""
         if self.scale == "cpu":
             return plan
-        assert isinstance(plan.agent, DreamerRun)
+        assert isinstance(plan.agent, OffPolicyRun)
         model = replace(SMALL.agent.algorithm.model, units=256, deter=512, stoch=32, classes=16)
         optimiser = replace(plan.agent.algorithm.optimiser, learning_rate=1e-4, warmup=1000)
         algorithm = replace(plan.agent.algorithm, model=model, optimiser=optimiser, units=256, starts=0)

@@ -25,7 +25,7 @@ from reverie.models import rssm
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREY, setting
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import DreamerRun, GameConfig, TrainConfig
+from reverie.settings.config import GameConfig, OffPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.tables import Row, read_csv
 
@@ -64,7 +64,7 @@ class Control(Study):
         """On a GPU, the authors' size and schedule: 500,000 frames, 512 replayed steps for each action."""
         if self.scale == "cpu":
             return plan
-        assert isinstance(plan.agent, DreamerRun)
+        assert isinstance(plan.agent, OffPolicyRun)
         optimiser = replace(plan.agent.algorithm.optimiser, learning_rate=4e-5, warmup=1000)
         model = rssm.PRESETS["size12m"]
         algorithm = replace(plan.agent.algorithm, model=model, optimiser=optimiser, units=256, layers=3, starts=0)

@@ -29,7 +29,7 @@ from reverie.report.style import BLUE, GREY, VERMILLION, setting
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.tables import Row
 
@@ -92,7 +92,7 @@ class Games(Study):
         """On a GPU, R2I's sizes for POPGym, its updates of 4 x 1024 steps and ten times the experience."""
         if self.scale == "cpu":
             return plan
-        assert isinstance(plan.agent, DreamerRun)
+        assert isinstance(plan.agent, OffPolicyRun)
         assert isinstance(plan.agent.algorithm.model, s3m.S3MConfig)
         assert plan.loop.steps is not None
         small, large, steps = plan.agent.algorithm, s3m.PRESETS["popgym"], 10 * plan.loop.steps

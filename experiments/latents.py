@@ -26,7 +26,7 @@ from reverie.models.set_rssm import SetState
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, setting
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.presets import preset
 from reverie.tables import Row
 
@@ -56,7 +56,7 @@ def plans(asked: Latents) -> dict[str, list[TrainConfig]]:
         world=replace(plan.fleet, family="mixed"),
         loop=replace(plan.loop, steps=asked.steps, evaluate_every=asked.steps),
     )
-    assert isinstance(plan.agent, DreamerRun)
+    assert isinstance(plan.agent, OffPolicyRun)
     flat = replace(plan.agent, algorithm=replace(plan.agent.algorithm, model=FLAT))
     named = {"set-rssm": plan, "rssm": replace(plan, agent=flat)}
     return {

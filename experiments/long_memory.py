@@ -17,7 +17,7 @@ from reverie.evaluate.examination import Exam, of_family, of_levels
 from reverie.evaluate.statistics import verdict
 from reverie.models.build import ModelConfig
 from reverie.models.set_rssm import SetRSSMConfig
-from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.presets import MODELS, Preset, preset
 
 
@@ -39,7 +39,7 @@ class LongMemory(Study):
         ]
 
     def _with(self, plan: TrainConfig, kind: str, model: ModelConfig) -> TrainConfig:
-        assert isinstance(plan.agent, DreamerRun)
+        assert isinstance(plan.agent, OffPolicyRun)
         usual = preset("dreamer", "learned").agent.algorithm
         algorithm = replace(usual, model=model, reward_scale=plan.agent.algorithm.reward_scale)
         loop = replace(plan.loop, steps=self.steps)

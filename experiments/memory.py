@@ -30,7 +30,7 @@ from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREEN, GREY, INK, VERMILLION, setting
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.presets import preset
 from reverie.tables import Row
 
@@ -63,7 +63,7 @@ def plans(asked: Memory) -> dict[str, list[TrainConfig]]:
 def in_trials(plan: TrainConfig, episodes: int = 4) -> TrainConfig:
     """The same number of jobs in a trial, but in several episodes: what was learned in one is worth something in the
     next."""
-    assert isinstance(plan.agent, DreamerRun)
+    assert isinstance(plan.agent, OffPolicyRun)
     run = replace(plan.agent, experience=replace(plan.agent.experience, episodes=episodes))
     world = replace(plan.fleet, jobs=plan.fleet.jobs // episodes)
     return replace(plan, agent=run, world=world, label=f"{plan.name}-trials")

@@ -28,12 +28,12 @@ from reverie.report.figures import WIDTH
 from reverie.report.output import say
 from reverie.report.style import BLUE, GREEN, VERMILLION, setting
 from reverie.runs.build import build
-from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.tables import Row
-from reverie.train import dreaming
+from reverie.train import off_policy
 from reverie.train import replay as replays
-from reverie.train.dreaming import Dreaming, DreamingConfig
+from reverie.train.off_policy import OffPolicy, OffPolicyConfig
 
 Fixed = Literal["data", "model"]
 
@@ -94,7 +94,7 @@ class R2I(Study):
 
 def with_model_changes(plan: TrainConfig, **changes: Any) -> TrainConfig:
     """The plan with other options of its S3M."""
-    assert isinstance(plan.agent, DreamerRun)
+    assert isinstance(plan.agent, OffPolicyRun)
     algorithm = plan.agent.algorithm
     assert isinstance(algorithm.model, S3MConfig)
     return replace(
@@ -105,33 +105,31 @@ def with_model_changes(plan: TrainConfig, **changes: Any) -> TrainConfig:
 # --- fixed data and fixed models --------------------------------------------------------------------------------------
 
 
-def random_play(agent: Dreamer, plan: TrainConfig, seed: int) -> Dreaming:
+def random_play(agent: Dreamer, plan: TrainConfig, seed: int) -> OffPolicy:
     """Fresh networks, and a replay full of what the untrained policy, which is near uniform, has done."""
     trainer = build(plan)
     config = trainer.config
-    assert isinstance(config, DreamingConfig)
-    state = dreaming.init(agent, config, trainer.env, trainer.pool, jax.random.key(seed))
+    assert isinstance(config, OffPolicyConfig)
+    state = off_policy.init(agent, config, trainer.env, trainer.pool, jax.random.key(seed))
     rows = config.capacity // config.streams - (config.length + 1)
-    gathered = partial(dreaming.gather, agent, config, trainer.env, trainer.pool)
+    gathered = partial(off_policy.gather, agent, config, trainer.env, trainer.pool)
     collector, more, _ = jax.jit(gathered, static_argnums=2)(state.learner, state.collector, rows)
     return state._replace(collector=collector, replay=replays.add(state.replay, more))
 
 
-def learn(agent: Dreamer, config: DreamingConfig, state: Dreaming, updates: int, frozen: bool) -> Dreaming:
+def learn(agent: Dreamer, config: OffPolicyConfig, state: OffPolicy, updates: int, frozen: bool) -> OffPolicy:
     """Updates on the replay as it is. With `frozen`, the world model stays what it was."""
 
-    def one_update(state: Dreaming, _: None) -> tuple[Dreaming, None]:
+    def one_update(state: OffPolicy, _: None) -> tuple[OffPolicy, None]:
         key, place_key, update_key = jax.random.split(state.key, 3)
         none = jax.numpy.zeros(0, int)
         place = replays.sample(state.replay, config.batch, config.length + 1, none, place_key)
-        batch = dreaming.as_batch(agent, state.learner, replays.read(state.replay, place))
-        learner, (states, recurrent), _ = agent.update(state.learner, batch, update_key)
+        learner, kept, _ = agent.update(state.learner, replays.read(state.replay, place), update_key)
         if frozen:
             networks = replace_model(learner.networks, state.learner.networks.model)
             learner = learner._replace(networks=networks)
-        latents = learner.networks.model.compress(states)
-        newer = jax.tree.map(lambda x: x[:, 1:], place)
-        replay = replays.write(state.replay, newer, latents=latents, recurrent=recurrent)
+        newer = jax.tree.map(lambda x: x[:, agent.context :], place)
+        replay = replays.write(state.replay, newer, kept=kept)
         return state._replace(learner=learner, replay=replay, key=key), None
 
     return jax.lax.scan(one_update, state, None, length=updates)[0]
@@ -147,7 +145,7 @@ def of_fixed(asked: R2I, fixed: Fixed, policy: str, seed: int, parts: int = 6) -
     trainer = build(plan)
     agent, config, curve = trainer.agent, trainer.config, return_curve(plan.world, plan.curve.episodes)
     assert isinstance(agent, Dreamer)
-    assert isinstance(config, DreamingConfig)
+    assert isinstance(config, OffPolicyConfig)
     state = random_play(agent, plan, seed)
     chunk = asked.fixed_updates // parts
     step = jax.jit(partial(learn, agent, config, updates=chunk, frozen=False), donate_argnums=0)
@@ -176,8 +174,8 @@ def of_growing(asked: R2I, policy: str) -> list[TrainConfig]:
     return [replace(plan, loop=loop, label=f"r2i-growing-{policy}", seed=seed) for seed in range(asked.seeds)]
 
 
-def dreaming_of(plan: TrainConfig) -> DreamingConfig:
-    assert isinstance(plan.agent, DreamerRun)
+def dreaming_of(plan: TrainConfig) -> OffPolicyConfig:
+    assert isinstance(plan.agent, OffPolicyRun)
     return plan.agent.experience
 
 

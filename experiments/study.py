@@ -27,7 +27,7 @@ from reverie.report.output import print_table, say
 from reverie.report.style import save_png
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, OnPolicyRun, TrainConfig
 from reverie.settings.presets import with_steps
 from reverie.sweep.engines import Local
 from reverie.sweep.side_by_side import train_all
@@ -70,7 +70,7 @@ class Study:
         if self.scale == "cpu":
             return plan
         plan = plan if plan.loop.steps is None else with_steps(plan, 10 * plan.loop.steps)
-        if not isinstance(plan.agent, DreamerRun):
+        if not isinstance(plan.agent, OffPolicyRun):
             return plan
         return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, units=256)))
 
@@ -191,7 +191,7 @@ def with_steps_of(dreamer: TrainConfig, rival: TrainConfig) -> TrainConfig:
     return replace(
         rival,
         label=f"{rival.name}-equal-steps",
-        agent=replace(rival.agent, experience=experience, chunk=chunk),
+        agent=replace(rival.agent, experience=experience, chunk=chunk, averaging=1 - 0.8 ** (1 / chunk)),
         loop=replace(rival.loop, steps=steps, evaluate_every=max(1, steps // 4)),
     )
 

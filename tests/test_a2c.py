@@ -27,8 +27,8 @@ from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.workload import exponential, poisson
 from reverie.nn.distributions import Categorical
 from reverie.policies.rollout import rollout
-from reverie.train.collect import collect, start
-from reverie.train.on_policy import OnPolicyConfig, as_rollout, init, side_by_side, train
+from reverie.train.collect import collect, open_streams
+from reverie.train.on_policy import OnPolicyConfig, as_rollout, init, side_by_side, update
 
 FLEET = FleetEnv(servers=3, jobs=5, view="full")
 FLEET_POOL = stack_tasks([fleet_task(constant_speeds([0.5, 1.0]), poisson(2.0, exponential(1.0)), servers=3)])
@@ -111,10 +111,10 @@ def gathered(agent, env, pool, steps=24, streams=6, episodes=2):
     """A learner, and what its policy lived through, with the memory it had."""
     learner = agent.init(jax.random.key(0))
     policy = agent.policy(learner.networks)
-    before = start(env, pool, policy, streams, jax.random.key(1))
+    before = open_streams(env, pool, policy, streams, jax.random.key(1))
     # Some steps first, so that the stretch begins in the middle of episodes.
     before, _ = collect(env, pool, policy, before, 3, episodes)
-    after, seen = collect(env, pool, policy, before, steps, episodes, keep=lambda memory: memory)
+    after, seen = collect(env, pool, policy, before, steps, episodes, keep=lambda state: state)
     return learner, as_rollout(before, after, seen), seen
 
 
@@ -134,8 +134,8 @@ def test_memory_in_training_equals_memory_in_acting_across_episodes_and_trials(e
     assert (seen.timestep.is_first & ~seen.is_trial_first).any()
     features = remember(learner.networks, experience, agent.config.reward_scale)
     where = features.context if servers == "flat" else features.servers
-    np.testing.assert_allclose(where[:-1, ..., -5:], seen.memory.recurrent, atol=1e-5)
-    assert jnp.abs(seen.memory.recurrent).max() > 0.1
+    np.testing.assert_allclose(where[:-1, ..., -5:], seen.kept.recurrent, atol=1e-5)
+    assert jnp.abs(seen.kept.recurrent).max() > 0.1
 
 
 @pytest.mark.parametrize("servers", ["flat", "set"])
@@ -143,7 +143,7 @@ def test_memory_forgets_at_the_border_of_a_trial_and_not_of_an_episode(servers):
     agent = agent_for(FLEET, memory=5, servers=servers)
     learner, experience, _ = gathered(agent, FLEET, FLEET_POOL)
     remembering = jax.jit(partial(remember, learner.networks, reward_scale=1.0))
-    changed = experience._replace(memory=jax.tree.map(lambda x: x + 1, experience.memory))
+    changed = experience._replace(before=jax.tree.map(lambda x: x + 1, experience.before))
     read = (lambda f: f.context) if servers == "flat" else (lambda f: f.servers)
     differs = np.asarray(jnp.abs(read(remembering(experience)) - read(remembering(changed))) > 1e-6)
     differs = differs.reshape(*differs.shape[:2], -1).any(-1)
@@ -328,15 +328,18 @@ def test_rollouts_put_rewards_beside_what_they_led_to_and_workers_side_by_side()
     _, *parts = zip(*[gathered(agent, env, pool, streams=b) for b in (2, 3)], strict=True)
     joined = side_by_side(parts[0])
     assert joined.action.shape == (24, 5)
-    assert joined.memory.recurrent.shape == (5, 3)
+    assert joined.before.recurrent.shape == (5, 3)
     ts = joined.timestep
     paid = np.where(ts.is_last[:-1], 0.0, 10 * ts.observation["vector"][:-1, :, 0] + joined.action)
     np.testing.assert_allclose(ts.reward[1:], paid, rtol=1e-6)
-    np.testing.assert_array_equal(joined.memory.action[2:], parts[0][1].memory.action)
+    np.testing.assert_array_equal(joined.before.action[2:], parts[0][1].before.action)
 
 
 def compiled(agent, config, env, pool, updates):
-    return jax.jit(lambda state: train(agent, config, env, pool, state, updates))
+    def one_update(state, _):
+        return update(agent, config, env, pool, state)
+
+    return jax.jit(lambda state: jax.lax.scan(one_update, state, None, length=updates))
 
 
 def begun(agent, config, env, pool, seed=0):

@@ -24,8 +24,8 @@ from reverie.models.set_rssm import SetRSSMConfig
 from reverie.runs import loop
 from reverie.runs.loop import Interrupted
 from reverie.settings import presets
-from reverie.settings.config import CurveConfig, DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
-from reverie.train.dreaming import DreamingConfig
+from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 EXAM = ["--episodes", "6", "--jobs", "30"]
@@ -33,7 +33,7 @@ TINY_WORLD = WorldConfig(family="hard", tasks=2, jobs=20)
 TINY = {
     "dreamer": {
         "cpu": TrainConfig(
-            DreamerRun(
+            OffPolicyRun(
                 DreamerConfig(
                     model=SetRSSMConfig(units=8, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4),
                     memory=8,
@@ -42,7 +42,7 @@ TINY = {
                     horizon=3,
                     starts=4,
                 ),
-                DreamingConfig(streams=2, capacity=200, batch=2, length=8, ratio=4.0),
+                OffPolicyConfig(streams=2, capacity=200, batch=2, length=8, ratio=4.0),
                 chunk=2,
             ),
             TINY_WORLD,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reverie.envs.core import ArraySpec, Discrete, TimeStep, first
-from reverie.train.collect import collect, finished_returns, start
+from reverie.train.collect import collect, finished_returns, open_streams
 
 LENGTH = 3
 
@@ -40,8 +40,8 @@ class Counting(NamedTuple):
 
 def experience(steps: int, episodes: int, batch: int = 4):
     env, pool, policy = Clock(), jnp.arange(7.0), Counting()
-    begun = start(env, pool, policy, batch, jax.random.key(0))
-    return jax.jit(lambda c: collect(env, pool, policy, c, steps, episodes, keep=lambda memory: memory))(begun)[1]
+    begun = open_streams(env, pool, policy, batch, jax.random.key(0))
+    return jax.jit(lambda c: collect(env, pool, policy, c, steps, episodes, keep=lambda state: state))(begun)[1]
 
 
 def test_the_reward_of_an_action_stands_in_the_next_row():
@@ -65,7 +65,7 @@ def test_episodes_follow_one_another_and_their_returns_are_counted_once():
 
 def test_memory_and_task_live_through_a_trial_and_end_with_it():
     seen = experience(steps=64, episodes=2, batch=8)
-    memory, task = np.asarray(seen.memory), np.asarray(seen.timestep.observation["vector"])[..., 0]
+    memory, task = np.asarray(seen.kept), np.asarray(seen.timestep.observation["vector"])[..., 0]
     trial = 2 * (LENGTH + 1)
     np.testing.assert_array_equal(memory, np.tile(np.arange(1, trial + 1), 8)[:, None] * np.ones(8, int))
     np.testing.assert_array_equal(np.asarray(seen.is_trial_first)[:, 0], np.arange(64) % trial == 0)

@@ -10,7 +10,7 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.runs.build import build
 from reverie.runs.config_json import config_from_json, config_to_json
-from reverie.settings.config import CurveConfig, DreamerRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
+from reverie.settings.config import CurveConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
 from reverie.settings.presets import PRESETS, preset
 from reverie.train.trainers import WorldTrainer
 
@@ -31,12 +31,12 @@ def test_a_preset_is_named_after_its_algorithm(algorithm, name):
 def test_the_paper_preset_is_dreamerv3_at_its_smallest_size_with_a_memory_of_256_units():
     run = preset("dreamer", "paper").agent
     assert run.algorithm == DreamerConfig(model=RSSMConfig(units=64), memory=256)
-    assert run.experience == DreamerRun().experience
+    assert run.experience == OffPolicyRun().experience
 
 
 def test_the_name_tells_whether_there_is_a_memory():
-    assert DreamerRun(DreamerConfig(memory=0)).name == "dreamer"
-    assert DreamerRun(DreamerConfig(memory=8)).name == "dreamer-rl2"
+    assert OffPolicyRun(DreamerConfig(memory=0)).name == "dreamer"
+    assert OffPolicyRun(DreamerConfig(memory=8)).name == "dreamer-rl2"
     assert OnPolicyRun(A2CConfig()).name == "a2c"
     assert OnPolicyRun(A2CConfig(network=NetworkConfig(memory=8))).name == "a2c-rl2"
 
@@ -57,9 +57,9 @@ def test_an_unknown_family_is_refused_with_the_nearest_name():
         (lambda: WorldConfig(jobs=0), "jobs"),
         (lambda: WorldConfig(tasks=0), "tasks"),
         (lambda: CurveConfig(episodes=0), "episodes"),
-        (lambda: DreamerRun(chunk=0), "chunk"),
+        (lambda: OffPolicyRun(chunk=0), "chunk"),
         (lambda: OnPolicyRun(chunk=0), "chunk"),
-        (lambda: TrainConfig(DreamerRun(), seed=-1), "seed"),
+        (lambda: TrainConfig(OffPolicyRun(), seed=-1), "seed"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(make, field):

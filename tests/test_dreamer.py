@@ -19,8 +19,8 @@ from reverie.models.core import Sequence
 from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
 from reverie.models.set_rssm import SetRSSMConfig
-from reverie.train import dreaming
-from reverie.train.dreaming import DreamingConfig
+from reverie.train import off_policy
+from reverie.train.off_policy import OffPolicyConfig
 
 ENV = FleetEnv(servers=3, jobs=12)
 TASK = fleet_task(constant_speeds([1.0, 0.5, 0.2]), workload.poisson(1.0, workload.exponential(1.0)))
@@ -29,7 +29,7 @@ FLAT = DreamerConfig(model=PRESETS["tiny"], memory=8, units=16, layers=1, horizo
 SET = replace(FLAT, model=SetRSSMConfig(units=16, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4))
 QUEUE = replace(FLAT, model=QueueConfig(units=16, deter=8), siblings=2)
 R2I = replace(FLAT, model=s3m.PRESETS["tiny"], optimiser=GroupsConfig())
-GATHERING = DreamingConfig(streams=2, episodes=2, capacity=400, batch=2, length=8, ratio=4.0)
+GATHERING = OffPolicyConfig(streams=2, episodes=2, capacity=400, batch=2, length=8, ratio=4.0)
 
 
 def agent(config: DreamerConfig = FLAT) -> Dreamer:
@@ -40,16 +40,16 @@ def agent(config: DreamerConfig = FLAT) -> Dreamer:
 def trained(request):
     """An agent, its state after 3 updates, and the jitted training function of one update."""
     a = agent(request.param)
-    train = jax.jit(lambda state: dreaming.train(a, GATHERING, ENV, POOL, state, 1))
-    state = jax.jit(lambda key: dreaming.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
+    train = jax.jit(lambda state: off_policy.update(a, GATHERING, ENV, POOL, state))
+    state = jax.jit(lambda key: off_policy.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
     for _ in range(3):
         state, metrics = train(state)
     return a, state, train, metrics
 
 
-def sample_batch(a: Dreamer, state: dreaming.Dreaming) -> dreamer.Batch:
-    place = dreaming.replays.sample(state.replay, 2, 9, jnp.arange(0), jax.random.key(5))
-    return dreaming.as_batch(a, state.learner, dreaming.replays.read(state.replay, place))
+def sample_batch(a: Dreamer, state: off_policy.OffPolicy) -> dreamer.Batch:
+    place = off_policy.replays.sample(state.replay, 2, 9, jnp.arange(0), jax.random.key(5))
+    return a.batch(state.learner.networks, off_policy.replays.read(state.replay, place))
 
 
 def test_lambda_returns_equal_the_definition():
@@ -118,19 +118,12 @@ def test_memory_is_emptied_at_trials_and_not_at_episodes():
 def test_stored_latents_let_a_sequence_begin_without_burn_in(trained):
     """What replay lends a sequence is what the policy held at that step, up to the half precision it is stored in."""
     a, state, _, _ = trained
-    collector, rows, _ = dreaming.gather(a, GATHERING, ENV, POOL, state.learner, state.collector, 4)
+    collector, rows, _ = off_policy.gather(a, GATHERING, ENV, POOL, state.learner, state.collector, 4)
     held = a.policy(state.learner.networks)
-    np.testing.assert_allclose(
-        rows.recurrent[-1].astype(jnp.float32),
-        jnp.where(
-            collector.is_trial_first[:, None], rows.recurrent[-1].astype(jnp.float32), collector.memory.recurrent
-        ),
-        rtol=1e-2,
-        atol=1e-2,
-    )
-    expanded = held.networks.model.expand(jax.tree.map(lambda x: x[-1], rows.latents))
-    kept = ~collector.is_trial_first
-    for stored, live in zip(jax.tree.leaves(expanded), jax.tree.leaves(collector.memory.model), strict=True):
+    kept, recurrent = ~collector.is_trial_first, rows.kept.recurrent[-1].astype(jnp.float32)
+    np.testing.assert_allclose(recurrent[kept], collector.policy_state.recurrent[kept], rtol=1e-2, atol=1e-2)
+    expanded = held.networks.model.expand(jax.tree.map(lambda x: x[-1], rows.kept.latents))
+    for stored, live in zip(jax.tree.leaves(expanded), jax.tree.leaves(collector.policy_state.model), strict=True):
         np.testing.assert_allclose(np.asarray(stored)[kept], np.asarray(live)[kept], rtol=1e-2, atol=1e-2)
 
 
@@ -189,9 +182,9 @@ def test_metrics_are_finite_and_named(trained):
 
 
 def test_every_new_step_is_trained_on_once_while_it_is_fresh():
-    config = DreamingConfig(streams=4, capacity=10_000, batch=4, length=16, ratio=4.0)
+    config = OffPolicyConfig(streams=4, capacity=10_000, batch=4, length=16, ratio=4.0)
     newest = [
-        (int(s), (u + 1) * config.steps) for u in range(64) for s in np.asarray(dreaming.fresh(config, jnp.int32(u)))
+        (int(s), (u + 1) * config.steps) for u in range(64) for s in np.asarray(off_policy.fresh(config, jnp.int32(u)))
     ]
     covered = {(s, t) for s, end in newest for t in range(end - config.length, end)}
     assert {(s, t) for s in range(4) for t in range(config.length, 64 * config.steps - config.length)} <= covered
@@ -246,15 +239,15 @@ def test_siblings_share_the_luck_of_the_model_and_not_their_actions():
 @pytest.mark.parametrize("config", [FLAT, SET], ids=["flat", "set"])
 def test_gaussian_latents_train(config):
     a = agent(replace(config, model=replace(config.model, latent="gaussian")))
-    state = jax.jit(lambda key: dreaming.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
-    _, metrics = jax.jit(lambda state: dreaming.train(a, GATHERING, ENV, POOL, state, 1))(state)
+    state = jax.jit(lambda key: off_policy.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
+    _, metrics = jax.jit(lambda state: off_policy.update(a, GATHERING, ENV, POOL, state))(state)
     assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))
-    assert metrics["model/kl"][0] > 0
+    assert metrics["model/kl"] > 0
 
 
 def test_half_precision_is_for_gpus_and_trains():
     assert PRESETS["tiny"].dtype == ("bfloat16" if jax.default_backend() == "gpu" else "float32")
     a = agent(replace(FLAT, model=replace(PRESETS["tiny"], precision="bfloat16")))
-    state = jax.jit(lambda key: dreaming.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
-    _, metrics = jax.jit(lambda state: dreaming.train(a, GATHERING, ENV, POOL, state, 1))(state)
+    state = jax.jit(lambda key: off_policy.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
+    _, metrics = jax.jit(lambda state: off_policy.update(a, GATHERING, ENV, POOL, state))(state)
     assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))

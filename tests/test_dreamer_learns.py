@@ -16,20 +16,20 @@ from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
-from reverie.train import dreaming
-from reverie.train.dreaming import DreamingConfig
+from reverie.train.off_policy import OffPolicyConfig
+from reverie.train.trainers import WorldTrainer
 
 OPTIMISER = OptimiserConfig(learning_rate=1e-3, warmup=200)
 
 
 def before_and_after(
-    agent: Dreamer, config: DreamingConfig, env: Environment, pool: Task, steps: int
+    agent: Dreamer, config: OffPolicyConfig, env: Environment, pool: Task, steps: int
 ) -> tuple[Networks, Networks]:
     """The networks of seed 0 untrained, and after training for `steps` environment steps."""
-    begun = jax.jit(lambda key: dreaming.init(agent, config, env, pool, key))(jax.random.key(0))
-    updates = steps // config.env_steps
-    ended, _ = jax.jit(lambda state: dreaming.train(agent, config, env, pool, state, updates))(begun)
-    return begun.learner.networks, ended.learner.networks
+    trainer = WorldTrainer(agent, config, env, pool, steps // config.env_steps)
+    begun = trainer.init(jax.random.key(0))
+    ended, _ = jax.jit(trainer.train)(begun)
+    return begun.learning.learner.networks, ended.learning.learner.networks
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_cartpole_is_balanced():
     env, pool = CartPole(), jnp.zeros((1,))
     config = DreamerConfig(model=PRESETS["tiny"], optimiser=OPTIMISER, memory=0, layers=2, starts=128)
     agent = Dreamer(config, env.observation_spec, env.action_spec)
-    gathering = DreamingConfig(streams=8, capacity=50_000, batch=8, length=32)
+    gathering = OffPolicyConfig(streams=8, capacity=50_000, batch=8, length=32)
     untrained, learned = before_and_after(agent, gathering, env, pool, 28_000)
 
     @jax.jit
@@ -72,7 +72,7 @@ def test_two_servers_are_shared_almost_as_well_as_by_the_best_rule():
         model=model, optimiser=OPTIMISER, memory=16, units=32, layers=2, starts=128, entropy=1e-3, reward_scale=0.3
     )
     agent = Dreamer(config, env.observation_spec, env.action_spec)
-    gathering = DreamingConfig(streams=8, capacity=50_000, batch=8, length=32, ratio=16.0)
+    gathering = OffPolicyConfig(streams=8, capacity=50_000, batch=8, length=32, ratio=16.0)
     untrained, learned = before_and_after(agent, gathering, env, stack_tasks([task]), 28_000)
 
     def player(name: str, networks: Networks) -> Contestant:

@@ -23,7 +23,7 @@ from reverie.runs import checkpoint, loop
 from reverie.runs.folder import RunFolder
 from reverie.runs.loop import DivergedError, Interrupted
 from reverie.settings.config import LoopConfig
-from reverie.train.dreaming import DreamingConfig
+from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.trainers import WorldTrainer
 
 STEPS = 30  # of the walk below, in one chunk
@@ -259,7 +259,7 @@ def test_a_resumed_dreamer_ends_with_the_same_bits(tmp_path):
     )
     trainer = WorldTrainer(
         Dreamer(config, env.observation_spec, env.action_spec),
-        DreamingConfig(streams=2, episodes=2, capacity=80, batch=2, length=8, ratio=4.0),
+        OffPolicyConfig(streams=2, episodes=2, capacity=80, batch=2, length=8, ratio=4.0),
         env,
         stack_tasks([task] * 2),
         updates=1,

@@ -23,11 +23,10 @@ from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, 
 from reverie.models.rssm import RSSMConfig
 from reverie.runs import checkpoint
 from reverie.runs.build import build
-from reverie.settings.config import DreamerRun, GameConfig, OnPolicyRun, TrainConfig
+from reverie.settings.config import GameConfig, OffPolicyRun, OnPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.train.collect import collect, start
-from reverie.train.devices import spread
-from reverie.train.dreaming import DreamingConfig
+from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.seeds import side_by_side
 
 COPIES = 3
@@ -396,9 +395,9 @@ def test_the_end_of_a_dm_env_is_terminal_where_nothing_is_worth_anything_after_i
 def training():
     """A trainer, its state at the beginning, and the program that makes two updates, compiled as the loop does."""
     model = RSSMConfig(units=16, deter=16, stoch=2, classes=4, blocks=2, encoder_layers=1, decoder_layers=1)
-    config = DreamerRun(
+    config = OffPolicyRun(
         algorithm=DreamerConfig(model=model, memory=0, units=8, layers=1, starts=4, horizon=2),
-        experience=DreamingConfig(streams=COPIES, batch=3, length=4, capacity=300, ratio=0.2),
+        experience=OffPolicyConfig(streams=COPIES, batch=3, length=4, capacity=300, ratio=0.2),
         chunk=2,
     )
     trainer = build(TrainConfig(config, GameConfig("gym:CartPole-v1")))
@@ -456,8 +455,6 @@ def test_only_dreamer_trains_there_and_each_seed_by_itself():
     plan = game_plan("gym:CartPole-v1")
     with pytest.raises(ValueError, match="outside JAX are stepped on the host"):
         side_by_side([build(plan)])
-    with pytest.raises(ValueError, match="outside JAX are stepped on the host"):
-        spread(build(plan), 1)
 
 
 def test_actions_are_repeated_outside_alone():

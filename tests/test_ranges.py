@@ -17,7 +17,7 @@ from reverie.envs.fleet.traces import TokenCost
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.results import Examination
 from reverie.ranges import LARGEST, Count, Range, Share, above, at_least, between, check, checked
-from reverie.settings.config import CurveConfig, DreamerRun, LoopConfig, TrainConfig, WorldConfig
+from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, TrainConfig, WorldConfig
 from reverie.sweep.plans import SweepConfig, VerdictConfig
 
 ROOTS = (TrainConfig, Examination, SweepConfig, VerdictConfig, Choice, Exam, FleetEnv, TokenCost)
@@ -200,7 +200,7 @@ def test_the_help_of_an_option_shows_its_range(capsys):
 
 
 def test_presets_and_the_largest_sizes_still_pass():
-    assert DreamerRun(chunk=1).averaging == 1.0
+    assert OffPolicyRun(chunk=1).averaging == 1.0
     assert LoopConfig(steps=10**12).steps == 10**12
     assert WorldConfig(tasks=1_000_000).tasks == 1_000_000
     assert CurveConfig(episodes=1).episodes == 1

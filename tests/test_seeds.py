@@ -15,15 +15,15 @@ from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
-from reverie.settings.config import DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
-from reverie.train.dreaming import DreamingConfig
+from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 from reverie.train.seeds import side_by_side
 
 MODEL = QueueConfig(units=16, deter=8)  # draws no latents, which a rounding could tip
-DREAMER = DreamerRun(
+DREAMER = OffPolicyRun(
     DreamerConfig(model=MODEL, memory=8, units=16, layers=1, horizon=3, starts=4),
-    DreamingConfig(streams=2, capacity=60, batch=2, length=6, ratio=3.0),
+    OffPolicyConfig(streams=2, capacity=60, batch=2, length=6, ratio=3.0),
     chunk=2,
 )
 A2C = OnPolicyRun(A2CConfig(network=NetworkConfig(units=16)), OnPolicyConfig(streams=8, steps=4), chunk=3)

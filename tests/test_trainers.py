@@ -21,12 +21,12 @@ from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import CurveConfig, DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.sweep.training import train_run
-from reverie.train.dreaming import DreamingConfig
+from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
-EXPERIENCE = DreamingConfig(streams=2, batch=2, length=4, ratio=4.0, capacity=200)
+EXPERIENCE = OffPolicyConfig(streams=2, batch=2, length=4, ratio=4.0, capacity=200)
 SMALL = DreamerConfig(
     model=QueueConfig(units=8, deter=8, unit=PARK_MEAN_SIZE),
     memory=8,
@@ -38,7 +38,7 @@ SMALL = DreamerConfig(
 )
 WORLD = WorldConfig(family="easy", tasks=2, jobs=20)
 LOOP = LoopConfig(steps=32, evaluate_every=1_000)
-PLAN = TrainConfig(DreamerRun(SMALL, EXPERIENCE, chunk=2), WORLD, LOOP, CurveConfig(episodes=2, jobs=10))
+PLAN = TrainConfig(OffPolicyRun(SMALL, EXPERIENCE, chunk=2), WORLD, LOOP, CurveConfig(episodes=2, jobs=10))
 
 
 def with_model(model, **world) -> TrainConfig:
@@ -51,7 +51,7 @@ def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
     end = train_run(PLAN, build(PLAN), first, ["test"], quiet=True).state
     later = replace(PLAN, world=replace(WORLD, family="hard", tasks=3), start=first.path, seed=1)
     trainer = build(later)
-    begun = trainer.begin(end, later.seed)
+    begun = trainer.continued(end, later.seed)
     for new, old in zip(jax.tree.leaves(begun.learning.learner), jax.tree.leaves(end.learning.learner), strict=True):
         np.testing.assert_array_equal(new, old)
     assert int(begun.learning.replay.filled) == int(end.learning.replay.filled)
@@ -69,7 +69,7 @@ def test_a_run_cannot_begin_from_another_kind_of_agent():
     state = build(PLAN).init(jax.random.key(0))
     wider = replace(PLAN, agent=replace(PLAN.agent, algorithm=replace(SMALL, units=16)))
     with pytest.raises(ValueError, match="only the family and the number of its tasks may differ"):
-        build(wider).begin(state, 0)
+        build(wider).continued(state, 0)
 
 
 def responses(plan: TrainConfig, servers: int, order=None):

@@ -9,6 +9,7 @@ Metrics: `actor/loss`, `actor/entropy`, `critic/loss`, `critic/value` and `criti
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -21,10 +22,10 @@ from reverie.agents.actor_critic import (
     ActorCriticPolicy,
     Learner,
     Rollout,
-    begin,
     critic_loss,
     descend,
     explained_variance,
+    fresh,
     judge,
     mean,
     remember,
@@ -35,6 +36,8 @@ from reverie.envs.core import ActionSpec, ArraySpec
 @dataclass(frozen=True)
 class A2CConfig(ActorCriticConfig):
     """A2C needs no more than the common settings."""
+
+    kind: ClassVar[str] = "a2c"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class A2C:
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. The critic starts at exactly 0, the actor near uniform."""
-        return begin(self.config, self.observation_spec, self.action_spec, key)
+        return fresh(self.config, self.observation_spec, self.action_spec, key)
 
     def policy(self, networks: ActorCritic, greedy: bool = False) -> ActorCriticPolicy:
         """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""

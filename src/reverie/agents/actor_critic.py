@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -73,8 +73,15 @@ class ActorCriticConfig:
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
 
+    kind: ClassVar[str]
 
-class Memory(NamedTuple):
+    @property
+    def name(self) -> str:
+        """What tables call the agent."""
+        return f"{self.kind}-rl2" if self.network.memory else self.kind
+
+
+class Carry(NamedTuple):
     """What a recurrent policy carries from one step to the next."""
 
     recurrent: Float[Array, "B *N M"]
@@ -91,7 +98,7 @@ class Rollout(NamedTuple):
     is_trial_first: Bool[Array, "G B"]
     action: Int[Array, "T B"]
     """Done at each moment but the last; means nothing where an episode is over (`is_last`)."""
-    memory: Memory | None
+    before: Carry | None
     """What the policy carried before the first moment."""
 
 
@@ -254,7 +261,7 @@ class ActorCritic(eqx.Module):
         shared = jnp.broadcast_to(shared, (*seen.servers.shape[:-1], shared.shape[-1]))
         return jnp.concatenate([seen.servers, done[..., None], shared], -1)
 
-    def recall(self, seen: Features, recurrent: Float[Array, "*B M"]) -> Features:
+    def with_memory(self, seen: Features, recurrent: Float[Array, "*B M"]) -> Features:
         """What is seen together with what is remembered."""
         if seen.servers is None:
             return seen._replace(context=jnp.concatenate([seen.context, recurrent], -1))
@@ -281,23 +288,23 @@ class ActorCriticPolicy(eqx.Module):
     greedy: bool = eqx.field(static=True)
     """Take the likeliest action instead of drawing one."""
 
-    def initial_state(self, batch: int) -> Memory | None:
+    def initial_state(self, batch: int) -> Carry | None:
         net = self.networks
         if net.memory is None:
             return None
         rows = (net.actions,) if net.as_set else ()
         units = net.memory.recurrent.weight.shape[0]
-        return Memory(jnp.zeros((batch, *rows, units)), jnp.zeros((batch,), jnp.int32))
+        return Carry(jnp.zeros((batch, *rows, units)), jnp.zeros((batch,), jnp.int32))
 
     def act(
-        self, state: Memory | None, timestep: TimeStep, key: Key[Array, ""]
-    ) -> tuple[Int[Array, " B"], Memory | None]:
+        self, state: Carry | None, timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], Carry | None]:
         net = self.networks
         features = net.see(timestep.observation)
         if net.memory is not None and state is not None:
             told = net.told(features, state.action, timestep.reward * self.reward_scale, timestep.is_first)
             state = state._replace(recurrent=net.memory(state.recurrent, told))
-            features = net.recall(features, state.recurrent)
+            features = net.with_memory(features, state.recurrent)
         policy = net.act(features, timestep.observation)
         action = policy.mode().astype(jnp.int32) if self.greedy else draw(policy, key)
         return action, state and state._replace(action=action)
@@ -324,18 +331,18 @@ def remember(networks: ActorCritic, rollout: Rollout, reward_scale: float) -> Fe
     """
     ts, memory = rollout.timestep, networks.memory
     seen = networks.see(ts.observation)
-    if memory is None or rollout.memory is None:
+    if memory is None or rollout.before is None:
         return seen
-    done = jnp.concatenate([rollout.memory.action[None], rollout.action])
+    done = jnp.concatenate([rollout.before.action[None], rollout.action])
     inputs = memory.project(networks.told(seen, done, ts.reward * reward_scale, ts.is_first))
 
     def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        row, begins = now
-        h = memory.step(select(begins, jnp.zeros_like(h), h), row)
+        row, is_trial_first = now
+        h = memory.step(select(is_trial_first, jnp.zeros_like(h), h), row)
         return h, h
 
-    _, recurrent = jax.lax.scan(step, rollout.memory.recurrent, (inputs, rollout.is_trial_first))
-    return networks.recall(seen, recurrent)
+    _, recurrent = jax.lax.scan(step, rollout.before.recurrent, (inputs, rollout.is_trial_first))
+    return networks.with_memory(seen, recurrent)
 
 
 def judge(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeStep) -> Judgement:
@@ -361,14 +368,14 @@ def advantages(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: 
     """
     later = jax.tree.map(lambda x: x[1:], timestep)
     ahead = config.discount * (1.0 - later.is_terminal) * value[1:]
-    surprise = later.reward * config.reward_scale + ahead - value[:-1]
+    error = later.reward * config.reward_scale + ahead - value[:-1]
     goes_on = config.discount * config.discount_lambda * (1.0 - later.is_last)
 
     def step(after: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         d, on = now
         return (gain := d + on * after), gain
 
-    return jax.lax.scan(step, jnp.zeros_like(value[0]), (surprise, goes_on), reverse=True)[1]
+    return jax.lax.scan(step, jnp.zeros_like(value[0]), (error, goes_on), reverse=True)[1]
 
 
 def critic_loss(value: Float[Array, "T B"], judged: Judgement) -> Float[Array, ""]:
@@ -407,7 +414,7 @@ def optimiser(config: ActorCriticConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate, eps=1e-5))
 
 
-def begin(
+def fresh(
     config: ActorCriticConfig,
     observation_spec: Mapping[str, ArraySpec],
     action_spec: ActionSpec,

@@ -17,16 +17,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
+from reverie.agents.core import Row
 from reverie.agents.heads import Actor, Critic
 from reverie.agents.optimisers import GroupsConfig, optimiser
 from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep
 from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
 from reverie.models.rssm import RSSMConfig
-from reverie.nn.devices import divide
 from reverie.nn.distributions import TwoHot, symlog
 from reverie.nn.layers import GRU
 from reverie.nn.optimiser import OptimiserConfig
@@ -72,6 +71,11 @@ class DreamerConfig:
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
 
+    @property
+    def name(self) -> str:
+        """What tables call the agent."""
+        return "dreamer-rl2" if self.memory else "dreamer"
+
 
 class Networks(eqx.Module):
     """Everything that is learned by gradient."""
@@ -94,12 +98,21 @@ class Learner(NamedTuple):
     """Running 95th percentile of returns."""
 
 
-class Memory(NamedTuple):
+class Carry(NamedTuple):
     """What the agent carries from one step to the next while it acts, leaves [B, ...]."""
 
     model: ModelState
     recurrent: Float[Array, "B M"]
     action: Float[Array, "B A"]
+
+
+class Kept(NamedTuple):
+    """What replay stores of a step."""
+
+    latents: PyTree[Array]
+    """Model state after the timestep was seen, compressed."""
+    recurrent: Array
+    """The policy's memory after the timestep was seen, in half precision."""
 
 
 class Batch(NamedTuple):
@@ -133,8 +146,8 @@ class Dreamer:
     config: DreamerConfig
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
-    mesh: Mesh | None = None
-    """The devices that share the dreams; None is one."""
+
+    context = 1
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. Critic and reward head start at exactly 0, the actor near uniform."""
@@ -158,12 +171,16 @@ class Dreamer:
         c = self.config
         return DreamerPolicy(networks, self.action_spec, c.memory, c.reward_scale, greedy)
 
+    def keep(self, networks: Networks, state: Carry) -> Kept:
+        """Model state and memory, so that a replayed sequence begins where acting stood."""
+        return Kept(networks.model.compress(state.model), state.recurrent.astype(jnp.bfloat16))
+
     def update(
-        self, learner: Learner, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Learner, tuple[ModelState, Float[Array, "B T M"]], dict[str, Float[Array, ""]]]:
-        """One gradient step. Also returns the states that replay should remember, and metrics."""
-        (_, (learner, states, metrics)), gradient = eqx.filter_value_and_grad(self.loss, has_aux=True)(
-            learner.networks, learner, batch, key
+        self, learner: Learner, rows: Row, key: Key[Array, ""]
+    ) -> tuple[Learner, Kept, dict[str, Float[Array, ""]]]:
+        """One gradient step on rows [S, 1 + T, ...]. Replay is to remember the states of now."""
+        (_, (learner, (states, memories), metrics)), gradient = eqx.filter_value_and_grad(self.loss, has_aux=True)(
+            learner.networks, learner, self.batch(learner.networks, rows), key
         )
         step, optimiser_state = optimiser(self.config.optimiser).update(
             gradient, learner.optimiser, trained(learner.networks)
@@ -173,7 +190,24 @@ class Dreamer:
             lambda slow, fast: slow + self.config.slow_rate * (fast - slow), learner.slow_critic, networks.critic
         )
         metrics["gradient/norm"] = optax.tree.norm(gradient)
-        return Learner(networks, slow, optimiser_state, learner.low, learner.high), states, metrics
+        kept = Kept(networks.model.compress(states), memories)
+        return Learner(networks, slow, optimiser_state, learner.low, learner.high), kept, metrics
+
+    def batch(self, networks: Networks, rows: Row) -> Batch:
+        """Rows [S, 1 + T, ...] as a batch of T steps; the first row only lends what was kept, and its action."""
+        ts = jax.tree.map(lambda x: x[:, 1:], rows.timestep)
+        previous = encode_action(self.action_spec, rows.action[:, :-1])
+        sequence = Sequence(
+            observation=ts.observation,
+            action=jnp.where(ts.is_first[..., None], 0.0, previous),
+            reward=ts.reward,
+            is_first=ts.is_first,
+            is_last=ts.is_last,
+            is_terminal=ts.is_terminal,
+        )
+        latents, recurrent = jax.tree.map(lambda x: x[:, 0], rows.kept)
+        model = networks.model.expand(latents)
+        return Batch(sequence, rows.is_trial_first[:, 1:], model, recurrent.astype(jnp.float32))
 
     def loss(
         self, networks: Networks, learner: Learner, batch: Batch, key: Key[Array, ""]
@@ -193,7 +227,6 @@ class Dreamer:
         chosen = jax.random.permutation(start_key, b * t)[: c.starts] if c.starts else jnp.arange(b * t)
         family = jnp.tile(chosen, c.siblings)
         start, start_memory = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:])[family], (states, memories))
-        start, start_memory = divide((start, start_memory), self.mesh)
         dreams = stop_gradient(dream(networks, start, start_memory, c.horizon, c.siblings, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
         dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]
@@ -256,11 +289,11 @@ class DreamerPolicy(eqx.Module):
     reward_scale: float = eqx.field(static=True)
     greedy: bool = eqx.field(static=True)
 
-    def initial_state(self, batch: int) -> Memory:
+    def initial_state(self, batch: int) -> Carry:
         nothing = jnp.zeros((batch, action_size(self.action_spec)))
-        return Memory(self.networks.model.initial(batch), jnp.zeros((batch, self.memory)), nothing)
+        return Carry(self.networks.model.initial(batch), jnp.zeros((batch, self.memory)), nothing)
 
-    def act(self, state: Memory, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, Memory]:
+    def act(self, state: Carry, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, Carry]:
         model = self.networks.model
         model_key, action_key = jax.random.split(key)
         previous = jnp.where(timestep.is_first[:, None], 0.0, state.action)
@@ -274,7 +307,7 @@ class DreamerPolicy(eqx.Module):
         )
         policy = self.networks.actor(features, recurrent, timestep.observation.get("mask"))
         action = policy.mode() if self.greedy else policy.sample(action_key)
-        return action, Memory(model_state, recurrent, encode_action(self.action_spec, action))
+        return action, Carry(model_state, recurrent, encode_action(self.action_spec, action))
 
 
 # --- the recurrent policy's memory ---------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ but `critic/value` and `critic/explained_variance`, which are from before it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from reverie.agents.actor_critic import (
@@ -26,17 +25,16 @@ from reverie.agents.actor_critic import (
     Judgement,
     Learner,
     Rollout,
-    begin,
     critic_loss,
     descend,
     explained_variance,
+    fresh,
     judge,
     mean,
     remember,
 )
 from reverie.envs.core import ActionSpec, ArraySpec
 from reverie.models.core import Features
-from reverie.nn.devices import divide
 from reverie.ranges import Count, at_least, between, checked
 
 
@@ -44,6 +42,8 @@ from reverie.ranges import Count, at_least, between, checked
 @checked
 class PPOConfig(ActorCriticConfig):
     """The common settings, and how often and how carefully a rollout is used."""
+
+    kind: ClassVar[str] = "ppo"
 
     epochs: Annotated[int, *at_least(1, 1_000)] = 4
     """How many times each rollout is gone through."""
@@ -60,12 +60,10 @@ class PPO:
     config: PPOConfig
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
-    mesh: Mesh | None = None
-    """The devices that share each minibatch; None is one."""
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. The critic starts at exactly 0, the actor near uniform."""
-        return begin(self.config, self.observation_spec, self.action_spec, key)
+        return fresh(self.config, self.observation_spec, self.action_spec, key)
 
     def policy(self, networks: ActorCritic, greedy: bool = False) -> ActorCriticPolicy:
         """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
@@ -88,10 +86,10 @@ class PPO:
         before = self.log_prob(learner.networks, features, rollout)[0]
 
         def step(learner: Learner, chosen: Array) -> tuple[Learner, dict[str, Array]]:
-            memory = divide(jax.tree.map(lambda x: x[chosen], rollout.memory), self.mesh)
-            rows = jax.tree.map(lambda x: x[:, chosen], (rollout._replace(memory=None), judged, before))
-            rows = divide(rows, self.mesh, axis=1)
-            part, *judgement = rows[0]._replace(memory=memory), *rows[1:]
+            carried = jax.tree.map(lambda x: x[chosen], rollout.before)
+            rows = rollout._replace(before=None), judged, before
+            part, *judgement = jax.tree.map(lambda x: x[:, chosen], rows)
+            part = part._replace(before=carried)
             gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, part, *judgement)
             return descend(c, learner, gradient), metrics | {"gradient/norm": optax.tree.norm(gradient)}
 

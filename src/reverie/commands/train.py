@@ -13,11 +13,10 @@ from reverie.report.output import say
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
-from reverie.settings.config import DreamerRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
 from reverie.sweep.training import train_run, train_seeds
-from reverie.train.devices import spread
 from reverie.train.seeds import side_by_side
 
 
@@ -44,9 +43,6 @@ class Choice:
     seeds: Annotated[int, *at_least(1, 1_000, "all are trained at once")] = 1
     """Seeds that train side by side in one program, from --seed on. Each leaves an ordinary run, in the folder OUT-SEED
     (runs/AGENT-SEED unless --out is given). This is for GPUs: on a CPU it is no faster than one after the other."""
-    devices: Annotated[int, *at_least(1, 1_000)] = 1
-    """Devices (GPUs, say) that share the work: streams, replay and batches are divided among them. The numbers are
-    those of one device, up to rounding."""
     resume: bool = False
     """Go on with the run in that folder, to the same numbers as if it had never stopped."""
     quiet: bool = False
@@ -56,10 +52,6 @@ class Choice:
         if self.game is not None and (self.agent, self.preset) != ("dreamer", None):
             given = f"--preset {self.preset}" if self.preset else f"--agent {self.agent}"
             raise ValueError(f"--game {self.game} has settings of its own, for Dreamer, and {given} was given too")
-        if self.seeds > 1 and self.devices != 1:
-            raise ValueError(
-                f"--seeds {self.seeds} runs on one device and --devices {self.devices} trains one: give one of them"
-            )
 
     @property
     def plan(self) -> TrainConfig:
@@ -135,7 +127,7 @@ def parse(arguments: Sequence[str]) -> Train:
 def _check_step_size(config: TrainConfig) -> None:
     """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over."""
     steps, agent = config.loop.steps, config.agent
-    if steps is None or not isinstance(agent, DreamerRun):
+    if steps is None or not isinstance(agent, OffPolicyRun):
         return
     optimiser = agent.algorithm.optimiser
     if not isinstance(optimiser, OptimiserConfig) or not optimiser.decay:
@@ -157,12 +149,11 @@ def main(arguments: Sequence[str]) -> None:
         )
     configs = [replace(config, seed=config.seed + i) for i in range(choice.seeds)]
     trainers = [build(c) for c in configs]  # a mistake in the configuration should leave no folder behind
-    trainer = trainers[0] if choice.devices == 1 else spread(trainers[0], choice.devices)
     make = RunFolder.open if choice.resume else RunFolder.create
     runs = [make(choice.folder(c.name, c.seed), c) for c in configs]
     command = ["reverie", "train", *arguments]
     if choice.seeds == 1:
-        train_run(config, trainer, runs[0], command, choice.quiet)
+        train_run(config, trainers[0], runs[0], command, choice.quiet)
     else:
         train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
     say("\n".join(f"the run: {run.path}" for run in runs))

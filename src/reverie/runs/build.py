@@ -1,15 +1,21 @@
 """From a configuration to a trainer: which configuration belongs to which algorithm is said here alone."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
 import jax
 
 from reverie.agents.a2c import A2C, A2CConfig
-from reverie.agents.dreamer import Dreamer
-from reverie.agents.ppo import PPO
-from reverie.envs.outside import OutsideWorlds
+from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.ppo import PPO, PPOConfig
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
-from reverie.settings.config import DreamerRun, TrainConfig, WorldConfig, stream_seed
+from reverie.settings.config import GameConfig, TrainConfig, WorldConfig, stream_seed
 from reverie.train.trainers import WorldTrainer
+
+AGENTS: Mapping[type, Callable[..., Any]] = MappingProxyType({DreamerConfig: Dreamer, A2CConfig: A2C, PPOConfig: PPO})
+"""Which agent a configuration describes; each is made of it and of the specs of observations and actions."""
 
 
 def build(config: TrainConfig) -> WorldTrainer:
@@ -21,30 +27,26 @@ def build(config: TrainConfig) -> WorldTrainer:
         ModuleNotFoundError: a world outside needs a package that is not installed.
     """
     world, run = config.world, config.agent
-    if isinstance(world, WorldConfig):
-        env, pool = world.open(stream_seed(config.seed, "training tasks"))
-    else:
-        env, tasks = world.open(max(run.experience.streams, world.variants))
-        pool = tasks[: world.variants]
-        if isinstance(env, OutsideWorlds) and not isinstance(run, DreamerRun):
-            raise ValueError(f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer does")
-    specs = env.observation_spec, env.action_spec
-    if isinstance(run, DreamerRun):
-        model = run.algorithm.model
-        reward = world.reward if isinstance(world, WorldConfig) else None
-        if isinstance(model, QueueConfig) and model.rewards == "response" and reward not in ("admission", None):
+    match world:
+        case WorldConfig():
+            env, pool = world.open(stream_seed(config.seed, "training tasks"))
+        case GameConfig():
+            env, tasks = world.open(max(run.experience.streams, world.variants))
+            pool = tasks[: world.variants]
+            if world.is_outside and not run.experience.outside:
+                raise ValueError(f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer does")
+    match run.algorithm, world:
+        case DreamerConfig(model=QueueConfig(rewards="response")), WorldConfig(reward=reward) if reward != "admission":
             raise ValueError(
                 f"the queue model takes rewards for response times, and reward is {reward!r}: "
                 "give the model rewards `any`, or the world reward `admission`"
             )
-        if isinstance(model, CountsConfig) and reward not in ("elapsed", None):
+        case DreamerConfig(model=CountsConfig()), WorldConfig(reward=reward) if reward != "elapsed":
             raise ValueError(
                 f"the counts model takes rewards for time in the system, and reward is {reward!r}: "
                 "give the world reward `elapsed`"
             )
-        agent = Dreamer(run.algorithm, *specs)
-    else:
-        agent = A2C(run.algorithm, *specs) if isinstance(run.algorithm, A2CConfig) else PPO(run.algorithm, *specs)
+    agent = AGENTS[type(run.algorithm)](run.algorithm, env.observation_spec, env.action_spec)
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
     jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
     return trainer

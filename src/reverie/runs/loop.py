@@ -1,6 +1,6 @@
 """The training loop: compiled chunks of training, and around them everything that touches files, clocks and signals.
 
-What is computed is the trainer's business (`dreaming.py`, `on_policy.py`), what a run looks like on disk that of
+What is computed is the trainer's business (`train/`), what a run looks like on disk that of
 `folder.py`. Here is decided when to log, evaluate, save and stop: a run that was killed goes on to the same numbers.
 """
 

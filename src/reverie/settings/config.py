@@ -25,33 +25,33 @@ from reverie.envs.fleet.formats.reading import read_trace
 from reverie.envs.memory.games import find_game
 from reverie.envs.outside import open_outside
 from reverie.ranges import Count, Positive, Seed, Weight, above, at_least, between, checked
-from reverie.train.dreaming import DreamingConfig
+from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 
 @dataclass(frozen=True)
 @checked
-class DreamerRun:
-    """Dreamer, with or without the RL2 policy."""
+class OffPolicyRun:
+    """An agent that learns from replay."""
 
     algorithm: Annotated[DreamerConfig, arg(name="")] = field(default_factory=DreamerConfig)
     """What is learned, and how."""
-    experience: Annotated[DreamingConfig, arg(name="")] = field(default_factory=DreamingConfig)
+    experience: Annotated[OffPolicyConfig, arg(name="")] = field(default_factory=OffPolicyConfig)
     """How experience is gathered and replayed."""
     chunk: Count = 20
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
     averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
-    """Rate at which the weights that are judged follow those in training, after each chunk; 1 judges the latter."""
+    """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter."""
 
     @property
     def name(self) -> str:
-        return "dreamer-rl2" if self.algorithm.memory else "dreamer"
+        return self.algorithm.name
 
 
 @dataclass(frozen=True)
 @checked
 class OnPolicyRun:
-    """A2C or PPO, with or without memory."""
+    """An agent that learns from what its present policy does."""
 
     algorithm: Annotated[A2CConfig | PPOConfig, arg(name="")] = field(default_factory=A2CConfig)
     """What is learned, and how."""
@@ -60,12 +60,11 @@ class OnPolicyRun:
     chunk: Count = 500
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
     averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
-    """Rate at which the weights that are judged follow those in training, after each chunk; 1 judges the latter."""
+    """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter."""
 
     @property
     def name(self) -> str:
-        name = "a2c" if isinstance(self.algorithm, A2CConfig) else "ppo"
-        return f"{name}-rl2" if self.algorithm.network.memory else name
+        return self.algorithm.name
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class LoopConfig:
 class TrainConfig:
     """Everything that decides the numbers of a training run."""
 
-    agent: DreamerRun | OnPolicyRun
+    agent: OffPolicyRun | OnPolicyRun
     """The algorithm."""
     world: WorldConfig | GameConfig = field(default_factory=WorldConfig)
     """What it is trained in."""

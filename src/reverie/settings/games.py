@@ -14,8 +14,8 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.settings.config import CurveConfig, DreamerRun, GameConfig, LoopConfig, TrainConfig
-from reverie.train.dreaming import DreamingConfig
+from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, OffPolicyRun, TrainConfig
+from reverie.train.off_policy import OffPolicyConfig
 
 STREAMS, REPLAYED, CAPACITY = 16, 1024, 20_000
 """Of all games of memory: environments side by side, steps of an update, and steps that replay holds, which seldom
@@ -94,7 +94,7 @@ of discounting are what was found to do (docs/experiments/games.md); that of `au
 others are a beginning."""
 
 OUTSIDE = TrainConfig(
-    agent=DreamerRun(
+    agent=OffPolicyRun(
         algorithm=DreamerConfig(
             model=RSSMConfig(deter=256, stoch=16, classes=8, encoder_layers=2, decoder_layers=2),
             optimiser=OptimiserConfig(learning_rate=7e-4, warmup=200),
@@ -103,7 +103,7 @@ OUTSIDE = TrainConfig(
             layers=2,
             starts=256,
         ),
-        experience=DreamingConfig(streams=4, length=32, ratio=64.0),
+        experience=OffPolicyConfig(streams=4, length=32, ratio=64.0),
         chunk=25,
     ),
     loop=LoopConfig(steps=50_000, evaluate_every=5_000),
@@ -122,7 +122,7 @@ def game_plan(game: str) -> TrainConfig:
     if world.is_outside:
         return replace(OUTSIDE, world=world)
     demand = DEMANDS.get(game) or DEMANDS[game.split("/")[0]]
-    experience = DreamingConfig(
+    experience = OffPolicyConfig(
         streams=STREAMS,
         capacity=CAPACITY,
         batch=REPLAYED // demand.length,
@@ -160,7 +160,7 @@ def game_plan(game: str) -> TrainConfig:
         reward_scale=1 / demand.pay,
     )
     return TrainConfig(
-        agent=DreamerRun(algorithm=algorithm, experience=experience, chunk=50),
+        agent=OffPolicyRun(algorithm=algorithm, experience=experience, chunk=50),
         world=world,
         loop=LoopConfig(steps=demand.steps, evaluate_every=demand.steps // 10),
         curve=CurveConfig(episodes=64),

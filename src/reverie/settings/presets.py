@@ -31,8 +31,8 @@ from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.settings.config import DreamerRun, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
-from reverie.train.dreaming import DreamingConfig
+from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.train.off_policy import OffPolicyConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo"]
 Preset = Literal["cpu", "hidden", "learned", "paper"]
@@ -63,7 +63,7 @@ MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
 
 _CPU_WORLD = WorldConfig(family="calm", jobs=250)  # without giants, less of what happens is luck
 _CPU_LOOP = LoopConfig(steps=160_000, evaluate_every=20_000)
-_CPU_EXPERIENCE = DreamingConfig(length=32, ratio=4.0, capacity=50_000)
+_CPU_EXPERIENCE = OffPolicyConfig(length=32, ratio=4.0, capacity=50_000)
 _CPU_DREAMER = DreamerConfig(
     model=QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200, decay=1_050),  # as many updates as the steps allow
@@ -82,12 +82,12 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
         "dreamer": MappingProxyType(
             {
                 "cpu": TrainConfig(
-                    agent=DreamerRun(algorithm=_CPU_DREAMER, experience=_CPU_EXPERIENCE, averaging=0.2),
+                    agent=OffPolicyRun(algorithm=_CPU_DREAMER, experience=_CPU_EXPERIENCE, averaging=0.0111),
                     world=_CPU_WORLD,
                     loop=_CPU_LOOP,
                 ),
                 "hidden": TrainConfig(
-                    agent=DreamerRun(
+                    agent=OffPolicyRun(
                         algorithm=replace(
                             _CPU_DREAMER,
                             model=CountsConfig(),
@@ -95,22 +95,22 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                             reward_scale=1 / CountsConfig.unit,
                         ),
                         experience=_CPU_EXPERIENCE,
-                        averaging=0.2,
+                        averaging=0.0111,
                     ),
                     world=WorldConfig(family="shifting", jobs=500, view="counts", reward="elapsed"),
                     loop=replace(_CPU_LOOP, steps=240_000),
                 ),
                 "learned": TrainConfig(
-                    agent=DreamerRun(
+                    agent=OffPolicyRun(
                         algorithm=replace(_CPU_DREAMER, model=SetRSSMConfig(), horizon=15, discount_lambda=0.95),
                         experience=_CPU_EXPERIENCE,
-                        averaging=0.2,
+                        averaging=0.0111,
                     ),
                     world=_CPU_WORLD,
                     loop=_CPU_LOOP,
                 ),
                 "paper": TrainConfig(
-                    agent=DreamerRun(algorithm=DreamerConfig(model=rssm.PRESETS["size1m"], memory=256)),
+                    agent=OffPolicyRun(algorithm=DreamerConfig(model=rssm.PRESETS["size1m"], memory=256)),
                     world=WorldConfig(family="hard", jobs=1000, view="park", reward="elapsed"),
                 ),
             }
@@ -118,14 +118,18 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
         "a2c": MappingProxyType(
             {
                 "cpu": TrainConfig(
-                    agent=OnPolicyRun(algorithm=A2CConfig(), averaging=0.2), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
+                    agent=OnPolicyRun(algorithm=A2CConfig(), averaging=4.5e-4),
+                    world=_CPU_WORLD,
+                    loop=_CPU_ON_POLICY_LOOP,
                 ),
             }
         ),
         "ppo": MappingProxyType(
             {
                 "cpu": TrainConfig(
-                    agent=OnPolicyRun(algorithm=PPOConfig(), averaging=0.2), world=_CPU_WORLD, loop=_CPU_ON_POLICY_LOOP
+                    agent=OnPolicyRun(algorithm=PPOConfig(), averaging=4.5e-4),
+                    world=_CPU_WORLD,
+                    loop=_CPU_ON_POLICY_LOOP,
                 ),
             }
         ),
@@ -140,7 +144,7 @@ def with_model(plan: TrainConfig, kind: ModelKind) -> TrainConfig:
     Raises:
         ValueError: the algorithm has no world model.
     """
-    if not isinstance(plan.agent, DreamerRun):
+    if not isinstance(plan.agent, OffPolicyRun):
         raise ValueError(f"{plan.agent.name} has no world model, and model is {kind!r}; dreamer has one")
     algorithm = replace(plan.agent.algorithm, model=MODELS[kind])
     return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
@@ -152,7 +156,7 @@ def with_optimiser(plan: TrainConfig, kind: OptimiserKind) -> TrainConfig:
     Raises:
         ValueError: the algorithm has one kind of optimiser.
     """
-    if not isinstance(plan.agent, DreamerRun):
+    if not isinstance(plan.agent, OffPolicyRun):
         raise ValueError(f"{plan.agent.name} has one kind of optimiser, and optimiser is {kind!r}; dreamer has two")
     algorithm = replace(plan.agent.algorithm, optimiser={"single": OptimiserConfig, "groups": GroupsConfig}[kind]())
     return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
@@ -164,7 +168,7 @@ def with_steps(plan: TrainConfig, steps: int) -> TrainConfig:
     agent, before = plan.agent, plan.loop.steps
     updates = math.ceil(max(1, steps - agent.experience.first_steps) / agent.experience.env_steps)
     agent = replace(agent, chunk=math.ceil(updates / math.ceil(updates / agent.chunk)))
-    if isinstance(agent, DreamerRun) and before is not None:
+    if isinstance(agent, OffPolicyRun) and before is not None:
         optimiser = agent.algorithm.optimiser
         if isinstance(optimiser, OptimiserConfig) and optimiser.decay:
             last = math.ceil((optimiser.warmup + optimiser.decay) * steps / before)

@@ -7,7 +7,7 @@ import tyro
 
 from reverie.evaluate.results import Examination
 from reverie.ranges import Positive, above, at_least, checked
-from reverie.settings.config import DreamerRun, OnPolicyRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, OnPolicyRun, TrainConfig
 from reverie.settings.presets import Algorithm, Preset, preset, with_steps
 
 type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2"]
@@ -97,7 +97,7 @@ class VerdictConfig:
 
 def _with_memory(plan: TrainConfig, dreamer: TrainConfig) -> TrainConfig:
     assert isinstance(plan.agent, OnPolicyRun)
-    assert isinstance(dreamer.agent, DreamerRun)
+    assert isinstance(dreamer.agent, OffPolicyRun)
     network = replace(plan.agent.algorithm.network, memory=dreamer.agent.algorithm.memory)
     return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, network=network)))
 
@@ -108,9 +108,10 @@ def _with_steps_of(dreamer: TrainConfig, a2c: TrainConfig) -> TrainConfig:
     experience = replace(a2c.agent.experience, streams=dreamer.agent.experience.streams)
     steps = dreamer.loop.steps or 0
     chunk = -(-steps // (20 * experience.env_steps))  # a twentieth of the whole
+    averaging = 1 - 0.8 ** (1 / chunk)  # over a quarter of it
     return replace(
         a2c,
         label=f"{a2c.agent.name}-equal-steps",
-        agent=replace(a2c.agent, experience=experience, chunk=chunk),
+        agent=replace(a2c.agent, experience=experience, chunk=chunk, averaging=averaging),
         loop=replace(a2c.loop, steps=steps, evaluate_every=max(1, steps // 10)),
     )

@@ -16,7 +16,6 @@ from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Outcome
 from reverie.settings.config import GameConfig, TrainConfig
 from reverie.tables import write_csv
-from reverie.train.devices import DevicesTrainer
 from reverie.train.seeds import SeedsTrainer
 from reverie.train.trainers import InWorld, WorldTrainer
 
@@ -33,13 +32,12 @@ _SHOWN = (
 
 def train_run(
     config: TrainConfig,
-    trainer: WorldTrainer | DevicesTrainer,
+    trainer: WorldTrainer,
     run: RunFolder,
     command: Sequence[str],
     quiet: bool = False,
 ) -> Outcome:
-    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`, maybe
-    spread over devices."""
+    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`."""
 
     @cache
     def curve() -> LearningCurve | ReturnCurve:  # only where there is something to train: the rules take some seconds
@@ -52,7 +50,7 @@ def train_run(
         assert config.start is not None
         before = RunFolder.open(config.start)
         _, state = loop.newest_state(build(before.config(TrainConfig)), before)
-        return build(config).begin(state, config.seed)
+        return build(config).continued(state, config.seed)
 
     beginning = None if config.start is None else start
     title = f"training {config.name}, seed {config.seed}"

@@ -1,6 +1,6 @@
-"""Collecting experience in built-in worlds, on the device: trials, episodes and the memory that lives through them.
+"""Collecting experience, on the device: trials, episodes and the policy's state that lives through them.
 
-A trial is `episodes` episodes on one task, drawn from a pool; the policy's memory lives through it and is reset at its
+A trial is `episodes` episodes on one task, drawn from a pool; the policy's state lives through it and is reset at its
 end. What is learned from the experience is the agents' business.
 """
 
@@ -22,7 +22,7 @@ class Collector(NamedTuple):
     """Index into the pool of tasks."""
     states: State
     timesteps: TimeStep
-    memory: PolicyState
+    policy_state: PolicyState
     is_trial_first: Bool[Array, " B"]
     episode: Int[Array, " B"]
     """Number of the episode within its trial."""
@@ -36,15 +36,17 @@ class Experience(NamedTuple):
 
     timestep: TimeStep
     is_trial_first: Bool[Array, "*B"]
+    task: Int[Array, "*B"]
+    """Index into the pool of tasks."""
     action: Array
     """Done after `timestep` was seen; means nothing where `timestep.is_last`."""
-    memory: PyTree
-    """What the caller chose to keep of the policy's memory, right after it saw `timestep`."""
+    kept: PyTree
+    """What the caller chose to keep of the policy's state, right after it saw `timestep`."""
     finished: Float[Array, "*B"]
     """Return of the episode that `timestep` closes; NaN where it closes none."""
 
 
-def start(env: World, pool: Task, policy: Policy, batch: int, key: Key[Array, ""]) -> Collector:
+def open_streams(env: World, pool: Task, policy: Policy, batch: int, key: Key[Array, ""]) -> Collector:
     """Open `batch` (B) streams. `pool`: tasks, leaves [K, ...]."""
     key, task_key, reset_key = jax.random.split(key, 3)
     task = jax.random.randint(task_key, (batch,), 0, pool_size(pool))
@@ -53,7 +55,7 @@ def start(env: World, pool: Task, policy: Policy, batch: int, key: Key[Array, ""
         task=task,
         states=states,
         timesteps=timesteps,
-        memory=policy.initial_state(batch),
+        policy_state=policy.initial_state(batch),
         is_trial_first=jnp.ones((batch,), bool),
         episode=jnp.zeros((batch,), jnp.int32),
         score=jnp.zeros((batch,)),
@@ -68,23 +70,24 @@ def collect(
     collector: Collector,
     steps: int,
     episodes: int,
-    keep: Callable[[PolicyState], PyTree] = lambda memory: None,
+    keep: Callable[[PolicyState], PyTree] = lambda state: None,
 ) -> tuple[Collector, Experience]:
     """Let the policy act for `steps` (T) steps in all streams.
 
-    Arguments: `episodes`, how many make a trial; `keep`, what to store of the policy's memory at each step.
+    Arguments: `episodes`, how many make a trial; `keep`, what to store of the policy's state at each step.
     Returns the collector and the experience [T, B, ...].
     """
 
     def one_step(c: Collector, _: None) -> tuple[Collector, Experience]:
         key, act_key, task_key, step_key = jax.random.split(c.key, 4)
-        action, memory = policy.act(c.memory, c.timesteps, act_key)
+        action, policy_state = policy.act(c.policy_state, c.timesteps, act_key)
         closes = c.timesteps.is_last
         seen = Experience(
             timestep=c.timesteps,
             is_trial_first=c.is_trial_first,
+            task=c.task,
             action=action,
-            memory=keep(memory),
+            kept=keep(policy_state),
             finished=jnp.where(closes, c.score, jnp.nan),
         )
         ends_trial = closes & (c.episode == episodes - 1)
@@ -95,7 +98,7 @@ def collect(
             task=task,
             states=states,
             timesteps=timesteps,
-            memory=select(ends_trial, policy.initial_state(closes.shape[0]), memory),
+            policy_state=select(ends_trial, policy.initial_state(closes.shape[0]), policy_state),
             is_trial_first=ends_trial,
             episode=jnp.where(ends_trial, 0, c.episode + closes),
             score=jnp.where(closes, 0.0, c.score) + timesteps.reward,

@@ -1,7 +1,7 @@
 """Going on in worlds outside JAX: what their copies on the host are doing is no part of a state that is saved.
 
 So a run that goes on from a checkpoint begins new episodes there: the one case in which its numbers are not those of an
-unbroken run. All else (the policy, replay, updates) is the program of `dreaming.py`, compiled as ever.
+unbroken run. All else (the policy, replay, updates) is the program of `off_policy.py`, compiled as ever.
 """
 
 import jax

@@ -1,22 +1,21 @@
-"""Training A2C and PPO in a built-in world: collect with the present policy, update, forget, as one compiled program.
+"""Learning from what has just happened: collect with the present policy, update, forget, for every agent of that kind.
 
-`train` is a pure function of its state, so a state that is saved and loaded goes on to the same numbers.
+`update` is a pure function of its state, so a state that is saved and loaded goes on to the same numbers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
-from reverie.agents.a2c import A2C
-from reverie.agents.actor_critic import Learner, Rollout
-from reverie.agents.ppo import PPO
-from reverie.envs.core import Environment, Task
+from reverie.agents.actor_critic import Rollout
+from reverie.agents.core import OnPolicyAgent
+from reverie.envs.core import Task, World
 from reverie.ranges import Count, at_least, checked
-from reverie.train.collect import Collector, Experience, collect, finished_returns, start
+from reverie.train.collect import Collector, Experience, collect, finished_returns, open_streams
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,9 @@ class OnPolicyConfig:
     """Episodes of a trial: the policy's memory lives through them."""
     workers: Annotated[int, *at_least(1, 1_000, "each is compiled")] = 2
     """Parts that the streams are collected in, independently of one another: a CPU runs them on as many cores."""
+
+    outside: ClassVar[bool] = False
+    """Whether worlds outside JAX can be learned from: their copies cannot be stepped in parts."""
 
     def __post_init__(self):
         if self.streams % self.workers:
@@ -53,14 +55,14 @@ class OnPolicyConfig:
 class OnPolicy(NamedTuple):
     """Everything that training changes."""
 
-    learner: Learner
+    learner: Any
     collectors: tuple[Collector, ...]
     """One for each worker."""
     updates: Int[Array, ""]
     key: Key[Array, ""]
 
 
-def init(agent: A2C | PPO, config: OnPolicyConfig, env: Environment, pool: Task, key: Key[Array, ""]) -> OnPolicy:
+def init(agent: OnPolicyAgent, config: OnPolicyConfig, env: World, pool: Task, key: Key[Array, ""]) -> OnPolicy:
     """Fresh networks, and a first episode in each stream.
 
     Arguments: `pool`, the tasks [K, ...] that trials are drawn from.
@@ -68,39 +70,34 @@ def init(agent: A2C | PPO, config: OnPolicyConfig, env: Environment, pool: Task,
     key, agent_key, *keys = jax.random.split(key, 2 + config.workers)
     learner = agent.init(agent_key)
     policy = agent.policy(learner.networks)
-    collectors = tuple(start(env, pool, policy, config.streams // config.workers, k) for k in keys)
+    collectors = tuple(open_streams(env, pool, policy, config.streams // config.workers, k) for k in keys)
     return OnPolicy(learner, collectors, jnp.int32(0), key)
 
 
-def train(
-    agent: A2C | PPO, config: OnPolicyConfig, env: Environment, pool: Task, state: OnPolicy, updates: int
-) -> tuple[OnPolicy, dict[str, Float[Array, " U"]]]:
-    """Alternate experience and updates `updates` (U) times; metrics come back one number per update."""
-
-    def one_update(state: OnPolicy, _: None) -> tuple[OnPolicy, dict[str, Array]]:
-        key, update_key = jax.random.split(state.key)
-        policy = agent.policy(state.learner.networks)
-        gathered = [collect(env, pool, policy, c, config.steps, config.episodes) for c in state.collectors]
-        collectors, seen = zip(*gathered, strict=True)
-        rollout = side_by_side(list(map(as_rollout, state.collectors, collectors, seen)))
-        learner, metrics = agent.update(state.learner, rollout, update_key)
-        scores = finished_returns(concatenate(seen, axis=1))
-        return OnPolicy(learner, collectors, state.updates + 1, key), metrics | scores
-
-    return jax.lax.scan(one_update, state, None, length=updates)
+def update(
+    agent: OnPolicyAgent, config: OnPolicyConfig, env: World, pool: Task, state: OnPolicy
+) -> tuple[OnPolicy, dict[str, Array]]:
+    """Some experience, and one update on it; also returns metrics."""
+    key, update_key = jax.random.split(state.key)
+    policy = agent.policy(state.learner.networks)
+    gathered = [collect(env, pool, policy, c, config.steps, config.episodes) for c in state.collectors]
+    collectors, seen = zip(*gathered, strict=True)
+    rollout = side_by_side(list(map(as_rollout, state.collectors, collectors, seen)))
+    learner, metrics = agent.update(state.learner, rollout, update_key)
+    return OnPolicy(learner, collectors, state.updates + 1, key), metrics | finished_returns(concatenate(seen, axis=1))
 
 
 def as_rollout(before: Collector, after: Collector, seen: Experience) -> Rollout:
     """Experience [T, B, ...] with the moment after it, which tells what the last action led to."""
     moments = (seen.timestep, seen.is_trial_first), (after.timesteps, after.is_trial_first)
     timestep, is_trial_first = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), *moments)
-    return Rollout(timestep, is_trial_first, seen.action, before.memory)
+    return Rollout(timestep, is_trial_first, seen.action, before.policy_state)
 
 
 def side_by_side(rollouts: Sequence[Rollout]) -> Rollout:
     """The rollouts of several workers as one."""
-    memory = concatenate([r.memory for r in rollouts], axis=0)
-    return concatenate([r._replace(memory=None) for r in rollouts], axis=1)._replace(memory=memory)
+    before = concatenate([r.before for r in rollouts], axis=0)
+    return concatenate([r._replace(before=None) for r in rollouts], axis=1)._replace(before=before)
 
 
 def concatenate[T: PyTree](trees: Sequence[T], axis: int) -> T:

@@ -1,26 +1,27 @@
-"""The algorithms in the shape that the loop expects, each at work in a world.
+"""An agent at work in a world, in the shape that the loop expects.
 
-What an algorithm does is written in `agents/`, how its experience is gathered in `dreaming.py` and `on_policy.py`.
+What an algorithm does is written in `agents/`, how its experience is gathered in `off_policy.py` and `on_policy.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from reverie.agents.a2c import A2C
-from reverie.agents.dreamer import Dreamer
-from reverie.agents.ppo import PPO
 from reverie.envs.core import Task, World
-from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.outside import OutsideWorlds
 from reverie.policies.core import Policy
-from reverie.train import dreaming, on_policy
-from reverie.train.dreaming import DreamingConfig
+from reverie.train import off_policy, on_policy
 from reverie.train.hosting import go_on
+from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
+
+WAYS: Mapping[type, Any] = MappingProxyType({OffPolicyConfig: off_policy, OnPolicyConfig: on_policy})
+"""How experience is gathered and learned from (a module with `init` and `update`), by what says so."""
 
 
 class InWorld(NamedTuple):
@@ -28,21 +29,22 @@ class InWorld(NamedTuple):
 
     learning: PyTree
     averaged: PyTree
-    """The networks' weights, averaged over the last chunks: they act when the agent is judged."""
+    """The networks' weights, averaged over the last updates: they act when the agent is judged."""
     pool: Task
 
 
 @dataclass(frozen=True)
 class WorldTrainer:
-    """An algorithm in a world; a `Trainer`."""
+    """An agent in a world; a `Trainer`."""
 
-    agent: Dreamer | A2C | PPO
-    config: DreamingConfig | OnPolicyConfig
+    agent: Any
+    """An `OffPolicyAgent` or `OnPolicyAgent`, as `config` has it."""
+    config: OffPolicyConfig | OnPolicyConfig
     env: World
     pool: Task
     updates: int
     averaging: float = 1.0
-    """Rate at which the averaged weights follow those in training, each chunk; 1 is the weights of now."""
+    """Rate at which the averaged weights follow those in training, each update; 1 is the weights of now."""
 
     @property
     def first_steps(self) -> int:
@@ -64,12 +66,13 @@ class WorldTrainer:
         return state._replace(learning=learning._replace(collector=go_on(self.env, learning.collector)))
 
     def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, " U"]]]:
-        learning, metrics = self._way.train(self.agent, self.config, self.env, state.pool, state.learning, self.updates)
-        rate = self.averaging
-        averaged = jax.tree.map(
-            lambda old, new: (1 - rate) * old + rate * new, state.averaged, learning.learner.networks
-        )
-        return InWorld(learning, averaged, state.pool), metrics
+        def update(now: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], dict[str, Array]]:
+            learning, averaged = now
+            learning, metrics = WAYS[type(self.config)].update(self.agent, self.config, self.env, state.pool, learning)
+            return (learning, follow(averaged, learning.learner.networks, self.averaging)), metrics
+
+        now, metrics = jax.lax.scan(update, (state.learning, state.averaged), None, length=self.updates)
+        return InWorld(*now, state.pool), metrics
 
     def policy(self, state: InWorld, greedy: bool = True, servers: int | None = None) -> Policy:
         """Arguments: `servers`, the size of the fleet it is for, that of the training unless given.
@@ -78,18 +81,19 @@ class WorldTrainer:
         """
         if servers is None:
             return self.agent.policy(state.averaged, greedy)
-        assert isinstance(self.env, FleetEnv)
-        agent = _for_fleet(self.agent, replace(self.env, servers=servers))
+        env: Any = self.env  # one of fleets, as there are servers
+        fleet = replace(env, servers=servers)
+        agent = replace(self.agent, observation_spec=fleet.observation_spec, action_spec=fleet.action_spec)
         wanted = jax.eval_shape(agent.init, jax.random.key(0)).networks
         shapes = [[leaf.shape for leaf in jax.tree.leaves(networks)] for networks in (wanted, state.averaged)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"an agent trained on {self.env.servers} servers cannot act for {servers}: its networks read "
+                f"an agent trained on {env.servers} servers cannot act for {servers}: its networks read "
                 "servers in a fixed order. Train one that reads them as a set (`cpu`, `hidden` and `learned` presets)"
             )
         return agent.policy(jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(state.averaged)), greedy)
 
-    def begin(self, other: InWorld, seed: int) -> InWorld:
+    def continued(self, other: InWorld, seed: int) -> InWorld:
         """Where training goes on in this world with all that was learned, and is remembered, in another.
 
         Errors: ValueError where the other state is of another agent, or of another view or length of episodes.
@@ -107,22 +111,23 @@ class WorldTrainer:
         return state
 
     def _init(self, key: Key[Array, ""], pool: Task) -> InWorld:
-        learning = self._way.init(self.agent, self.config, self.env, pool, key)
+        learning = WAYS[type(self.config)].init(self.agent, self.config, self.env, pool, key)
         # Buffers of their own, so that training may be given them.
         averaged, pool = jax.tree.map(jnp.copy, (learning.learner.networks, pool))
         return InWorld(learning, averaged, pool)
 
-    @property
-    def _way(self):
-        """The module that says how this algorithm gathers experience and learns from it."""
-        return dreaming if isinstance(self.config, DreamingConfig) else on_policy
+
+def follow[T: PyTree](averaged: T, now: T, rate: float) -> T:
+    """The running average of weights, moved by `rate` towards those of now; counters and other integers are those of
+    now."""
+
+    def leaf(old: Array, new: Array) -> Array:
+        return (1 - rate) * old + rate * new if rate < 1 and jnp.issubdtype(new.dtype, jnp.inexact) else new
+
+    return jax.tree.map(leaf, averaged, now)
 
 
 def check_inside(trainer: WorldTrainer) -> None:
     """Errors: ValueError where the world is outside JAX."""
     if isinstance(trainer.env, OutsideWorlds):
-        raise ValueError("worlds outside JAX are stepped on the host, for one seed and one device at a time")
-
-
-def _for_fleet(agent: Dreamer | A2C | PPO, env: FleetEnv) -> Dreamer | A2C | PPO:
-    return replace(agent, observation_spec=env.observation_spec, action_spec=env.action_spec)
+        raise ValueError("worlds outside JAX are stepped on the host, one seed at a time")

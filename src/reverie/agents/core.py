@@ -1,0 +1,79 @@
+"""What an agent is: the contract between an algorithm and the training that feeds it (`train/`).
+
+An agent is a frozen dataclass, made for one kind of world; what it learns is in a `Learner`, whose `networks` act. It
+knows nothing of how experience is gathered: `train/off_policy.py` keeps it and hands out rows, `train/on_policy.py`
+hands out what has just happened. Which configuration belongs to which agent is said in `runs/build.py`.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from reverie.envs.core import TimeStep
+from reverie.policies.core import Policy, PolicyState
+
+
+class Row(NamedTuple):
+    """What replay keeps of one step. Agents are given rows [S, context + T, ...], S sequences of T steps."""
+
+    timestep: TimeStep
+    is_trial_first: Bool[Array, "*B"]
+    task: Int[Array, "*B"]
+    """Which task of the pool it happened in."""
+    action: Array
+    """Done after the timestep was seen; means nothing where that closed an episode."""
+    kept: PyTree
+    """What the agent asked to `keep` of the policy's state, right after it saw the timestep."""
+
+
+class Learner(Protocol):
+    """All that training changes, a pytree."""
+
+    @property
+    def networks(self) -> Any:
+        """What acts, and what is averaged for the policy that is judged."""
+        ...
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """What every agent has."""
+
+    def init(self, key: Key[Array, ""]) -> Any:
+        """A fresh `Learner`."""
+        ...
+
+    def policy(self, networks: Any, greedy: bool = False) -> Policy:
+        """The agent as a policy; `greedy` takes the likeliest action instead of drawing one."""
+        ...
+
+
+@runtime_checkable
+class OffPolicyAgent(Agent, Protocol):
+    """An agent that learns from replay."""
+
+    @property
+    def context(self) -> int:
+        """How many rows before a sequence it has to be lent: to say what led there, and what was remembered."""
+        ...
+
+    def keep(self, networks: Any, state: PolicyState) -> PyTree:
+        """What replay stores of the policy's state [B, ...] at each step; None for nothing."""
+        ...
+
+    def update(self, learner: Any, rows: Row, key: Key[Array, ""]) -> tuple[Any, PyTree | None, dict[str, Array]]:
+        """One update on rows [S, context + T, ...].
+
+        Returns the learner, what replay is to keep of the last T rows from now on (like `keep`, leaves [S, T, ...];
+        None leaves it as it is), and metrics with fixed names.
+        """
+        ...
+
+
+@runtime_checkable
+class OnPolicyAgent(Agent, Protocol):
+    """An agent that learns from what its present policy has just done, once."""
+
+    def update(self, learner: Any, rollout: Any, key: Key[Array, ""]) -> tuple[Any, dict[str, Array]]:
+        """One update on a rollout (`actor_critic.Rollout`); also returns metrics with fixed names."""
+        ...
