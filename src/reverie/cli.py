@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": "train agents x families x seeds side by side, here or on Ray, and compare them",
     "evaluate": "play standard and adaptive trials with the agent of a run",
     "compare": "rank rules and trained agents on the same jobs, with paired statistics",
+    "export": "write the policy of a run into one file that decides without trainer, replay or JAX",
     "report": "write the page of a run: learning curves, verdict, distributions, pictures",
     "trace": "`reverie trace inspect FILE`: count, rate, burstiness and sizes of a recorded trace",
     "doctor": "what this machine can do, and whether everything is in order",

@@ -9,7 +9,7 @@ import tyro
 
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.players import evaluate_player, game_of
-from reverie.evaluate.results import Examination, examine_run
+from reverie.evaluate.results import Examination, examine_agent
 from reverie.evaluate.statistics import verdict
 from reverie.report.output import Output, print_json, print_table, say
 from reverie.report.run_page import brief, returns_table
@@ -27,7 +27,7 @@ class Evaluate:
     """
 
     run: tyro.conf.Positional[Path]
-    """The folder of the run."""
+    """The folder of the run, or a policy that `reverie export` wrote; its tables go into a folder beside it."""
     examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
     output: Output = "table"
     """A table, or JSON."""
@@ -39,8 +39,8 @@ def parse(arguments: Sequence[str]) -> Evaluate:
 
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
-    run = RunFolder.open(asked.run)
-    if (game := game_of(run)) is not None:
+    run = None if asked.run.is_file() else RunFolder.open(asked.run)
+    if run is not None and (game := game_of(run)) is not None:
         exam = Exam(episodes=asked.examination.exam.episodes, seed=asked.examination.exam.seed)
         if asked.examination != Examination(exam=exam):
             raise ValueError(
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         else:
             print_table(rich_table(returns_table(row)))
         return
-    judged = verdict(examine_run(run, asked.examination, say).tables().results)
+    tables = asked.run.with_suffix(".tables") if run is None else run.tables
+    judged = verdict(examine_agent(asked.run, tables, asked.examination, say).tables().results)
     if asked.output == "json":
         print_json({"run": str(asked.run), "rows": judged})
     else:

@@ -8,7 +8,7 @@ import tyro
 
 from reverie.evaluate.agents import training_runs
 from reverie.evaluate.players import RETURNS, evaluate_player, game_of
-from reverie.evaluate.results import Examination, Results, examine_run
+from reverie.evaluate.results import Examination, Results, examine_agent
 from reverie.report.output import say
 from reverie.report.run_page import write_player_report, write_report
 from reverie.runs.folder import RunFolder
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str]) -> None:
         say(f"written: {run.report}")
         return
     trained = training_runs(run)
-    results = Results.of(run.tables) if Results.are_in(run.tables) else examine_run(run, Examination(), say)
+    if Results.are_in(run.tables):
+        results = Results.of(run.tables)
+    else:
+        results = examine_agent(run.path, run.tables, Examination(), say)
     write_report(run, trained, results, f"Report on {run.path.name}")
     say(f"written: {run.report}")

@@ -31,7 +31,6 @@ from reverie.evaluate.watch import Watched
 from reverie.files import write_text
 from reverie.ranges import above, checked
 from reverie.runs.config_json import config_from_json, config_to_json
-from reverie.runs.folder import RunFolder
 from reverie.tables import Row, read_csv, write_csv
 
 _WATCHED_SETTING, _WATCHED_JOBS = "hard", 300
@@ -165,11 +164,15 @@ def _outdated(folder: Path) -> bool:
     )
 
 
-def examine_run(run: RunFolder, examination: Examination, tell: Callable[[str], None]) -> Results:
-    """Examine a run's agent and the rules, and keep the tables in the run; `tell` is called with what goes on."""
+def examine_agent(path: Path, tables: Path, examination: Examination, tell: Callable[[str], None]) -> Results:
+    """Examine the agent of a run or of an exported policy and the rules, and keep the tables in a folder; `tell` is
+    called with what goes on."""
     examination.read()  # a mistake in it should leave the tables as they are
-    (agent,) = load_agents([run.path])
-    results = Results(run.tables, examination)
+    agent, *others = load_agents([path])
+    if others:
+        raise ValueError(f"{path} holds {1 + len(others)} agents: evaluate each, or all by `reverie compare`")
+    tables.mkdir(exist_ok=True)
+    results = Results(tables, examination)
     tell("examining the rules")
     results.examine_rules(agent.view)
     tell(f"examining {agent.name}")

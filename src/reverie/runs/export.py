@@ -1,0 +1,80 @@
+"""A policy to take with you: its networks, what they read, and where they come from, in one file without trainer or
+replay. It is a safetensors file as checkpoints are (`checkpoint.py`), so nothing in it is executed when it is read.
+
+`reverie.serve` decides with it without JAX; `load_policy` here makes it a policy of JAX again, for the simulator.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+
+from reverie.envs.fleet.env import FleetEnv
+from reverie.policies.core import Policy
+from reverie.runs import checkpoint, loop
+from reverie.runs.build import build
+from reverie.runs.config_json import config_from_json, config_to_json
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
+
+KIND = "policy"
+"""Under `kind` in the metadata, which tells these files from checkpoints."""
+
+UNITS = {
+    "park": {"vector": "of each server, work that waits plus time that the job in service takes; then the job's size"},
+    "full": {"servers": "of each server [backlog in work units, speed in work per time]", "job": "[size, gap]"},
+    "counts": {"servers": "of each server [jobs in progress]", "job": "[time since the last arrival]"},
+}
+"""What the numbers of each view are; times and work are in the units of the fleet that the agent was trained in."""
+
+
+def export_policy(run: RunFolder, path: Path) -> int:
+    """Write the policy of a run's newest checkpoint; returns the environment steps that it has learned from.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint yet.
+        ValueError: it is no agent of a fleet, or the checkpoint does not fit.
+    """
+    config = run.config(TrainConfig)
+    view, trainer = config.fleet.view, build(config)
+    step, state = loop.newest_state(trainer, run)
+    specs = trainer.env.observation_spec
+    described = {
+        "kind": KIND,
+        "config": config_to_json(config),
+        "observation": {name: asdict(spec) for name, spec in specs.items()},
+        "actions": specs["mask"].shape[0],
+        "units": {name: UNITS[view][name] for name in UNITS[view]},
+        "provenance": {"run": str(run.path.absolute()), "env_steps": step, "written_by": run.versions()[-1:]},
+    }
+    checkpoint.save(path, state.averaged, described)
+    return step
+
+
+def load_policy(path: Path, servers: int | None = None) -> tuple[TrainConfig, Policy]:
+    """The configuration that a policy was trained with, and the policy, taking its likeliest actions.
+
+    Arguments: `servers`, the size of the fleet that it is to act for; that of its training unless given.
+
+    Raises:
+        ValueError: the file is damaged or holds no policy, or its networks are made for another size of fleet.
+    """
+    described = checkpoint.read_metadata(path)
+    if described.get("kind") != KIND:
+        raise ValueError(f"{path} is no exported policy; make one with `reverie export RUN {path}`")
+    config = config_from_json(TrainConfig, described["config"])
+    fleet, trained_for = config.fleet, described["actions"]
+    # Any task will do: what the networks are is decided by the configuration, what they read by view and servers.
+    agent = build(replace(config, start=None, world=replace(fleet, family="hard", trace=None, tasks=1))).agent
+    env = FleetEnv(trained_for if servers is None else servers, fleet.jobs, fleet.view, fleet.reward)
+    agent = replace(agent, observation_spec=env.observation_spec, action_spec=env.action_spec)
+    wanted = jax.eval_shape(agent.init, jax.random.key(0)).networks
+    try:
+        return config, agent.policy(checkpoint.load(path, wanted), greedy=True)
+    except ValueError as error:
+        if servers in (None, trained_for):
+            raise
+        raise ValueError(
+            f"{path} was trained on {trained_for} servers and cannot act for {servers}: its networks read servers in a "
+            "fixed order. Train one that reads them as a set (`cpu`, `hidden` and `learned` presets)"
+        ) from error
