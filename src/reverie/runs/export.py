@@ -4,10 +4,13 @@ replay. It is a safetensors file as checkpoints are (`checkpoint.py`), so nothin
 `reverie.serve` decides with it without JAX; `load_policy` here makes it a policy of JAX again, for the simulator.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from reverie.envs.fleet.env import FleetEnv
 from reverie.policies.core import Policy
@@ -36,19 +39,28 @@ def export_policy(run: RunFolder, path: Path) -> int:
         ValueError: it is no agent of a fleet, or the checkpoint does not fit.
     """
     config = run.config(TrainConfig)
-    view, trainer = config.fleet.view, build(config)
+    fleet, trainer = config.fleet, build(config)
     step, state = loop.newest_state(trainer, run)
-    specs = trainer.env.observation_spec
+    env = FleetEnv(trainer.env.observation_spec["mask"].shape[0], fleet.jobs, fleet.view, fleet.reward)
+    provenance = {"run": str(run.path.absolute()), "env_steps": step, "written_by": run.versions()[-1:]}
+    write_policy(path, config, env, state.averaged, provenance)
+    return step
+
+
+def write_policy(
+    path: Path, config: TrainConfig, env: FleetEnv, networks: PyTree, provenance: Mapping[str, Any]
+) -> None:
+    """Write networks that were made for `env` by `config`."""
+    specs = env.observation_spec
     described = {
         "kind": KIND,
         "config": config_to_json(config),
         "observation": {name: asdict(spec) for name, spec in specs.items()},
-        "actions": specs["mask"].shape[0],
-        "units": {name: UNITS[view][name] for name in UNITS[view]},
-        "provenance": {"run": str(run.path.absolute()), "env_steps": step, "written_by": run.versions()[-1:]},
+        "actions": env.servers,
+        "units": UNITS[env.view],
+        "provenance": dict(provenance),
     }
-    checkpoint.save(path, state.averaged, described)
-    return step
+    checkpoint.save(path, networks, described)
 
 
 def load_policy(path: Path, servers: int | None = None) -> tuple[TrainConfig, Policy]:
