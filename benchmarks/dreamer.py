@@ -9,10 +9,11 @@ public code for vectors: size1m, 16 sequences of 64 steps, 4 numbers in, 2 actio
 """
 
 import argparse
+import resource
 import time
 from dataclasses import replace
 
-from reverie.runtime import configure
+from reverie.runtime import configure, release_memory
 
 configure()
 
@@ -117,6 +118,8 @@ def main() -> None:
         before = time.time()
         update = jax.jit(agent.update).lower(learner, batch, jax.random.key(2)).compile()
         programs[name] = agent, update, learner, batch, time.time() - before
+    compiling = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    release_memory()
     times = {name: [] for name in programs}
     for i in range(arguments.updates + 1):  # in turn, so that a noisy machine is noisy to all; the first warms up
         for name, (_, update, learner, batch, _) in programs.items():
@@ -130,6 +133,10 @@ def main() -> None:
             f"{name:38} {spent:7.3f} {min(times[name][1:]):7.3f} {operations / 1e9:7.1f} {operations / rate:7.3f} "
             f"{spent * rate / operations:8.1f} {compile_time:7.1f}s"
         )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"at most {compiling >> 10} MB resident while compiling, {peak >> 10} MB in all (the updates of all variants)"
+    )
     print("\nwhere the time of the first goes")
     agent, _, learner, batch, _ = next(iter(programs.values()))
     for name, (spent, operations) in parts(agent, learner, batch).items():

@@ -19,12 +19,17 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is
 
 def run(script: str, **environment: str | Path) -> Any:
     """What `script` prints as JSON in a new process, in which only `environment` decides about the set-up."""
+    return run_and_listen(script, **environment)[0]
+
+
+def run_and_listen(script: str, **environment: str | Path) -> tuple[Any, str]:
+    """`run`, and what the process says on its standard error."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("REVERIE_", "JAX_", "XDG_"))}
     command = [sys.executable, "-c", "import json, os, sys\nfrom reverie import runtime\n" + script]
     variables = {**clean, "JAX_PLATFORMS": "cpu", **{name: str(value) for name, value in environment.items()}}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return json.loads(result.stdout), result.stderr
 
 
 COMPILE = """
@@ -83,6 +88,45 @@ def test_the_oldest_programs_go_when_the_cache_is_too_large(tmp_path):
         runtime._trim(tmp_path, limit)
         assert {path.name.removesuffix("-cache") for path in programs(tmp_path)} == names
     assert (tmp_path / "a" / "other").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[:-7], lambda x: x[:99] + bytes([x[99] ^ 1]) + x[100:]])
+def test_a_damaged_program_is_named_once_and_replaced(tmp_path, damage):
+    compile_plainly = "import warnings; from reverie import cli; warnings.showwarning = cli._show_warning\n" + COMPILE
+    run(COMPILE, REVERIE_COMPILE_CACHE=tmp_path)
+    whole = {path: path.read_bytes() for path in programs(tmp_path)}
+    for path, data in whole.items():
+        path.write_bytes(damage(data))
+    (hits, _), said = run_and_listen(compile_plainly, REVERIE_COMPILE_CACHE=tmp_path)
+    assert hits == 0
+    assert "damaged and is replaced" in said
+    assert "Error reading" not in said
+    (hits, _), said = run_and_listen(compile_plainly, REVERIE_COMPILE_CACHE=tmp_path)
+    assert (hits, said) == (len(whole), "")
+
+
+RELEASE = """
+from pathlib import Path
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+runtime.configure(compile_cache=False)
+before = resident()
+blocks = [b"x" * 50_000 for _ in range(4000)]  # 200 MB
+kept = blocks[::10]
+full = resident()
+del blocks
+freed = resident()
+runtime.release_memory()
+print(json.dumps([full - before, freed - before, resident() - before]))
+"""
+
+
+@glibc
+def test_what_a_compiler_freed_in_pieces_goes_back_to_the_system():
+    full, freed, released = run(RELEASE)
+    assert full > 150
+    assert freed > 150  # kept, and too scattered for a large buffer
+    assert released < 60
 
 
 MALLOC = """

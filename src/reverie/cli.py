@@ -143,4 +143,6 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """A warning as a plain sentence; the arguments are those of `warnings.showwarning`."""
+    if runtime.remove_damaged_programs(str(message)):
+        message = "a compiled program in the cache was damaged and is replaced"
     print(f"reverie: {message}", file=sys.stderr)

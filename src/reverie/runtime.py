@@ -36,7 +36,7 @@ def configure(
 
     Arguments:
         fast_malloc: let glibc keep the memory that XLA frees after each step: training on the CPU becomes 1.3 to 1.7
-            times faster, the process may become larger. Without effect where the C library is not glibc.
+            times faster (`release_memory` says what it costs). Without effect where the C library is not glibc.
             `REVERIE_FAST_MALLOC=0` in the environment switches it off.
         compile_cache: keep compiled programs on disk, so that the next start is quick: in the user's cache folder, by
             version of jaxlib and kind of CPU. `REVERIE_COMPILE_CACHE=0` switches it off, `REVERIE_COMPILE_CACHE=PATH`
@@ -60,6 +60,31 @@ def configure(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs too: there are many
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return Runtime(malloc, Path(jax.config.jax_compilation_cache_dir))
+
+
+def release_memory() -> None:
+    """Hand back to the system what this process has freed; to be called between compiling and a long computation.
+
+    A compiler leaves hundreds of megabytes of freed memory in pieces too small for the buffers of a training step, and
+    glibc would keep them beside those to the end.
+    """
+    if machine.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def remove_damaged_programs(warning: str) -> bool:
+    """Whether a warning is JAX's about a damaged program in the compilation cache; it is then removed.
+
+    JAX compiles the program anew, but writes over no file: without this it would warn at each start.
+    """
+    found = re.match(r"Error reading persistent compilation cache entry for '([\w.<>-]+)'", warning)
+    if found is None:
+        return False
+    import jax
+
+    for path in Path(jax.config.jax_compilation_cache_dir).glob(f"{found[1]}-*-cache"):
+        path.unlink(missing_ok=True)
+    return True
 
 
 def cpu_model() -> str:

@@ -23,6 +23,7 @@ from reverie.runs import checkpoint
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.progress import Progress
+from reverie.runtime import release_memory
 from reverie.settings.config import LoopConfig
 
 Metric = float | Float[np.ndarray, " S"]
@@ -159,6 +160,7 @@ def train[P](
             state, step = (trainer.init(key), trainer.first_steps) if start is None else (trainer.place(start()), 0)
             if evaluate is not None:
                 writer.log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
+        release_memory()
         seeds = 1 if isinstance(seed, int) else len(seed)
         clock, last_save, stopping = _Clock(wall, cpu, seeds), time.monotonic(), bool(caught)
         done, share = min(step, config.steps or step), max(shares_used(config, step, wall, cpu).values())
