@@ -1,5 +1,6 @@
 """Rules with free numbers: zeros are the rule in books, units and order do not matter, and evolution finds better."""
 
+import json
 from itertools import islice
 
 import jax
@@ -7,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie import cli
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import PARK_SPEEDS, draw_tasks, family
+from reverie.evaluate.tuning import tune
 from reverie.policies.adaptive import AdaptiveLeastConnections
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import WaitPlusService
 from reverie.policies.tunable import tunable
+from reverie.runs.tuned import TuneConfig, load_rule
+from reverie.settings.config import WorldConfig
 from reverie.train.evolve import EvolveConfig, evolve, play
 
 SIZES = np.full(10, 300.0)
@@ -98,6 +103,41 @@ def test_evolution_finds_that_a_new_job_counts_less_than_one_where_large_jobs_ho
     vectors = jnp.stack([jnp.zeros(2), jnp.asarray(last.centre, jnp.float32)])
     plain, tuned = play(rule, vectors, draw(32, 999), jax.random.key(9), 400, mean)
     assert float(jnp.log(tuned / plain).mean()) < np.log(0.95)
+
+
+def config(rule: str = "adaptive-least-connections", **world) -> TuneConfig:
+    return TuneConfig(rule, WorldConfig(jobs=100, **world), EvolveConfig(members=4, episodes=2, jobs=100))
+
+
+def test_a_file_of_a_tuned_rule_gives_the_rule_and_goes_on_where_it_stopped(tmp_path):
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    tune(config(), whole, generations=3, minutes=60.0, quiet=True)
+    tune(config(), parts, generations=1, minutes=60.0, quiet=True)
+    tuned, _ = tune(config(), parts, generations=3, minutes=60.0, quiet=True)
+    assert parts.read_bytes() == whole.read_bytes()
+    again = load_rule(whole)
+    assert again.config == config()
+    np.testing.assert_array_equal(actions(again.rule), actions(tuned.rule))
+
+
+def test_a_file_of_another_search_is_not_gone_on_with(tmp_path):
+    path = tmp_path / "rule.safetensors"
+    tune(config(), path, generations=1, minutes=60.0, quiet=True)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="tuned otherwise"):
+        tune(config(family="easy"), path, generations=2, minutes=60.0, quiet=True)
+    assert path.read_bytes() == before
+
+
+def test_a_tuned_rule_is_a_contestant_by_its_file(tmp_path, capsys):
+    path = tmp_path / "ours.safetensors"
+    call = ["tune", "--rule", "wait-plus-service", "--members", "4", "--jobs", "50", "--generations", "1", "--quiet"]
+    assert cli.main([*call, "--episodes", "2", "--out", str(path)]) == 0
+    capsys.readouterr()
+    compare = ["compare", "--policy", str(path), "--policy", "jsq", "--episodes", "4", "--jobs", "50"]
+    assert cli.main([*compare, "--output", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["agent"]: row["role"] for row in rows} == {"ours": "rule", "jsq": "rule"}
 
 
 def test_a_rule_without_free_numbers_is_refused_with_those_that_have_some():

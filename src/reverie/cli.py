@@ -22,6 +22,7 @@ COMMANDS = {
     "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
     "simulate": "play the classical rules on a task family or on a trace",
     "train": "train an agent, or go on with a run that was stopped",
+    "tune": "tune a rule on a workload or a trace by evolution: a policy of a few numbers, without a neural network",
     "sweep": "train agents x families x seeds side by side, here or on Ray, and compare them",
     "evaluate": "play standard and adaptive trials with the agent of a run",
     "compare": "rank rules and trained agents on the same jobs, with paired statistics",

@@ -33,7 +33,7 @@ class Compare:
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """The folder of a trained agent's run; runs that differ in their seed alone count as seeds of one agent."""
     policy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A rule to compare with; all of them unless given."""
+    """A rule to compare with; all of them unless given. The file of a tuned rule (`reverie tune`) will do too."""
     view: View | None = None
     """What is taken to be visible: rules that see more are oracles. That of the agents unless given, or `full`."""
     objective: str = "mean"

@@ -26,7 +26,7 @@ class Simulate:
 
     world: Annotated[World, tyro.conf.arg(name="")] = field(default_factory=World)
     policy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A rule to play; all of them unless given."""
+    """A rule to play; all of them unless given. The file of a tuned rule (`reverie tune`) will do too."""
     view: View = "full"
     """What is taken to be visible: under `counts`, rules that see more are oracles (in italics)."""
     output: Output = "table"

@@ -7,6 +7,7 @@ that are examined under one `Exam` meet the same jobs. Comparing the results is 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -18,9 +19,10 @@ from reverie.envs.fleet.traces import Trace
 from reverie.evaluate import trials
 from reverie.evaluate.about import about_trace
 from reverie.evaluate.opponents import opponents
-from reverie.evaluate.trials import Contestant, Tables
+from reverie.evaluate.trials import Contestant, Tables, contenders
 from reverie.evaluate.watch import Watched, watch
 from reverie.ranges import Count, Seed, at_least, checked
+from reverie.runs.tuned import load_rule
 from reverie.settings.config import stream_seed
 from reverie.tables import Row
 
@@ -117,11 +119,16 @@ def all_settings(exam: Exam, trace: Trace, load: Load, per_window: bool = False)
     return [*(of_family(name, exam) for name in STANDARD), of_trace(trace, exam, load, per_window), of_levels(exam)]
 
 
-def rules_of(setting: Setting, view: View, names: Iterable[str] | None = None) -> list[Contestant]:
-    """The classical rules beside agents that see `view`, all of them or those named."""
+def rules_of(setting: Setting, view: View, names: Sequence[str] | None = None) -> list[Contestant]:
+    """The classical rules beside agents that see `view`, all of them or those named; a name that is a file is a rule
+    that was tuned, called after it."""
     *axes, _ = setting.tasks.mask.shape
     tasks = jax.tree.map(lambda leaf: leaf.reshape(math.prod(axes), *leaf.shape[len(axes) :]), setting.tasks)
-    return opponents(tasks, view, names)
+    if names is None:
+        return opponents(tasks, view)
+    files = [Path(name) for name in names if Path(name).is_file()]
+    tuned = {path.stem: load_rule(path).rule for path in files}
+    return [*opponents(tasks, view, [name for name in names if Path(name) not in files]), *contenders(tuned, view)]
 
 
 def hold(setting: Setting, contestants: Sequence[Contestant], exam: Exam, deadline: float | None = None) -> Tables:

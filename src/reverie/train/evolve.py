@@ -8,7 +8,7 @@ never stopped, since it draws from its own seed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,28 +21,25 @@ from reverie.envs.core import Task
 from reverie.envs.fleet.env import FleetEnv
 from reverie.policies.rollout import rollout
 from reverie.policies.tunable import Tunable
+from reverie.ranges import Seed, at_least, checked
 
 Cost = Callable[[Float[Array, "J E"]], Float[Array, " E"]]
 """What an episode costs, by the response times of its jobs: their mean, or a percentile."""
 
 
 @dataclass(frozen=True)
+@checked
 class EvolveConfig:
     """How a rule is tuned."""
 
-    members: int = 24
+    members: Annotated[int, *at_least(4, 4096, "all of them play at once")] = 24
     """Vectors that are tried in each generation (P)."""
-    episodes: int = 32
+    episodes: Annotated[int, *at_least(1, 4096, "all of them are played at once")] = 32
     """Episodes that each of them plays (E)."""
-    jobs: int = 1000
+    jobs: Annotated[int, *at_least(1, 1_000_000, "an episode is held in memory")] = 1000
     """Their length in jobs (J)."""
-    seed: int = 0
+    seed: Seed = 0
     """Of vectors, tasks and jobs."""
-
-    def __post_init__(self):
-        for name, least in (("members", 4), ("episodes", 1), ("jobs", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"EvolveConfig: {name} must be at least {least}, got {getattr(self, name)}")
 
 
 class Generation(NamedTuple):
