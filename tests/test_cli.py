@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 import reverie
 from reverie import cli
@@ -21,7 +22,9 @@ from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
+from reverie.nn.optimiser import OptimiserConfig
 from reverie.runs import loop
+from reverie.runs.folder import RunFolder
 from reverie.runs.loop import Interrupted
 from reverie.settings import presets
 from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
@@ -356,7 +359,63 @@ def test_a_signal_that_ended_training_is_the_exit_code(capsys, monkeypatch):
 
     monkeypatch.setattr(loop, "train", interrupted)
     assert cli.main(["train", "--agent", "a2c", "--quiet", "--out", "run"]) == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "reverie train: stopped by SIGTERM at 10 environment steps\n"
+    said = "reverie train: stopped by SIGTERM at 10 environment steps. Go on with: reverie train --resume --out run\n"
+    assert capsys.readouterr().err == said
+
+
+def test_an_interrupted_verdict_names_itself_to_go_on_with(capsys, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("reverie.commands.verdict"), "main", interrupted)
+    assert cli.main(["verdict", "--out", "my runs"]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "reverie verdict: interrupted. Go on with: reverie verdict --out 'my runs'\n"
+
+
+def test_a_reader_who_has_enough_gets_no_traceback():
+    for words in ("--help", "trace inspect conversation-like"):
+        line = f"{sys.executable} -m reverie {words} | head -c 1"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+
+
+def newest(folder: str) -> tuple[str, dict[str, bytes]]:
+    """Name and arrays of the newest checkpoint of a run."""
+    path = max(Path(folder, "checkpoints").iterdir())
+    with safe_open(path, "numpy") as file:
+        return path.name, {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+
+
+def test_a_run_goes_on_with_more_steps_to_the_numbers_of_an_unbroken_one(capsys):
+    train = ["train", "--agent", "a2c", "--quiet"]
+    assert cli.main([*train, "--steps", "128", "--out", "short"]) == 0
+    resume = ["train", "--resume", "--quiet", "--out", "short"]
+    assert "learning_rate: 0.0007, now 0.5" in fails(capsys, *resume, "--agent.learning-rate", "0.5")
+    assert "the run that is there is of a2c" in fails(capsys, *resume, "--agent", "dreamer")
+    assert cli.main([*resume, "--agent", "a2c", "--steps", "256"]) == 0
+    assert json.loads(Path("short/config.json").read_text())["loop"]["steps"] == 256
+    assert cli.main([*train, "--steps", "256", "--out", "whole"]) == 0
+    assert newest("short") == newest("whole")
+
+
+def test_a_step_size_that_has_fallen_to_nothing_names_another_start(capsys, monkeypatch):
+    plan = TINY["dreamer"]["cpu"]
+    algorithm = replace(plan.agent.algorithm, optimiser=OptimiserConfig(warmup=2, decay=3))
+    plan = replace(plan, agent=replace(plan.agent, algorithm=algorithm), loop=replace(plan.loop, steps=5))
+    RunFolder.create(Path("run"), plan)
+    assert "--start run and --agent.optimiser.decay" in fails(
+        capsys, "train", "--resume", "--out", "run", "--steps", "100000"
+    )
+
+
+def test_a_failed_start_leaves_nothing_that_refuses_the_same_command(capsys, monkeypatch):
+    train = ["train", "--agent", "a2c", "--quiet", "--steps", "128", "--out", "run"]
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "the disk is full")))
+        assert "the disk is full" in fails(capsys, *train)
+    assert "seed: 0, now 1" in fails(capsys, *train, "--seed", "1")
+    assert cli.main(train) == 0
+    assert "not empty" in fails(capsys, *train)
 
 
 def test_the_doctor_finds_versions_and_a_speed(capsys):

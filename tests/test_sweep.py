@@ -26,8 +26,9 @@ from reverie.settings import presets
 from reverie.settings.config import CurveConfig, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.sweep.board import Board, standing
 from reverie.sweep.engines import Ending, Local, Ray
-from reverie.sweep.plans import SweepConfig
+from reverie.sweep.plans import SweepConfig, VerdictConfig
 from reverie.sweep.side_by_side import RunsFailedError, train_all
+from reverie.sweep.sweep import open_sweep
 from reverie.sweep.training import train_run
 from reverie.train.on_policy import OnPolicyConfig
 
@@ -401,3 +402,16 @@ def test_a_sweep_with_a_failed_run_shows_the_others_and_is_no_success(capsys):
     assert "a2c" in captured.out
     assert "1 of 2 runs failed" in captured.err
     assert "diverging-0" in captured.err
+
+
+@pytest.mark.parametrize("kind", [SweepConfig, VerdictConfig])
+def test_more_seeds_keep_what_is_there_and_add_what_is_missing(tmp_path, kind):
+    few, many = kind(seeds=1), kind(seeds=3)
+    assert few.plans() == [plan for plan in many.plans() if plan.seed == 0]  # so that their runs are recognised
+    run = open_sweep(tmp_path / "sweep", few)
+    assert open_sweep(run.path, many).config(kind) == many
+    with pytest.raises(ValueError, match="seeds: 3, now 1"):
+        open_sweep(run.path, few)
+    with pytest.raises(ValueError, match="minutes"):
+        open_sweep(run.path, kind(seeds=4, minutes=1.0))
+    assert run.config(kind) == many

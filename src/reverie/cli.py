@@ -7,6 +7,7 @@ that `reverie --help` needs neither JAX nor the libraries that read arguments an
 import difflib
 import importlib
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -40,6 +41,8 @@ EXAMPLES = (
     "reverie compare --trace conversation-like --run runs/first",
 )
 
+_GOES_ON = {"verdict", "sweep"}
+"""When they are started again with the same words."""
 _WITHOUT_JAX = {"trace"}
 _ERROR, _USAGE, _SIGNAL = 1, 2, 128
 _TRACEBACK = "REVERIE_TRACEBACK"
@@ -51,6 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit code: 0, 1 for an error, 2 for a wrong call, 128 + number where a signal ended the work.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _answer(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _ERROR
+
+
+def _answer(words: list[str]) -> int:
     match words:
         case ["-h" | "--help", *_]:
             print(_help())
@@ -73,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runtime.configure()  # before anything computes
         importlib.import_module(f"reverie.commands.{name}").main(rest)
     except KeyboardInterrupt as interrupt:  # training names the signal, and says what is saved
-        print(f"reverie {name}: {interrupt or 'interrupted'}", file=sys.stderr)
+        again = f". Go on with: {shlex.join(['reverie', *words])}" if name in _GOES_ON else ""
+        print(f"reverie {name}: {str(interrupt) or 'interrupted'}{again}", file=sys.stderr)
         return _SIGNAL + getattr(interrupt, "number", signal.SIGINT)
-    except BrokenPipeError:  # whoever read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _ERROR
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if os.environ.get(_TRACEBACK) == "1" or not _is_plain(error):
             traceback.print_exc()

@@ -13,8 +13,7 @@ from reverie.report.tables import rich_table
 from reverie.runs.folder import RunFolder
 from reverie.sweep.engines import Engine, Local, Ray
 from reverie.sweep.plans import SweepConfig
-from reverie.sweep.sweep import Swept, sweep
-from reverie.sweep.training import open_or_create
+from reverie.sweep.sweep import Swept, open_sweep, sweep
 
 _TITLE = "Which learned balancer beats the best rule?"
 
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     engine, plans = asked.on(), asked.config.plans()
     asked.config.examination.read()  # a mistake in it should leave no folder behind
-    run = open_or_create(asked.out, asked.config)
+    run = open_sweep(asked.out, asked.config)
     command = ["reverie", "sweep", *arguments]
     swept = sweep(run, plans, asked.config.examination, engine, title=_TITLE, command=command, quiet=asked.quiet)
     print_swept(run, swept, asked.output)

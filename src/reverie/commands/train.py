@@ -1,9 +1,11 @@
 """`reverie train`: train an agent into a run folder, with one seed or several, or go on with it."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,10 +15,11 @@ from reverie.report.output import say
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
+from reverie.runs.loop import Interrupted
 from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
-from reverie.sweep.training import train_run, train_seeds
+from reverie.sweep.training import LIMITS, create, go_on, train_run, train_seeds
 from reverie.train.seeds import side_by_side
 
 
@@ -110,6 +113,7 @@ def parse(arguments: Sequence[str]) -> Train:
             if (value := getattr(choice, name)) is not None:
                 raise ValueError(f"--{name} {value} is for a new run; one that goes on keeps what it began with")
         default = RunFolder.open(choice.folder("", choice.seed)).config(TrainConfig)
+        _check_agent(default, arguments)
     else:
         default = choice.plan
     asked = tyro.cli(
@@ -119,13 +123,29 @@ def parse(arguments: Sequence[str]) -> Train:
         default=Train(Choice(), default),
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
-    if not choice.resume:
-        _check_step_size(asked.config)
+    if not choice.resume or asked.config.loop != default.loop:
+        _check_step_size(asked.config, choice.out if choice.resume else None)
     return asked
 
 
-def _check_step_size(config: TrainConfig) -> None:
-    """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over."""
+def _check_agent(config: TrainConfig, arguments: Sequence[str]) -> None:
+    """Errors: ValueError where a run is to go on with another algorithm than it has."""
+    own: Any = config.agent.name.split("-")[0]
+    asked, _ = tyro.cli(
+        _Beginning,
+        args=arguments,
+        default=_Beginning(agent=own),
+        add_help=False,
+        return_unknown_args=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if asked.agent != own:
+        raise ValueError(f"--agent {asked.agent}: the run that is there is of {own}, and goes on as it began")
+
+
+def _check_step_size(config: TrainConfig, run: Path | None) -> None:
+    """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over;
+    that of a `run` cannot be changed any more."""
     steps, agent = config.loop.steps, config.agent
     if steps is None or not isinstance(agent, OffPolicyRun):
         return
@@ -134,9 +154,11 @@ def _check_step_size(config: TrainConfig) -> None:
         return
     updates, last = steps // agent.experience.env_steps, optimiser.warmup + optimiser.decay
     if updates > last:
+        decay = f"--agent.optimiser.decay {updates - optimiser.warmup}"
+        begin = "give" if run is None else f"begin another run with --start {run} and"
         raise ValueError(
             f"the step size of the optimiser is 0 after {last} updates, and {steps} steps are {updates} updates: "
-            f"give --agent.optimiser.decay {updates - optimiser.warmup} or more, or 0 for a step size that stays"
+            f"{begin} {decay} or more, or 0 for a step size that stays"
         )
 
 
@@ -149,11 +171,17 @@ def main(arguments: Sequence[str]) -> None:
         )
     configs = [replace(config, seed=config.seed + i) for i in range(choice.seeds)]
     trainers = [build(c) for c in configs]  # a mistake in the configuration should leave no folder behind
-    make = RunFolder.open if choice.resume else RunFolder.create
+    make = partial(go_on, free=LIMITS) if choice.resume else create
     runs = [make(choice.folder(c.name, c.seed), c) for c in configs]
     command = ["reverie", "train", *arguments]
-    if choice.seeds == 1:
-        train_run(config, trainers[0], runs[0], command, choice.quiet)
-    else:
-        train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
+    try:
+        if choice.seeds == 1:
+            train_run(config, trainers[0], runs[0], command, choice.quiet)
+        else:
+            train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
+    except Interrupted as stopped:
+        out = runs[0].path if choice.seeds == 1 else choice.out or Path("runs") / config.name
+        words = ["reverie", "train", "--resume", "--out", str(out)]
+        words += [] if choice.seeds == 1 else ["--seeds", str(choice.seeds), "--seed", str(config.seed)]
+        raise Interrupted(f"{stopped}. Go on with: {shlex.join(words)}", stopped.number) from None
     say("\n".join(f"the run: {run.path}" for run in runs))

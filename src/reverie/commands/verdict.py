@@ -11,8 +11,7 @@ from reverie.commands.sweep import print_swept
 from reverie.report.output import Output
 from reverie.sweep.engines import Here
 from reverie.sweep.plans import VerdictConfig
-from reverie.sweep.sweep import sweep
-from reverie.sweep.training import open_or_create
+from reverie.sweep.sweep import open_sweep, sweep
 
 _TITLE = "Would a learned balancer beat the best rule?"
 
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     examination, plans = asked.config.examination, asked.config.plans()
     examination.read()  # a mistake in it should leave no folder behind
-    run = open_or_create(asked.out, asked.config)
+    run = open_sweep(asked.out, asked.config)
     command = ["reverie", "verdict", *arguments]
     engine = Here(asked.quiet)
     swept = sweep(run, plans, examination, engine, title=_TITLE, command=command, one_by_one=True, quiet=True)

@@ -183,7 +183,7 @@ def train[P](
                     last_save = time.monotonic()
     if reason is None:
         name = signal.Signals(caught[0]).name
-        raise Interrupted(f"{title}: stopped by {name} at {step:,} environment steps; resume to go on", caught[0])
+        raise Interrupted(f"{title}: stopped by {name} at {step:,} environment steps", caught[0])
     _say(quiet, f"{title}: {_ENDINGS[reason]}, at {step:,} environment steps and {updates:,} updates")
     return Outcome(state, step, updates, wall, cpu, reason)
 

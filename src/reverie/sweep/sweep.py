@@ -1,6 +1,7 @@
 """A sweep: agents are trained, examined beside the rules, and compared on a page. `reverie verdict` is a small one."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from reverie.evaluate.agents import load_agents
@@ -11,7 +12,9 @@ from reverie.report.run_page import write_report
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig
 from reverie.sweep.engines import Engine
+from reverie.sweep.plans import SweepConfig, VerdictConfig
 from reverie.sweep.side_by_side import RunsFailedError, train_all
+from reverie.sweep.training import go_on, open_or_create
 from reverie.tables import Row
 
 
@@ -24,6 +27,18 @@ class Swept(NamedTuple):
     """The runs that are finished, in the order of the plans."""
     failed: RunsFailedError | None
     """Those that are not."""
+
+
+def open_sweep(path: Path, config: SweepConfig | VerdictConfig) -> RunFolder:
+    """The folder of a sweep, new or begun before with the same configuration, maybe with fewer seeds: what is there is
+    kept.
+
+    Raises:
+        FileExistsError, ValueError: the folder holds something else.
+    """
+    if (path / "config.json").exists() and config.seeds > RunFolder(path).config(type(config)).seeds:
+        return go_on(path, config, free=("seeds:",))
+    return open_or_create(path, config)
 
 
 def sweep(

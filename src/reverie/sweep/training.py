@@ -1,5 +1,6 @@
 """Training in a run folder, with the learning curve that is put down there: one seed, or several in one program."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -8,9 +9,11 @@ import numpy as np
 
 from reverie.evaluate.curve import CURVE_RULES, LearningCurve, learning_curve
 from reverie.evaluate.returns import ReturnCurve, return_curve
+from reverie.files import locked, write_text
 from reverie.policies.core import Policy
-from reverie.runs import loop
+from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
+from reverie.runs.config_json import config_differences, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Outcome
@@ -93,6 +96,38 @@ def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | Re
     return judged
 
 
-def open_or_create(path: Path, config: object) -> RunFolder:
-    """The run in a folder, which must be of the same configuration, or a new one."""
-    return RunFolder.open(path, config) if (path / "config.json").exists() else RunFolder.create(path, config)
+LIMITS = ("loop.steps:", "loop.minutes:", "loop.cpu_minutes:")
+"""What may change when a run goes on, as no number so far depends on it."""
+
+
+def go_on(path: Path, config: object, free: tuple[str, ...] = ()) -> RunFolder:
+    """The run in a folder, which must be of the same configuration but for the fields `free`; these are put on record.
+
+    Arguments: `free`, fields by their path, each followed by a colon.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: another field differs; all that do are named.
+        BlockingIOError: another process writes there.
+    """
+    run = RunFolder.open(path)
+    new = config_to_json(config)
+    changed = config_differences(run.config_json(), new)
+    if not all(line.startswith(free) for line in changed):
+        return RunFolder.open(path, config)  # says so
+    if changed:
+        with locked(path / "lock", str(path)):
+            write_text(path / "config.json", json.dumps(new, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return run
+
+
+def create(path: Path, config: object) -> RunFolder:
+    """The folder of a new run, or of one of the same configuration that failed before its first checkpoint."""
+    if (path / "config.json").exists() and checkpoint.latest(RunFolder(path).checkpoints) is None:
+        return go_on(path, config)
+    return RunFolder.create(path, config)
+
+
+def open_or_create(path: Path, config: object, free: tuple[str, ...] = ()) -> RunFolder:
+    """`go_on` with the run in a folder, or a new one."""
+    return go_on(path, config, free) if (path / "config.json").exists() else RunFolder.create(path, config)
