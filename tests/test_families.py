@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.envs.core import stack_tasks
+from reverie.envs.core import ArraySpec, Suite, stack_tasks, suite
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, Task, constant_speeds, fleet_task, offered_load
+from reverie.envs.fleet.env import Fleet, FleetEnv, Task, constant_speeds, fleet_task, offered_load, stack_fleets
 from reverie.envs.fleet.families import (
     FAMILIES,
     PARK_MEAN_SIZE,
@@ -30,6 +30,7 @@ from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
 
 DRAWS = 60
+UNIT = workloads.exponential(1.0)
 
 
 Drawn = dict[str, list[Task]]
@@ -199,7 +200,7 @@ def trace(jobs: int = 50) -> Trace:
 
 def test_windows_of_a_trace_keep_order_and_proportions():
     recording, speeds, load = trace(), np.array([1.0, 3.0]), 0.8
-    draw = traced(recording, load, 20, speeds)
+    draw = traced(recording, load, 20, Fleet.constant(speeds))
     gaps, beginnings = np.diff(recording.arrival, prepend=0), set()
     for seed in range(40):
         task = draw(np.random.default_rng(seed))
@@ -211,9 +212,11 @@ def test_windows_of_a_trace_keep_order_and_proportions():
         stretch = gap[1:].sum() / gaps[first + 1 : first + 20].sum()
         np.testing.assert_allclose(gap, gaps[first : first + 20] * stretch, rtol=1e-4)
     assert len(beginnings) > 15
-    disjoint = np.concatenate([task.workload.recording.size for task in windows(recording, load, 20, speeds)])
+    disjoint = np.concatenate(
+        [task.workload.recording.size for task in windows(recording, load, 20, Fleet.constant(speeds))]
+    )
     np.testing.assert_allclose(disjoint, recording.work[:40] * trace_unit(recording), rtol=1e-5)  # each job once
-    whole = traced(recording, load, 50, speeds)(np.random.default_rng(0))
+    whole = traced(recording, load, 50, Fleet.constant(speeds))(np.random.default_rng(0))
     assert offered_load(whole) == pytest.approx(load)
     assert float(whole.workload.recording.size.mean()) == pytest.approx(PARK_MEAN_SIZE)
 
@@ -222,16 +225,16 @@ def test_a_window_of_a_trace_can_have_the_load_for_itself():
     recording, speeds = trace(), np.array([1.0, 3.0])
     slow_start = replace(recording, arrival=recording.arrival + np.minimum(np.arange(50), 25) * 100)
     for seed in range(20):
-        task = traced(slow_start, 0.8, 20, speeds, per_window=True)(np.random.default_rng(seed))
+        task = traced(slow_start, 0.8, 20, Fleet.constant(speeds), per_window=True)(np.random.default_rng(seed))
         work, gap = np.asarray(task.workload.recording.size), np.asarray(task.workload.recording.gap)
         assert work.sum() / (gap[1:].sum() * speeds.sum()) == pytest.approx(0.8, rel=1e-5)
     with pytest.raises(ValueError, match="choose one"):
-        traced(slow_start, "recorded", 20, speeds, per_window=True)
+        traced(slow_start, "recorded", 20, Fleet.constant(speeds), per_window=True)
 
 
 def test_a_trace_as_recorded_keeps_its_clock():
     recording, speeds = trace(), np.array([1.0, 3.0])
-    task = traced(recording, "recorded", 50, speeds)(np.random.default_rng(0))
+    task = traced(recording, "recorded", 50, Fleet.constant(speeds))(np.random.default_rng(0))
     gap = np.asarray(task.workload.recording.gap) / trace_unit(recording)
     np.testing.assert_allclose(gap, np.diff(recording.arrival, prepend=0), rtol=1e-4)
     np.testing.assert_allclose(task.workload.recording.size / trace_unit(recording), recording.work, rtol=1e-5)
@@ -239,7 +242,7 @@ def test_a_trace_as_recorded_keeps_its_clock():
 
 def test_responses_to_a_trace_are_those_of_its_own_units():
     recording, load, jobs = trace(), 0.8, 50
-    task = traced(recording, load, jobs, np.array([1.0, 3.0]))(np.random.default_rng(0))
+    task = traced(recording, load, jobs, Fleet.constant([1.0, 3.0]))(np.random.default_rng(0))
     gaps = np.diff(recording.arrival, prepend=0) * recording.work.sum() / (load * 4) / recording.span
     own = fleet_task(constant_speeds([1.0, 3.0]), workloads.recorded(gaps, recording.work))
     rule = rules([1.0, 3.0], [1.0], ["least-completion"])["least-completion"]
@@ -290,8 +293,9 @@ def test_measured_fleets_drift_as_machines_do(shared_data):
 @pytest.mark.parametrize("name", ["hard", "burst", "diurnal", "levels"])
 def test_another_load_is_the_same_stream_on_another_clock(name):
     task = family(name)(np.random.default_rng(0))
-    faster = with_load(task, 2 * offered_load(task))
-    assert offered_load(faster) == pytest.approx(2 * offered_load(task), rel=1e-5)
+    load = offered_load(task, workloads.span(task.workload, 1000))
+    faster = with_load(task, 2 * load, jobs=1000)
+    assert offered_load(faster, workloads.span(faster.workload, 1000)) == pytest.approx(2 * load, rel=1e-5)
 
     @jax.jit
     def jobs(task: Task):
@@ -304,6 +308,43 @@ def test_another_load_is_the_same_stream_on_another_clock(name):
     one, other = jobs(task), jobs(faster)
     np.testing.assert_array_equal(one.size, other.size)
     np.testing.assert_allclose(one.gap, 2 * other.gap, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["levels", "calm", "drift", "shifting"])
+def test_another_load_is_the_mean_over_the_episode_also_where_the_last_level_is_not(name):
+    """Work that is to be expected over what the fleet can do until the last job comes, by sums of small steps."""
+    for seed in range(4):
+        task = with_load(family(name)(np.random.default_rng(seed)), 0.8, jobs=1000)
+        grid = np.arange(0.0, 200_000.0, 4.0)
+
+        def on_grid(start, value, grid=grid):
+            return np.asarray(value, float)[np.searchsorted(np.asarray(start), grid, side="right") - 1]
+
+        rate = on_grid(task.workload.rate.start, task.workload.rate.value)
+        until = np.searchsorted(np.cumsum(rate * 4.0), 1000.0)
+        work = rate[:until].sum() * workloads.moments(task.workload.sizes)[0]
+        speed = sum(on_grid(*row)[:until].sum() for row in zip(task.speed.start, task.speed.value, strict=True))
+        assert work / speed == pytest.approx(0.8, rel=2e-3)
+
+
+def test_families_of_unlike_shapes_are_one_suite_and_each_task_plays_as_alone():
+    recording = traced(trace(), 0.5, 20)(np.random.default_rng(0))
+    named = {name: [family(name)(np.random.default_rng(seed)) for seed in range(2)] for name in ("hard", "drift")}
+    named |= {"trace": [recording], "small": [fleet_task(constant_speeds([1.0]), workloads.poisson(9.0, UNIT))]}
+    tasks = suite(named, stack_fleets)
+    world = Suite(FleetEnv(tasks.task.mask.shape[-1], 20), tuple(named))
+    assert tasks.index.tolist() == [0, 0, 1, 1, 2, 3]
+    assert world.observation_spec["task"] == ArraySpec((), "task", 4)
+    rule = rules([1.0] * 10, [1.0], ["shortest-wait"])["shortest-wait"]
+
+    def keep(state, timestep, action):
+        return timestep.observation["task"], state.record.response
+
+    index, response = rollout(world, rule, tasks, jax.random.key(3), 20, keep)[1]
+    assert (np.asarray(index) == np.asarray(tasks.index)).all()
+    alone = rollout(world.world, rule, tasks.task, jax.random.key(3), 20, lambda state, *_: state.record.response)[1]
+    np.testing.assert_array_equal(response, alone)
+    assert np.isfinite(np.asarray(response)).all()
 
 
 def test_another_load_for_recordings_and_changing_sizes():

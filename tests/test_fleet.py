@@ -19,7 +19,7 @@ from jax import Array
 from reverie.envs.core import TimeStep, batch_step, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, FleetState, Task, constant_speeds, fleet_task, offered_load
+from reverie.envs.fleet.env import FleetEnv, FleetState, Task, constant_speeds, fleet_task, offered_load, stack_fleets
 from reverie.envs.fleet.schedule import Schedule
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
@@ -214,6 +214,7 @@ class Seen(NamedTuple):
     speed: np.ndarray
     response: np.ndarray
     elapsed: np.ndarray
+    latency: np.ndarray
 
 
 def speed_at(s: Schedule, time: float) -> float:
@@ -240,6 +241,8 @@ def simulate(speed: list[Schedule], arrival: np.ndarray, size: np.ndarray, actio
     calendar += [(time, 2, job, 0) for job, time in enumerate(arrival)]
     heapq.heapify(calendar)
     seen, integral, now, done = [], np.zeros(jobs + 1), 0.0, 0
+    took: list[list[float]] = [[] for _ in speed]  # response times of the jobs finished since the last arrival
+    finished_at = [0.0] * servers
 
     def settle(server: int) -> None:
         if queue[server]:
@@ -258,7 +261,9 @@ def simulate(speed: list[Schedule], arrival: np.ndarray, size: np.ndarray, actio
         now = time
         if kind == 0 and number == entry[which]:
             settle(which)
-            finish[queue[which].popleft()[0]] = now
+            job = queue[which].popleft()[0]
+            finish[job] = finished_at[which] = now
+            took[which].append(now - arrival[job])
             done += 1
             plan(which)
         elif kind == 1:
@@ -270,12 +275,17 @@ def simulate(speed: list[Schedule], arrival: np.ndarray, size: np.ndarray, actio
                 settle(server)
             remaining = [[work for _, work in q] for q in queue]
             park = [sum(r[1:]) + r[0] / (p or 1.0) if r else 0.0 for r, p in zip(remaining, pace, strict=True)]
-            seen.append(([len(q) for q in queue], [sum(r) for r in remaining], park, list(pace)))
+            latency = [
+                [len(q), len(t), sum(t), max(t, default=0.0), 0.0, now - last_one]
+                for q, t, last_one in zip(queue, took, finished_at, strict=True)
+            ]
+            seen.append(([len(q) for q in queue], [sum(r) for r in remaining], park, list(pace), latency))
+            took = [[] for _ in speed]
             arrived = which + 1
             queue[action[which]].append([which, size[which]])
             plan(action[which])
-    counts, backlog, park, paces = (np.array(column, float) for column in zip(*seen, strict=True))
-    return Seen(counts, backlog, park, paces, finish - arrival, integral[1:])
+    counts, backlog, park, paces, latency = (np.array(column, float) for column in zip(*seen, strict=True))
+    return Seen(counts, backlog, park, paces, finish - arrival, integral[1:], latency)
 
 
 class Case(NamedTuple):
@@ -341,11 +351,22 @@ def test_views_and_rewards_are_those_of_an_event_simulation(case):
     assert (np.asarray(counts["servers"])[:-1, :n, 0] == seen.counts).all()
     near(counts["job"][:-1, 0], case.gap)
 
+    latency, reward, _ = play(FleetEnv(rows, 12, "latency", "elapsed"), task, action)
+    near(reward, -seen.elapsed)
+    near(latency["servers"][:-1, :n], seen.latency)
+    near(latency["job"], counts["job"])
+    completions, total, longest = (np.asarray(latency["servers"])[:, :n, k] for k in (1, 2, 3))
+    assert completions.sum() == 12  # the last observation has those of the drain
+    near(total.sum(), seen.response.sum())
+    near(longest.max(), seen.response.max())
+    assert not np.asarray(latency["servers"])[:, n:].any()
+    assert not np.asarray(latency["servers"])[-1][:, [0, 5]].any()
+
     park, reward, _ = play(FleetEnv(rows, 12, "park", "elapsed"), task, action)
     near(reward, -seen.elapsed)
     near(park["vector"][:-1, :n], seen.park)
     near(park["vector"][:-1, -1], case.size)
-    for observation in (full, counts, park):
+    for observation in (full, counts, latency, park):
         assert np.asarray(observation["mask"]).tolist() == [[True] * n + [False] * (rows - n)] * 13
     for empty in (counts["servers"][-1], counts["job"][-1], park["vector"][-1], full["servers"][-1, :, 0]):
         assert not np.asarray(empty).any()
@@ -394,6 +415,51 @@ def test_a_padded_fleet_behaves_as_it_is():
     assert offered_load(padded) == pytest.approx(offered_load(row))
 
 
+def unlike_tasks(count: int, rng: np.random.Generator) -> list[Task]:
+    """Tasks of different fleet sizes, numbers of changes, laws of jobs and recordings."""
+
+    def changing(segments: int, period: bool) -> Schedule:
+        start = np.append(0, np.cumsum(rng.uniform(1, 20, segments - 1)))
+        return schedules.schedule(start, rng.uniform(0.2, 2, segments), start[-1] + 5 if period else np.inf)
+
+    def task() -> Task:
+        servers, segments = rng.integers(1, 4), rng.integers(1, 5)
+        speed = schedules.stack([changing(rng.integers(1, segments + 1), rng.random() < 0.5) for _ in range(servers)])
+        kind = rng.integers(3)
+        if kind == 0:
+            jobs = rng.integers(1, 30)
+            first = int(rng.integers(jobs))
+            return fleet_task(speed, workloads.recorded(rng.exponential(2, jobs), rng.exponential(1, jobs), first))
+        workload = workloads.modulated([1.0, 3.0], [9.0, 9.0], workloads.pareto(1.5, 0.4), rng, phases=4)
+        scale = changing(int(rng.integers(1, 4)), rng.random() < 0.5)
+        return fleet_task(speed, (workload if kind == 1 else workloads.poisson(2.0, UNIT))._replace(scale=scale))
+
+    return [task() for _ in range(count)]
+
+
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(st.integers(2, 4), st.integers(0, 2**16))
+def test_tasks_of_any_shape_stack_and_padding_is_without_effect(count, seed):
+    rng = np.random.default_rng(seed)
+    tasks = unlike_tasks(count, rng)
+    batch = stack_fleets(tasks)
+    servers = batch.mask.shape[-1]
+    assert servers == max(task.mask.shape[-1] for task in tasks)
+    actions = jnp.asarray([rng.integers(task.mask.shape[-1], size=25) for task in tasks], jnp.int32)
+    together = jax.vmap(partial(play, FleetEnv(servers, 25, "latency", "elapsed")))(batch, actions)
+    for i, task in enumerate(tasks):
+        n = task.mask.shape[-1]
+        seen, reward, record = play(FleetEnv(n, 25, "latency", "elapsed"), task, actions[i])
+        wide, wide_reward, wide_record = jax.tree.map(lambda leaf, i=i: leaf[i], together)
+        for a, b in ((wide_record.response, record.response), (wide_record.size, record.size), (wide_reward, reward)):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4)
+        np.testing.assert_allclose(wide["servers"][:, :n], seen["servers"], rtol=2e-5, atol=1e-3)
+        assert not np.asarray(wide["servers"])[:, n:].any()
+        assert not np.asarray(wide["mask"])[:, n:].any()
+        row = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+        assert offered_load(row) == pytest.approx(offered_load(task), rel=1e-5)
+
+
 def test_a_batch_of_different_tasks_is_each_of_them_alone():
     env, tasks = FleetEnv(10, 100, "park", "elapsed"), drifting_tasks(5)
     actions = jnp.asarray(np.random.default_rng(0).integers(10, size=(5, 100)), jnp.int32)
@@ -404,7 +470,7 @@ def test_a_batch_of_different_tasks_is_each_of_them_alone():
             np.testing.assert_allclose(together[i], single, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("view", ["full", "counts", "park"])
+@pytest.mark.parametrize("view", ["full", "counts", "latency", "park"])
 def test_no_view_shows_the_future(view):
     """Two worlds that differ only after time t give equal observations up to t, whatever is in progress then."""
     sizes, change = workloads.pareto(1.5, 1.0), 40.0
@@ -493,7 +559,7 @@ def test_a_forbidden_server_is_no_extra_server():
             assert np.isnan(record.response).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("view", ["full", "counts", "park"])
+@pytest.mark.parametrize("view", ["full", "counts", "latency", "park"])
 def test_observations_are_as_specified(view):
     env, tasks = FleetEnv(10, 20, view), drifting_tasks(2)
     task = jax.tree.map(lambda leaf: leaf[0], tasks)

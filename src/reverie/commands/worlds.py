@@ -7,6 +7,7 @@ import tyro
 
 from reverie.envs.fleet.families import Load
 from reverie.envs.fleet.formats.reading import Reading
+from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, of_family, of_trace
 from reverie.ranges import above, checked
@@ -28,6 +29,8 @@ class World:
     """How the trace is read."""
     load_per_window: bool = False
     """Bring every window of the trace to the load by a pace of its own, instead of the whole trace by one."""
+    own: Annotated[Own, tyro.conf.arg(name="")] = field(default_factory=Own)
+    """Your own servers and jobs."""
     load: Annotated[Load | None, *above(0)] = None
     """Offered load, reached by scaling the clock of arrivals; that of the family, or 0.8 for a trace, unless given.
     `recorded` keeps the clock of a trace."""
@@ -46,11 +49,14 @@ class World:
                     "--held-out, --load recorded, --load-per-window and the options of reading (--unit, --columns, "
                     "--drop, --sort, --from, --to) are about a trace; give one with --trace"
                 )
-            return of_family(self.family or "hard", self.exam, self.load)
+            if self.family is not None and self.own.arrivals is not None:
+                raise ValueError(f"give --family or --arrivals, not both; got {self.family} and {self.own.arrivals}")
+            return of_family(self.family or "hard", self.exam, self.load, self.own)
         if self.family is not None:
             raise ValueError(f"give --family or --trace, not both; got {self.family} and {self.trace}")
         trace = read_source(self.trace, self.held_out, self.reading)
-        return of_trace(trace, self.exam, TRACE_LOAD if self.load is None else self.load, self.load_per_window)
+        load = TRACE_LOAD if self.load is None else self.load
+        return of_trace(trace, self.exam, load, self.load_per_window, self.own)
 
     @property
     def unit(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 Task = PyTree[Array]
 State = Any
@@ -38,11 +38,12 @@ class ArraySpec:
     - `vector` [D]: numbers in any unit (encoders apply symlog), or integers below `categories` where that is given;
     - `servers` [N, F]: a set, one row per server;
     - `image` [H, W, C]: bytes;
-    - `mask` [A]: which actions are allowed. It is given to the policy, not encoded.
+    - `mask` [A]: which actions are allowed. It is given to the policy, not encoded;
+    - `task` []: the number of the task in a `Suite`, below `categories`. It is given, not encoded unless a model asks.
     """
 
     shape: tuple[int, ...]
-    kind: Literal["vector", "servers", "image", "mask"] = "vector"
+    kind: Literal["vector", "servers", "image", "mask", "task"] = "vector"
     categories: int | None = None
 
 
@@ -136,6 +137,52 @@ def select(condition: Bool[Array, " B"], on_true: PyTree, on_false: PyTree) -> P
 def stack_tasks(tasks: Sequence[Task]) -> Task:
     """Tasks [B] as one pytree with the axis B in front."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+
+
+class Numbered(NamedTuple):
+    """A task of a `Suite`, and its number there."""
+
+    index: Int[Array, "*B"]
+    task: Task
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Named tasks in one world: an observation has an entry `task` beside those of the world, which says which it is.
+
+    Its tasks are `Numbered`; `suite` makes a batch of them. Everything else is as in the world.
+    """
+
+    world: Environment
+    names: tuple[str, ...]
+
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]:
+        return {**self.world.observation_spec, "task": ArraySpec((), "task", len(self.names))}
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.world.action_spec
+
+    def reset(self, task: Numbered, key: Key[Array, ""]) -> tuple[State, TimeStep]:
+        return self._numbered(task, *self.world.reset(task.task, key))
+
+    def step(self, task: Numbered, state: State, action: Array, key: Key[Array, ""]) -> tuple[State, TimeStep]:
+        return self._numbered(task, *self.world.step(task.task, state, action, key))
+
+    def _numbered(self, task: Numbered, state: State, timestep: TimeStep) -> tuple[State, TimeStep]:
+        return state, timestep._replace(observation={**timestep.observation, "task": task.index})
+
+
+def suite(named: Mapping[str, Sequence[Task]], stack: Callable[[Sequence[Task]], Task] = stack_tasks) -> Numbered:
+    """All tasks of a suite as one batch [B, ...], numbered by their name's place in `named`.
+
+    Arguments: the tasks under each name, one or more; `stack`, which makes a batch of all of them, by padding where
+    their shapes differ (for fleets `stack_fleets`).
+    """
+    counts = [len(tasks) for tasks in named.values()]
+    index = jnp.asarray(np.repeat(np.arange(len(named)), counts), jnp.int32)
+    return Numbered(index, stack([task for tasks in named.values() for task in tasks]))
 
 
 def batch_reset(env: World, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:

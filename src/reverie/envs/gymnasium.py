@@ -5,8 +5,9 @@ Any `reverie.envs.core.Environment` with a family of tasks becomes one; importin
 does not come this way: it stays on the device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -32,8 +33,8 @@ from reverie.envs.core import (
     stack_tasks,
 )
 from reverie.envs.fleet.env import FleetEnv, FleetState, Reward, View
-from reverie.envs.fleet.families import family as find_family
-from reverie.envs.fleet.families import with_load
+from reverie.envs.fleet.own import Own
+from reverie.envs.fleet.sources import read_source
 
 Observation = dict[str, np.ndarray]
 Info = Callable[[State], dict[str, Array]]
@@ -179,6 +180,8 @@ def _entry_space(array: ArraySpec) -> spaces.Space:
         return spaces.Box(0, 255, array.shape, np.uint8)
     if array.kind == "mask":
         return spaces.MultiBinary(array.shape)
+    if array.kind == "task" and array.categories is not None:
+        return spaces.Discrete(array.categories)
     if array.categories is not None:
         return spaces.MultiDiscrete(np.full(array.shape, array.categories))
     return spaces.Box(-np.inf, np.inf, array.shape, np.float32)
@@ -201,13 +204,17 @@ def make_fleet(
     view: View = "full",
     reward: Reward = "admission",
     load: float | None = None,
+    **own: Any,
 ) -> ReverieEnv:
     """The fleet simulator, `reverie/Fleet-v0`: each step dispatches one job.
 
     Arguments: `family`, a name (see `reverie.envs.fleet.families`) or a function that draws tasks of `servers` rows;
-    `jobs`, `view` and `reward`, see `FleetEnv`; `load`, at which the tasks are offered in place of their own.
+    `jobs`, `view` and `reward`, see `FleetEnv`; `load`, at which the tasks are offered in place of their own; `own`,
+    your servers and jobs in place of the family's: `speeds` (a list of numbers), `fleet` (a file), `arrivals`, `sizes`
+    (see `Own`) and `trace` (a file or `conversation-like`, at load 0.8 unless given).
     """
-    return ReverieEnv(FleetEnv(servers, jobs, view, reward), _fleets(family, load), job_info)
+    draw, servers = _fleets(family, servers, load, jobs, **own)
+    return ReverieEnv(FleetEnv(servers, jobs, view, reward), draw, job_info)
 
 
 def make_fleet_vector(
@@ -218,14 +225,34 @@ def make_fleet_vector(
     view: View = "full",
     reward: Reward = "admission",
     load: float | None = None,
+    **own: Any,
 ) -> ReverieVectorEnv:
     """`num_envs` fleets in one compiled step; the other arguments are those of `make_fleet`."""
-    return ReverieVectorEnv(FleetEnv(servers, jobs, view, reward), _fleets(family, load), num_envs, job_info)
+    draw, servers = _fleets(family, servers, load, jobs, **own)
+    return ReverieVectorEnv(FleetEnv(servers, jobs, view, reward), draw, num_envs, job_info)
 
 
-def _fleets(family: str | TaskFamily, load: float | None) -> TaskFamily:
-    draw = find_family(family) if isinstance(family, str) else family
-    return draw if load is None else lambda rng: with_load(draw(rng), load)
+def _fleets(
+    family: str | TaskFamily,
+    servers: int,
+    load: float | None,
+    jobs: int,
+    *,
+    speeds: Sequence[float] | None = None,
+    fleet: str | Path | None = None,
+    arrivals: str | None = None,
+    sizes: str | None = None,
+    trace: str | None = None,
+) -> tuple[TaskFamily, int]:
+    """The tasks, and how many servers they have."""
+    mine = Own(
+        None if speeds is None else ",".join(map(str, speeds)), None if fleet is None else Path(fleet), arrivals, sizes
+    )
+    own_servers = mine.servers()
+    servers = servers if own_servers is None else len(own_servers.member)
+    if trace is not None:
+        return mine.play(read_source(trace), 0.8 if load is None else load, jobs), servers
+    return mine.tasks(family, load, jobs), servers
 
 
 def _register() -> None:

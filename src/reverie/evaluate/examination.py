@@ -14,11 +14,12 @@ import jax
 
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet.env import Task, View
-from reverie.envs.fleet.families import Load, draw_tasks, family, levels, trace_unit, windows, with_load
+from reverie.envs.fleet.families import PARK_SPEEDS, Load, draw_tasks, levels, trace_unit
+from reverie.envs.fleet.own import NOTHING_OWN, Own
 from reverie.envs.fleet.traces import Trace
 from reverie.evaluate import trials
 from reverie.evaluate.about import about_trace
-from reverie.evaluate.opponents import opponents
+from reverie.evaluate.opponents import nominal_speeds, opponents
 from reverie.evaluate.trials import Contestant, Tables, contenders
 from reverie.evaluate.watch import Watched, watch
 from reverie.ranges import Count, Seed, at_least, checked
@@ -80,29 +81,30 @@ class Setting(NamedTuple):
     """What is to be known before the results: of a trace, how it is played."""
 
 
-def of_family(name: str, exam: Exam, load: float | None = None) -> Setting:
-    """Tasks of a family, at its own load or at another.
+def of_family(name: str, exam: Exam, load: float | None = None, own: Own = NOTHING_OWN) -> Setting:
+    """Tasks of a family, at its own load or at another, with what is the user's own in its place.
 
     Errors: ValueError for an unknown family or an impossible load.
     """
-    draw = family(name)
-    if load is None:
-        return Setting(name, draw_tasks(draw, exam.episodes, exam.stream))
-    tasks = draw_tasks(lambda rng: with_load(draw(rng), load), exam.episodes, exam.stream)
-    return Setting(f"{name} at load {load:g}", tasks)
+    tasks = draw_tasks(own.tasks(name, load, exam.jobs), exam.episodes, exam.stream)
+    return Setting(own.called(name) + ("" if load is None else f" at load {load:g}"), tasks)
 
 
-def of_trace(trace: Trace, exam: Exam, load: Load, per_window: bool = False) -> Setting:
-    """Disjoint windows of a trace at an offered load, on Park's fleet; results come in the trace's own seconds.
+def of_trace(trace: Trace, exam: Exam, load: Load, per_window: bool = False, own: Own = NOTHING_OWN) -> Setting:
+    """Disjoint windows of a trace at an offered load, on Park's fleet or the user's; results come in the trace's own
+    seconds.
 
     There are as many as the trace holds, and `exam.episodes` at most: windows that overlap are no independent episodes.
     Errors: ValueError where the trace is shorter than an episode, or for an impossible load.
     """
-    tasks = stack_tasks(windows(trace, load, exam.jobs, per_window=per_window)[: exam.episodes])
-    name = f"{trace.name} as recorded" if load == "recorded" else f"{trace.name} at load {load:g}"
+    tasks = stack_tasks(own.windows(trace, load, exam.jobs, per_window)[: exam.episodes])
+    name = (
+        f"{own.called(trace.name)} as recorded" if load == "recorded" else f"{own.called(trace.name)} at load {load:g}"
+    )
     name = f"{name} in every window" if per_window else name
     count = tasks.mask.shape[0]
-    about = about_trace(trace, load, exam.jobs, count, per_window)
+    speeds = PARK_SPEEDS if own.servers() is None else nominal_speeds(tasks)
+    about = about_trace(trace, load, exam.jobs, count, per_window, speeds)
     return Setting(name, tasks, trace_unit(trace), windows=count, about=about)
 
 

@@ -43,8 +43,7 @@ def nominal_speeds(tasks: Task) -> Float[np.ndarray, " N"]:
 def typical_sizes(tasks: Task) -> Float[np.ndarray, " M"]:
     """Job sizes of tasks [E, ...]: those recorded, or an even grid of the quantiles of each task's law."""
     workload = jax.tree.map(lambda leaf: leaf[:_SAMPLED_TASKS], tasks.workload)
-    if workload.recording.gap.shape[-1]:
-        return np.asarray(workload.recording.size).ravel()
     survival = (jnp.arange(_SAMPLED_SIZES) + 0.5) / _SAMPLED_SIZES
-    sizes = jax.vmap(jax.vmap(sample_size, (None, 0)), (0, None))(workload.sizes, survival)
-    return np.asarray(sizes).ravel()
+    sizes = np.asarray(jax.vmap(jax.vmap(sample_size, (None, 0)), (0, None))(workload.sizes, survival))
+    recorded, length = np.asarray(workload.recording.size), np.asarray(workload.recording.length)
+    return np.concatenate([recorded[e, :n] if n else sizes[e] for e, n in enumerate(length)])

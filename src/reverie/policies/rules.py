@@ -53,8 +53,24 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = f"{name} {ELSEWHERE[name]}; " if name in ELSEWHERE else hint
             raise ValueError(f"unknown rule {name!r}: {hint}the known ones are {', '.join(known)}")
     return {name: known[name] for name in names}
+
+
+ELSEWHERE = {
+    "leastconn": "is called jsq here",
+    "least_conn": "is called jsq here",
+    "least_request": "is called p2c here, and over all servers jsq",
+    "roundrobin": "is called round-robin here, and with weights weighted-round-robin",
+    "round_robin": "is called round-robin here, and with weights weighted-round-robin",
+    "random(2)": "is called p2c here",
+    "maxconn": "1 is called shortest-wait here",
+    "first": "is not here; with maxconn 1 and the fastest server first it is shortest-wait",
+    "ewma": "is not here; adaptive-least-connections also learns from what servers complete",
+    "least_time": "is not here; adaptive-least-connections also learns from what servers complete",
+}
+"""What rules are called in HAProxy, nginx and Envoy."""
 
 
 class _Memoryless(eqx.Module):

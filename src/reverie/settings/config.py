@@ -19,9 +19,10 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.envs.core import World
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
-from reverie.envs.fleet.families import draw_tasks, traced
+from reverie.envs.fleet.families import draw_tasks
 from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.formats.reading import read_trace
+from reverie.envs.fleet.own import Own
 from reverie.envs.memory.games import find_game
 from reverie.envs.outside import open_outside
 from reverie.ranges import Count, Positive, Seed, Weight, above, at_least, between, checked
@@ -76,6 +77,8 @@ class WorldConfig:
     """The family that tasks are drawn from."""
     trace: Path | None = None
     """Instead of a family, a recorded trace: windows of its first half. The second is left to be examined on."""
+    own: Annotated[Own, arg(name="")] = field(default_factory=Own)
+    """Your own servers and jobs in place of the family's."""
     load: Positive = 0.8
     """The offered load that the trace is brought to."""
     tasks: Annotated[int, *at_least(1, 1_000_000, "all are drawn before training and held in memory")] = 64
@@ -97,8 +100,8 @@ class WorldConfig:
             ValueError: the trace is not there or broken, or half of it is shorter than an episode.
         """
         if self.trace is None:
-            return draw_tasks(find_family(self.family), count, seed)
-        return draw_tasks(traced(read_trace(self.trace).halves()[0], self.load, self.jobs), count, seed)
+            return draw_tasks(self.own.tasks(self.family, None, self.jobs), count, seed)
+        return draw_tasks(self.own.play(read_trace(self.trace).halves()[0], self.load, self.jobs), count, seed)
 
     def open(self, seed: int) -> tuple[FleetEnv, Task]:
         """The world, and the tasks [K, ...] to train on."""

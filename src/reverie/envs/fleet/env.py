@@ -6,7 +6,7 @@ cumulative capacity covers what lies before it and itself: an exact inversion of
 change, fail and recover. Workloads, rules and learning live elsewhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -16,15 +16,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import ArrayLike
 
-from reverie.envs.core import ArraySpec, Discrete, TimeStep, first
+from reverie.envs.core import ArraySpec, Discrete, TimeStep, first, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.workload import Job, Workload
 from reverie.ranges import at_least, checked
 
-View = Literal["park", "full", "counts"]
+View = Literal["park", "full", "counts", "latency"]
 Reward = Literal["elapsed", "admission"]
+LATENCY_FEATURES = ("in progress", "completions", "sum of responses", "longest response", "errors", "since completion")
+"""What the view `latency` shows of each server; all but the first and the last since the last arrival, errors always 0
+here (a proxy in front of real servers has them)."""
 
 
 class Task(NamedTuple):
@@ -35,6 +38,25 @@ class Task(NamedTuple):
     mask: Bool[Array, "*B N"]
     """Which rows are servers; the others are padding."""
     workload: Workload
+    member: Bool[Array, "*B N P"]
+    """In which segments of its speed a server may be given jobs. One that leaves finishes those that it has."""
+
+
+class Fleet(NamedTuple):
+    """Servers without jobs: their speeds [N, P], and in which segments of these they are members [N, P]."""
+
+    speed: Schedule
+    member: Bool[Array, "N P"]
+
+    @classmethod
+    def constant(cls, speeds: ArrayLike) -> "Fleet":
+        """Servers of `speeds` [N], work per time unit, that never change and are always there."""
+        speed = constant_speeds(speeds)
+        return cls(speed, jnp.ones(speed.value.shape, bool))
+
+    def task(self, workload: Workload) -> Task:
+        """These servers with that workload."""
+        return fleet_task(self.speed, workload, member=self.member)
 
 
 class Record(NamedTuple):
@@ -51,6 +73,18 @@ class Record(NamedTuple):
     def slowdown(self) -> Float[Array, "*B"]:
         """Response time over the time that an idle server of speed 1 would need."""
         return self.response / self.size
+
+
+class Completions(NamedTuple):
+    """What each server has finished since the last arrival, as any proxy knows it. The view `latency` shows it."""
+
+    count: Int[Array, "*B N"]
+    total: Float[Array, "*B N"]
+    """Sum of the response times of the jobs finished."""
+    longest: Float[Array, "*B N"]
+    """The longest of these response times; 0 where no job was finished."""
+    since: Float[Array, "*B N"]
+    """Time since the server last finished a job, or since the episode began; 0 once all work has ended."""
 
 
 class Ledger(NamedTuple):
@@ -71,6 +105,9 @@ class Ledger(NamedTuple):
     """The job that is served after this one."""
     span: Float[Array, "*B J"]
     """How long that job will be in service."""
+    response: Float[Array, "*B J"] | None
+    """Of each job, known since it was dispatched; kept only for what follows."""
+    completed: Completions | None
 
 
 class FleetState(NamedTuple):
@@ -93,9 +130,11 @@ class FleetEnv:
 
     Views: `full` shows the true remaining work and current speed of each server, the job's size and the time since the
     last arrival; `counts` only how many jobs are in progress at each server and the time since the last arrival, as a
-    real balancer sees; `park` the published N + 1 numbers (size of the jobs waiting plus remaining *time* of the one in
-    service, and the job's size: Park's mix of units, without its integer rounding; `park.py` has the original). That
-    time is the one at the speed of now, and the remaining work itself while a server stands still.
+    real balancer sees; `latency` in addition what became of the jobs that each server has finished since the last
+    arrival, as any proxy knows it (`LATENCY_FEATURES`); `park` the published N + 1 numbers (size of the jobs waiting
+    plus remaining *time* of the one in service, and the job's size: Park's mix of units, without its integer rounding;
+    `park.py` has the original). That time is the one at the speed of now, and the remaining work itself while a server
+    stands still.
 
     Rewards: `elapsed` is Park's, minus the integral of the number of jobs in the system up to the next arrival (the
     last one holds the whole drain); `admission` is minus the response time of the job just placed. Both sum to minus
@@ -118,9 +157,8 @@ class FleetEnv:
         mask = ArraySpec((n,), "mask")
         if self.view == "park":
             return {"vector": ArraySpec((n + 1,)), "mask": mask}
-        if self.view == "counts":
-            return {"servers": ArraySpec((n, 1), "servers"), "job": ArraySpec((1,)), "mask": mask}
-        return {"servers": ArraySpec((n, 2), "servers"), "job": ArraySpec((2,)), "mask": mask}
+        features, of_job = {"full": (2, 2), "counts": (1, 1), "latency": (len(LATENCY_FEATURES), 1)}[self.view]
+        return {"servers": ArraySpec((n, features), "servers"), "job": ArraySpec((of_job,)), "mask": mask}
 
     @property
     def action_spec(self) -> Discrete:
@@ -139,7 +177,7 @@ class FleetEnv:
             )
         clock = jnp.zeros(())
         job = workloads.draw_job(task.workload, key, jnp.int32(0), clock)
-        ledger = _empty_ledger(self.servers, self.jobs) if self.keeps_ledger else None
+        ledger = _empty_ledger(self.servers, self.jobs, self.view, job.gap) if self.keeps_ledger else None
         record = Record(jnp.int32(0), clock, clock, clock)
         state = FleetState(job.gap, jnp.zeros((self.servers,)), job, jnp.int32(0), key, record, ledger)
         return state, first(self.observe(task, state))
@@ -152,7 +190,7 @@ class FleetEnv:
         An action that the mask forbids has no meaning: its reward and response time are NaN.
         """
         chosen = jnp.arange(self.servers) == action
-        forbidden = ~(chosen & task.mask).any()
+        forbidden = ~(chosen & members(task, state.clock)).any()
         speed = jax.tree.map(lambda leaf: leaf[action], task.speed)
         backlog = state.backlog[action]
         response = schedules.inverse(speed, state.clock, backlog + state.job.size)
@@ -180,15 +218,20 @@ class FleetEnv:
 
     def observe(self, task: Task, state: FleetState) -> dict[str, Array]:
         """What the view shows of a state, raw, in work and time units. Nothing of the future is in it."""
-        job, mask = state.job, task.mask
+        job, mask = state.job, members(task, state.clock)
         if self.view == "full":
             speed = jax.vmap(schedules.at, (0, None))(task.speed, state.clock)
-            servers = jnp.stack([state.backlog, jnp.where(mask, speed, 0.0)], -1)
+            servers = jnp.stack([state.backlog, jnp.where(task.mask, speed, 0.0)], -1)
             return {"servers": servers, "job": jnp.stack([job.size, job.gap]), "mask": mask}
         assert state.ledger is not None
         count = state.ledger.count
         if self.view == "counts":
             return {"servers": count.astype(jnp.float32)[:, None], "job": job.gap[None], "mask": mask}
+        if self.view == "latency":
+            done = state.ledger.completed
+            assert done is not None
+            rows = jnp.stack([count, done.count, done.total, done.longest, jnp.zeros_like(count), done.since], -1)
+            return {"servers": jnp.where(task.mask[:, None], rows, 0.0), "job": job.gap[None], "mask": mask}
         in_service = jax.vmap(schedules.integral, (0, None, 0))(task.speed, state.clock, state.ledger.until_finish)
         waiting = jnp.where(count > 1, jnp.maximum(state.backlog - in_service, 0.0), 0.0)
         # At the speed of now: the true time would tell when the speed will change.
@@ -197,9 +240,17 @@ class FleetEnv:
         return {"vector": jnp.append(waiting + remaining, job.size), "mask": mask}
 
 
-def _empty_ledger(servers: int, jobs: int) -> Ledger:
-    none = jnp.zeros((servers,), jnp.int32)
-    return Ledger(none, none, jnp.zeros((servers,)), none + jobs, jnp.zeros((jobs,), jnp.int32), jnp.zeros((jobs,)))
+def members(task: Task, time: Float[Array, ""]) -> Bool[Array, " N"]:
+    """Which servers may be given a job at `time`: those that are there. It is what an observation's mask says."""
+    there = task.speed._replace(value=task.member.astype(jnp.float32))
+    return task.mask & (jax.vmap(schedules.at, (0, None))(there, time) > 0)
+
+
+def _empty_ledger(servers: int, jobs: int, view: View, clock: Float[Array, ""]) -> Ledger:
+    none, time = jnp.zeros((servers,), jnp.int32), jnp.zeros((servers,))
+    response = jnp.zeros((jobs,)) if view == "latency" else None
+    completed = Completions(none, time, time, time + clock) if view == "latency" else None
+    return Ledger(none, none, time, none + jobs, jnp.zeros((jobs,), jnp.int32), jnp.zeros((jobs,)), response, completed)
 
 
 def _enter(
@@ -215,6 +266,8 @@ def _enter(
         tail=jnp.where(chosen, job, ledger.tail),
         behind=ledger.behind.at[last].set(job, mode="drop"),
         span=ledger.span.at[last].set(span, mode="drop"),
+        response=None if ledger.response is None else ledger.response.at[job].set(response),
+        completed=ledger.completed,
     )
 
 
@@ -225,32 +278,85 @@ def _advance(ledger: Ledger, gap: Float[Array, ""]) -> tuple[Ledger, Float[Array
         return (count > 0) & (until_finish <= gap)
 
     def finish(carry):
-        count, head, until_finish, elapsed = carry
+        count, head, until_finish, elapsed, completed = carry
         done = due(count, until_finish)
+        if completed is not None and ledger.response is not None:
+            took = jnp.where(done, ledger.response[head], 0.0)
+            completed = Completions(
+                completed.count + done,
+                completed.total + took,
+                jnp.maximum(completed.longest, took),
+                jnp.where(done, -until_finish, completed.since),  # counted from the beginning of the gap
+            )
         elapsed = elapsed + jnp.where(done, until_finish, 0.0).sum()
         until_finish = until_finish + jnp.where(done & (count > 1), ledger.span[head], 0.0)
-        return count - done, jnp.where(done, ledger.behind[head], head), until_finish, elapsed
+        return count - done, jnp.where(done, ledger.behind[head], head), until_finish, elapsed, completed
 
-    start = (ledger.count, ledger.head, ledger.until_finish, jnp.zeros(()))
-    count, head, until_finish, elapsed = jax.lax.while_loop(lambda c: due(c[0], c[2]).any(), finish, start)
+    completed = ledger.completed
+    if completed is not None:
+        none = jnp.zeros_like(completed.total)
+        completed = Completions(jnp.zeros_like(completed.count), none, none, completed.since)
+    start = (ledger.count, ledger.head, ledger.until_finish, jnp.zeros(()), completed)
+    count, head, until_finish, elapsed, completed = jax.lax.while_loop(lambda c: due(c[0], c[2]).any(), finish, start)
+    if completed is not None:
+        completed = completed._replace(since=jnp.where(jnp.isinf(gap), 0.0, completed.since + gap))
+    until_finish = jnp.where(count > 0, until_finish - gap, 0.0)
     return (
-        ledger._replace(count=count, head=head, until_finish=jnp.where(count > 0, until_finish - gap, 0.0)),
+        ledger._replace(count=count, head=head, until_finish=until_finish, completed=completed),
         elapsed + jnp.where(count > 0, count * gap, 0.0).sum(),
     )
 
 
-def fleet_task(speed: Schedule, workload: Workload, servers: int | None = None) -> Task:
-    """A task from one speed schedule per server (`speed`: start and value [N, P]), padded to `servers` rows."""
+def fleet_task(
+    speed: Schedule, workload: Workload, servers: int | None = None, member: Bool[Array, "N P"] | None = None
+) -> Task:
+    """A task from one speed schedule per server (`speed`: start and value [N, P]), padded to `servers` rows.
+
+    `member` [N, P] says in which segments of its speed a server is there; all are there always unless it is given.
+    """
     n = speed.value.shape[0]
     servers = n if servers is None else servers
     if servers < n:
         raise ValueError(f"fleet: {n} servers do not fit into {servers} rows")
-    extra = servers - n
+    member = jnp.ones(speed.value.shape, bool) if member is None else member
+    return Task(_rows(speed, servers), jnp.arange(servers) < n, workload, _rows(member, servers))
 
-    def padded(leaf: Array) -> Array:
-        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
 
-    return Task(jax.tree.map(padded, speed), jnp.arange(servers) < n, workload)
+def stack_fleets(tasks: Sequence[Task]) -> Task:
+    """Tasks [B] of any families, fleet sizes and recordings as one batch, each padded to the largest there is.
+
+    Padding is without effect: rows of servers that the mask leaves out, segments of no length, recorded jobs beyond the
+    length of the recording. `FleetEnv` takes its `servers` from the batch's mask: `mask.shape[-1]`.
+    """
+
+    def most(leaf: Callable[[Task], Array]) -> int:
+        return max(leaf(task).shape[-1] for task in tasks)
+
+    servers, segments = most(lambda task: task.mask), most(lambda task: task.speed.start)
+    rates, scales = most(lambda task: task.workload.rate.start), most(lambda task: task.workload.scale.start)
+    recorded = most(lambda task: task.workload.recording.gap)
+    return stack_tasks(
+        [
+            Task(
+                _rows(schedules.padded(task.speed, segments), servers),
+                jnp.pad(task.mask, (0, servers - task.mask.shape[-1])),
+                workloads.padded(task.workload, rates, scales, recorded),
+                _rows(
+                    jnp.asarray(np.pad(task.member, [(0, 0), (0, segments - task.member.shape[-1])], "edge")), servers
+                ),
+            )
+            for task in tasks
+        ]
+    )
+
+
+def _rows[T](of_servers: T, servers: int) -> T:
+    """Leaves [N, ...] with the last server repeated until there are `servers` rows; the mask is to leave these out."""
+
+    def longer(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], servers - leaf.shape[0], axis=0)])
+
+    return jax.tree.map(longer, of_servers)
 
 
 def constant_speeds(speeds: ArrayLike) -> Schedule:
@@ -264,11 +370,15 @@ def constant_speeds(speeds: ArrayLike) -> Schedule:
     return Schedule(jnp.zeros(rows.shape), jnp.asarray(rows, jnp.float32), jnp.full(values.shape, jnp.inf))
 
 
-def offered_load(task: Task) -> float:
-    """Mean work that arrives per time unit over the mean capacity of all servers, in the long run."""
-    per_server = [jax.tree.map(lambda leaf, i=i: leaf[i], task.speed) for i in np.flatnonzero(task.mask)]
-    capacity = sum(schedules.mean(s) for s in per_server)
-    w = task.workload
-    if w.recording.gap.shape[-1]:
-        return float(w.recording.size.sum() / w.recording.gap.sum()) / capacity
-    return schedules.mean(w.rate) * workloads.moments(w.sizes)[0] * schedules.mean(w.scale) / capacity
+def offered_load(task: Task, until: float = np.inf) -> float:
+    """Mean work that arrives per time unit over the mean capacity of all servers: in the long run or, where schedules
+    do not repeat, up to `until`."""
+    return workloads.work_rate(task.workload, until) / capacity(task, until)
+
+
+def capacity(task: Task, until: float = np.inf) -> float:
+    """Work per time unit that all servers together can do while they are there, in the long run or, where speeds do not
+    repeat, up to `until`."""
+    here = task.speed._replace(value=task.speed.value * task.member)
+    per_server = [jax.tree.map(lambda leaf, i=i: leaf[i], here) for i in np.flatnonzero(task.mask)]
+    return sum(schedules.mean(s, until) for s in per_server)

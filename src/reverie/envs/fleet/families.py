@@ -13,12 +13,11 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from reverie.envs.core import TaskFamily, stack_tasks
+from reverie.envs.core import TaskFamily
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import Task, constant_speeds, fleet_task, offered_load
+from reverie.envs.fleet.env import Fleet, Task, capacity, constant_speeds, fleet_task, stack_fleets
 from reverie.envs.fleet.measured import draw_fleet, read_speeds, speed_paths
 from reverie.envs.fleet.park import PARK_SERVICE_RATES
 from reverie.envs.fleet.schedule import Schedule
@@ -189,18 +188,21 @@ def traced(
     trace: Trace,
     load: Load,
     jobs: int,
-    speeds: Float[np.ndarray, " N"] = PARK_SPEEDS,
+    fleet: Fleet | None = None,
     per_window: bool = False,
 ) -> TaskFamily:
-    """Windows of `jobs` consecutive jobs of a trace, on a fleet of `speeds`, at the offered load of the whole trace or,
+    """Windows of `jobs` consecutive jobs of a trace on `fleet`, or Park's, at the offered load of the whole trace or,
     with `per_window`, each at that load.
+
+    Times in `fleet` are seconds of the trace after its clock was scaled to the load, counted from the beginning of each
+    window; where its capacity changes, the load is that of a window on average.
 
     Work and clock are both scaled so that the mean job brings 300 work units, which changes nothing but the units
     (speeds stay): an agent trained on such jobs sees the sizes it knows. `trace_unit` leads back to the trace's units.
     Errors: ValueError where the trace is shorter than `jobs`, the load is not positive, or all jobs arrive at once, in
     the trace or in a window that has a load of its own; or windows of a trace as recorded are to have one.
     """
-    tasks = _window_at(trace, load, jobs, speeds, per_window)
+    tasks = _window_at(trace, load, jobs, fleet, per_window)
 
     def draw(rng: np.random.Generator) -> Task:
         return tasks(int(rng.integers(len(trace.arrival) - jobs + 1)))
@@ -208,36 +210,37 @@ def traced(
     return draw
 
 
-def windows(
-    trace: Trace, load: Load, jobs: int, speeds: Float[np.ndarray, " N"] = PARK_SPEEDS, per_window: bool = False
-) -> list[Task]:
+def windows(trace: Trace, load: Load, jobs: int, fleet: Fleet | None = None, per_window: bool = False) -> list[Task]:
     """All disjoint windows of a trace from its first job on, as `traced` makes them; what is left over is no window.
 
     Errors: as for `traced`.
     """
-    at = _window_at(trace, load, jobs, speeds, per_window)
+    at = _window_at(trace, load, jobs, fleet, per_window)
     return [at(first) for first in range(0, len(trace.arrival) - jobs + 1, jobs)]
 
 
-def _window_at(
-    trace: Trace, load: Load, jobs: int, speeds: Float[np.ndarray, " N"], per_window: bool
-) -> Callable[[int], Task]:
+def _window_at(trace: Trace, load: Load, jobs: int, fleet: Fleet | None, per_window: bool) -> Callable[[int], Task]:
     if per_window and load == "recorded":
         raise ValueError("a load per window changes the clock, and a recorded load keeps it; choose one")
     if not 1 <= jobs <= len(trace.arrival):
         raise ValueError(f"traced: jobs must lie in [1, {len(trace.arrival)}], the length of {trace.name}; got {jobs}")
     unit = trace_unit(trace)
     work = trace.work * unit
-    total = float(np.sum(speeds))
+    if fleet is None:
+        fleet, total = Fleet.constant(PARK_SPEEDS), float(PARK_SPEEDS.sum())
+    else:
+        speed = fleet.speed._replace(start=fleet.speed.start * unit, period=fleet.speed.period * unit)
+        fleet = fleet._replace(speed=speed)
+        one = fleet.task(workloads.recorded([1.0], [1.0]))
+        total = 1.0 if load == "recorded" else _capacity_met(one, jobs * PARK_MEAN_SIZE, _positive_load(load))
     gaps = np.diff(at_load(trace, load, total).arrival, prepend=0.0) * unit
-    speed = constant_speeds(speeds)
 
     def window(first: int) -> Task:
         taken = slice(first, first + jobs)
         if per_window:
             of_window = np.diff(at_load(trace.part(taken), load, total).arrival, prepend=0.0) * unit
-            return fleet_task(speed, workloads.recorded(of_window, work[taken]))
-        return fleet_task(speed, workloads.recorded(gaps[taken], work[taken]))
+            return fleet.task(workloads.recorded(of_window, work[taken]))
+        return fleet.task(workloads.recorded(gaps[taken], work[taken]))
 
     return window
 
@@ -273,16 +276,36 @@ def measured(path: Path, servers: int = 10, load: float = 0.667, segments: int =
     return draw
 
 
-def with_load(task: Task, load: float) -> Task:
+def with_load(task: Task, load: float, jobs: int = 1000) -> Task:
     """The same task at another offered load: its arrivals' clock runs faster or slower, which keeps the bursts.
 
+    The load is the average over one period of what repeats, and over the time that an episode of `jobs` jobs is to be
+    expected to last of what does not: levels that change once and for all count by how long they hold.
     Errors: ValueError where a load is not positive and finite: the wanted one, or that of the task itself.
     """
-    factor, w = _positive_load(load) / _positive_load(offered_load(task)), task.workload
+    w = task.workload
+    until = workloads.span(w, jobs)
+    brings = workloads.work_rate(w, until)
+    total = _capacity_met(task, _positive_load(brings) * until, _positive_load(load))
+    factor = load / (brings / total)
     rate = w.rate._replace(value=w.rate.value * factor)
     rate, scale = (s._replace(start=s.start / factor, period=s.period / factor) for s in (rate, w.scale))
     recording = w.recording._replace(gap=w.recording.gap / factor)
     return task._replace(workload=w._replace(rate=rate, scale=scale, recording=recording))
+
+
+def _capacity_met(task: Task, work: float, load: float) -> float:
+    """The capacity, on average until that much work has come at `load`: speeds do not run on the arrivals' clock."""
+    if task.speed.start.shape[-1] == 1:
+        return capacity(task)
+    before, until = 0.0, 1.0
+    while capacity(task, until) * until < work / load:
+        before, until = until, 2 * until
+    for _ in range(50):
+        middle = (before + until) / 2
+        enough = capacity(task, middle) * middle >= work / load
+        before, until = (before, middle) if enough else (middle, until)
+    return capacity(task, until)
 
 
 def _positive_load(load: float) -> float:
@@ -293,7 +316,7 @@ def _positive_load(load: float) -> float:
 
 def draw_tasks(draw: Callable[[np.random.Generator], Task], count: int, seed: int) -> Task:
     """`count` tasks of a family [K, ...], each from its own stream: a longer pool begins with a shorter one."""
-    return stack_tasks([draw(np.random.default_rng((seed, i))) for i in range(count)])
+    return stack_fleets([draw(np.random.default_rng((seed, i))) for i in range(count)])
 
 
 def _cut(start: np.ndarray, speeds: np.ndarray, *borders: float) -> tuple[np.ndarray, np.ndarray]:

@@ -57,15 +57,18 @@ def constant(value: float, segments: int = 1) -> Schedule:
 def stack(schedules: Sequence[Schedule]) -> Schedule:
     """Schedules of different length side by side, the shorter ones padded: start and value [N, P], period [N]."""
     longest = max(s.start.shape[-1] for s in schedules)
+    rows = [padded(s, longest) for s in schedules]
+    return Schedule(*(jnp.asarray(np.stack(leaves)) for leaves in zip(*rows, strict=True)))
 
-    def padded(x: Array) -> np.ndarray:
-        return np.pad(x, (0, longest - len(x)), mode="edge")
 
-    return Schedule(
-        jnp.asarray([padded(s.start) for s in schedules]),
-        jnp.asarray([padded(s.value) for s in schedules]),
-        jnp.asarray([s.period for s in schedules]),
-    )
+def padded(s: Schedule, segments: int) -> Schedule:
+    """The same function in `segments` segments: the last one is repeated, and its repetitions have no length."""
+    extra = segments - s.start.shape[-1]
+
+    def longer(x: Array) -> Array:
+        return jnp.asarray(np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, extra)], mode="edge"))
+
+    return s if extra == 0 else s._replace(start=longer(s.start), value=longer(s.value))
 
 
 def at(s: Schedule, time: Float[Array, ""]) -> Float[Array, ""]:
@@ -106,11 +109,17 @@ def inverse(s: Schedule, time: Float[Array, ""], amount: Float[Array, ""]) -> Fl
     return jnp.where(amount > within, wrapped, _search(s, phase, amount))
 
 
-def mean(s: Schedule) -> float:
-    """The value in the long run: over one period, or after the last change."""
-    if np.isinf(s.period):
+def mean(s: Schedule, until: float = np.inf) -> float:
+    """The value on average: over one period or, where nothing repeats, from 0 to `until` (inf: after the last change).
+
+    In the long run a schedule that never repeats is what it was last; over an episode it is not.
+    """
+    if np.isfinite(s.period):
+        return float(_total(s) / s.period)
+    if np.isinf(until) or s.start.shape[-1] == 1:
         return float(s.value[-1])
-    return float(_total(s) / s.period)
+    border = np.minimum(np.append(s.start, np.inf).astype(float), until)
+    return float(np.diff(border) @ np.asarray(s.value, float)) / until
 
 
 def _phase(s: Schedule, time: Float[Array, ""]) -> Float[Array, ""]:

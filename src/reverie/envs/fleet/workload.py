@@ -40,18 +40,22 @@ FIXED, EXPONENTIAL, PARETO, LOGNORMAL = range(4)
 
 
 class Recording(NamedTuple):
-    """Recorded jobs in their order, played from `start` on and in a circle: gaps in time units, sizes in work units."""
+    """Recorded jobs in their order, played from `start` on and in a circle: gaps in time units, sizes in work units.
+
+    The first `length` of the M are jobs, the others padding. Where `length` is 0, jobs are drawn instead.
+    """
 
     gap: Float[Array, "*B M"]
     size: Float[Array, "*B M"]
     start: Int[Array, "*B"]
+    length: Int[Array, "*B"]
 
 
 class Workload(NamedTuple):
     """Arrivals of intensity `rate` (jobs per time unit), as a renewal process run on the clock that the rate drives.
 
     `regular` arrivals come at even distance on that clock, the others at exponential ones: a Poisson process, modulated
-    where the rate changes. `scale` multiplies the size of jobs. A `recording` (M > 0) replaces all this where given.
+    where the rate changes. `scale` multiplies the size of jobs. A `recording` replaces all this where it has jobs.
     """
 
     rate: Schedule
@@ -70,10 +74,6 @@ class Job(NamedTuple):
 
 def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clock: Float[Array, ""]) -> Job:
     """Job number `index` of the stream `key`, the job before it (or the start) having come at `clock`."""
-    recording = workload.recording
-    if recording.gap.shape[-1]:
-        position = (recording.start + index) % recording.gap.shape[-1]
-        return Job(recording.size[position], recording.gap[position])
     # A key that is folded with a number is itself 64 fresh random bits: nothing else is drawn from it.
     bits = jax.random.key_data(jax.random.fold_in(key, index))[:2]
     # Survival probabilities in (0, 1], as fine at 0 as 32 bits allow: the tail of the laws below is there.
@@ -81,7 +81,13 @@ def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clo
     amount = jnp.where(workload.regular > 0, 1.0, -jnp.log(survival[0]))
     gap = schedules.inverse(workload.rate, clock, amount)
     size = sample_size(workload.sizes, survival[1])
-    return Job(size * schedules.at(workload.scale, clock + gap), gap)
+    drawn = Job(size * schedules.at(workload.scale, clock + gap), gap)
+    recording = workload.recording
+    if not recording.gap.shape[-1]:  # no task of the batch has one
+        return drawn
+    position = (recording.start + index) % jnp.maximum(recording.length, 1)
+    recorded = Job(recording.size[position], recording.gap[position])
+    return Job(*(jnp.where(recording.length > 0, a, b) for a, b in zip(recorded, drawn, strict=True)))
 
 
 def sample_size(sizes: Sizes, survival: Float[Array, ""]) -> Float[Array, ""]:
@@ -96,6 +102,33 @@ def sample_size(sizes: Sizes, survival: Float[Array, ""]) -> Float[Array, ""]:
     power = jnp.exp(sizes.spread * jnp.where(sizes.law == LOGNORMAL, _normal(inside), exponential))
     variate = jnp.where(sizes.law == FIXED, 1.0, jnp.where(sizes.law == EXPONENTIAL, exponential, power))
     return variate * jnp.where(is_first, sizes.units[0], sizes.units[1])
+
+
+def work_rate(workload: Workload, until: float = np.inf) -> float:
+    """Work that arrives per time unit, in the long run or, where schedules do not repeat, up to `until`."""
+    recorded = workload.recording
+    if recorded.length > 0:
+        return float(recorded.size[: recorded.length].sum() / recorded.gap[: recorded.length].sum())
+    rate, scale = (schedules.mean(s, until) for s in (workload.rate, workload.scale))
+    return rate * moments(workload.sizes)[0] * scale
+
+
+def span(workload: Workload, jobs: int) -> float:
+    """The time in which `jobs` jobs are to be expected."""
+    recorded = workload.recording
+    if recorded.length > 0:
+        return float(recorded.gap[: recorded.length].mean()) * jobs
+    return float(schedules.inverse(workload.rate, jnp.zeros(()), jnp.float32(jobs)))
+
+
+def padded(workload: Workload, rates: int, scales: int, recorded: int) -> Workload:
+    """The same jobs from schedules of `rates` and `scales` segments and a recording of `recorded` rows."""
+    recording, extra = workload.recording, recorded - workload.recording.gap.shape[-1]
+    return workload._replace(
+        rate=schedules.padded(workload.rate, rates),
+        scale=schedules.padded(workload.scale, scales),
+        recording=recording._replace(gap=jnp.pad(recording.gap, (0, extra)), size=jnp.pad(recording.size, (0, extra))),
+    )
 
 
 def moments(sizes: Sizes) -> tuple[float, float]:
@@ -280,10 +313,10 @@ def recorded(gap: ArrayLike, size: ArrayLike, start: int = 0) -> Workload:
         raise ValueError("recorded workload: every size must be finite and positive")
     if not 0 <= start < len(gaps):
         raise ValueError(f"recorded workload: start must be a job in [0, {len(gaps)}), got {start}")
-    recording = Recording(jnp.asarray(gaps), jnp.asarray(works), jnp.int32(start))
+    recording = Recording(jnp.asarray(gaps), jnp.asarray(works), jnp.int32(start), jnp.int32(len(gaps)))
     return _workload(schedules.constant(1.0), deterministic(1.0))._replace(recording=recording)
 
 
 def _workload(rate: Schedule, sizes: Sizes) -> Workload:
-    nothing = Recording(jnp.zeros((0,)), jnp.zeros((0,)), jnp.int32(0))
+    nothing = Recording(jnp.zeros((0,)), jnp.zeros((0,)), jnp.int32(0), jnp.int32(0))
     return Workload(rate, jnp.zeros(()), sizes, schedules.constant(1.0), nothing)
