@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -19,6 +20,7 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet.env import FleetEnv, Task
 from reverie.evaluate.capacity import changes, load_at
 from reverie.policies.core import Policy, PolicyState
+from reverie.policies.rollout import Play, trials
 
 
 class Recorded(NamedTuple):
@@ -74,26 +76,13 @@ def record(env: FleetEnv, policy: Policy, task: Task, key: Key[Array, ""], episo
 
 @eqx.filter_jit
 def _play(env: FleetEnv, policy: Policy, task: Task, key: Key[Array, ""], episodes: int):
-    trials = task.mask.shape[0]
+    def keep(before: Play, after: Play):
+        clock = before.states.clock
+        speed = jax.vmap(jax.vmap(schedules.at, (0, None)))(task.speed, clock) * task.mask
+        return (before.timesteps.observation, after.memory), (clock, speed)
 
-    def episode(memory, key):
-        reset_key, run_key, end_key = jax.random.split(key, 3)
-        worlds = jax.vmap(env.reset)(task, jax.random.split(reset_key, trials))
-
-        def dispatch(carry, key):
-            (states, timesteps), memory = carry
-            act_key, step_key = jax.random.split(key)
-            action, memory = policy.act(memory, timesteps, act_key)
-            speed = jax.vmap(jax.vmap(schedules.at, (0, None)))(task.speed, states.clock) * task.mask
-            now = (timesteps.observation, memory), (states.clock, speed)
-            worlds = jax.vmap(env.step)(task, states, action, jax.random.split(step_key, trials))
-            return (worlds, memory), now
-
-        (worlds, memory), seen = jax.lax.scan(dispatch, (worlds, memory), jax.random.split(run_key, env.jobs))
-        _, memory = policy.act(memory, worlds[1], end_key)  # it sees the end of the episode, as in training
-        return memory, seen
-
-    return jax.lax.scan(episode, policy.initial_state(trials), jax.random.split(key, episodes))[1]
+    tasks = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (episodes, *leaf.shape)), task)
+    return trials(env, policy, tasks, key, env.jobs, keep)
 
 
 def numbers(tree: Any, leading: int) -> Float[np.ndarray, "*B D"]:

@@ -8,19 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
-from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step
-from reverie.policies.core import Policy, PolicyState
+from reverie.envs.core import Task, World
+from reverie.policies.core import Policy
+from reverie.policies.rollout import Play, advance, begin
 from reverie.settings.config import GameConfig, stream_seed
 
 
-class _Play(NamedTuple):
-    """Where E episodes stand."""
+class _Score(NamedTuple):
+    """Where E episodes stand, and what the first of each brought."""
 
-    states: State
-    timesteps: TimeStep
-    memory: PolicyState
+    now: Play
     ended: Bool[Array, " E"]
-    score: Float[Array, " E"]
+    value: Float[Array, " E"]
     key: Key[Array, ""]
 
 
@@ -28,20 +27,17 @@ class _Play(NamedTuple):
 def returns(env: World, policy: Policy, tasks: Task, key: Key[Array, ""]) -> Float[Array, " E"]:
     """The return of one whole episode of each task [E, ...]. It ends when all of them have ended."""
     reset_key, key = jax.random.split(key)
-    states, timesteps = batch_reset(env, tasks, reset_key)
-    episodes = timesteps.reward.shape[0]
-    begin = _Play(
-        states, timesteps, policy.initial_state(episodes), jnp.zeros(episodes, bool), jnp.zeros(episodes), key
-    )
+    opened = begin(env, policy, tasks, reset_key)
+    nothing = jnp.zeros_like(opened.timesteps.reward)
 
-    def step(play: _Play) -> _Play:
-        act_key, step_key, key = jax.random.split(play.key, 3)
-        action, memory = policy.act(play.memory, play.timesteps, act_key)
-        states, timesteps = batch_step(env, tasks, play.states, play.timesteps, action, step_key)
-        score = play.score + jnp.where(play.ended, 0.0, timesteps.reward)
-        return _Play(states, timesteps, memory, play.ended | timesteps.is_last, score, key)
+    def step(so_far: _Score) -> _Score:
+        act_key, step_key, key = jax.random.split(so_far.key, 3)
+        now, _ = advance(env, policy, tasks, so_far.now, act_key, step_key)
+        value = so_far.value + jnp.where(so_far.ended, 0.0, now.timesteps.reward)
+        return _Score(now, so_far.ended | now.timesteps.is_last, value, key)
 
-    return jax.lax.while_loop(lambda play: ~play.ended.all(), step, begin).score
+    first = _Score(opened, nothing.astype(bool), nothing, key)
+    return jax.lax.while_loop(lambda so_far: ~so_far.ended.all(), step, first).value
 
 
 @dataclass(frozen=True)

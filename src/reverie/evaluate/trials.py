@@ -27,10 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from reverie.envs.fleet.env import FleetEnv, Record, Reward, Task, View
+from reverie.envs.core import ArraySpec, Discrete, TimeStep
+from reverie.envs.fleet.env import FleetEnv, FleetState, Record, Reward, Task, View
 from reverie.evaluate.bounds import lower_bound
 from reverie.evaluate.capacity import load_at
-from reverie.policies.core import Policy
+from reverie.policies.core import Policy, PolicyState
+from reverie.policies.rollout import trials as rollouts
 from reverie.policies.rules import LeastWork
 from reverie.policies.views import Rule
 from reverie.tables import Row
@@ -173,7 +175,7 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
         record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
         for row, c in enumerate(members):
             played[c] = Jobs(
-                *(np.asarray(leaf[:, :, row], float if leaf.dtype == jnp.float32 else None) for leaf in record)
+                *(np.asarray(leaf[..., row], float if leaf.dtype == jnp.float32 else None) for leaf in record)
             )
     return [played[c] for c in range(len(contestants))]
 
@@ -190,33 +192,50 @@ def _programs(contestants: Sequence[Contestant]) -> dict[tuple[View, Reward, int
 
 @eqx.filter_jit
 def _side_by_side(env: FleetEnv, policies: Sequence[Policy], tasks: Task, key: Key[Array, ""]) -> Record:
-    """Each policy in its own copy of the same world, which is compiled once for all C: records [K, J, C, E]."""
-    episodes, trials = tasks.mask.shape[:2]
+    """Each policy in its own copy of the same world, which is compiled once for all C: records [K, J, E, C]."""
+    world, policy = _Copies(env, len(policies)), _Beside(tuple(policies))
+    return rollouts(world, policy, tasks, key, env.jobs, lambda before, after: after.states.record)
 
-    def act(memories, timesteps, key):
-        seen = [jax.tree.map(lambda leaf, c=c: leaf[c], timesteps) for c in range(len(policies))]
-        return zip(*(p.act(m, t, key) for p, m, t in zip(policies, memories, seen, strict=True)), strict=True)
 
-    def episode(memories, now):
-        task, key = now
-        reset_key, run_key, end_key = jax.random.split(key, 3)
-        world = jax.vmap(env.reset)(task, jax.random.split(reset_key, trials))
-        worlds = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(policies), *leaf.shape)), world)
+class _Copies(NamedTuple):
+    """C copies of one world, which meet the same jobs: states, timesteps and actions have the axis C in front."""
 
-        def dispatch(carry, key):
-            (states, timesteps), memories = carry
-            act_key, step_key = jax.random.split(key)
-            actions, memories = act(memories, timesteps, act_key)
-            steps = jax.vmap(jax.vmap(env.step), (None, 0, 0, None))
-            worlds = steps(task, states, jnp.stack(actions), jax.random.split(step_key, trials))
-            return (worlds, memories), worlds[0].record
+    env: FleetEnv
+    count: int
 
-        (worlds, memories), record = jax.lax.scan(dispatch, (worlds, memories), jax.random.split(run_key, env.jobs))
-        _, memories = act(memories, worlds[1], end_key)  # they see the end of the episode, as in training
-        return memories, record
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]:
+        return self.env.observation_spec
 
-    memories = tuple(policy.initial_state(trials) for policy in policies)
-    return jax.lax.scan(episode, memories, (tasks, jax.random.split(key, episodes)))[1]
+    @property
+    def action_spec(self) -> Discrete:
+        return self.env.action_spec
+
+    def reset(self, task: Task, key: Key[Array, ""]) -> tuple[FleetState, TimeStep]:
+        opened = self.env.reset(task, key)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.count, *leaf.shape)), opened)
+
+    def step(
+        self, task: Task, state: FleetState, action: Int[Array, " C"], key: Key[Array, ""]
+    ) -> tuple[FleetState, TimeStep]:
+        return jax.vmap(self.env.step, (None, 0, 0, None))(task, state, action, key)
+
+
+class _Beside(NamedTuple):
+    """C policies as one, each of which sees its own copy."""
+
+    policies: tuple[Policy, ...]
+
+    def initial_state(self, batch: int) -> tuple[PolicyState, ...]:
+        return tuple(policy.initial_state(batch) for policy in self.policies)
+
+    def act(
+        self, state: tuple[PolicyState, ...], timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, "E C"], tuple[PolicyState, ...]]:
+        seen = [jax.tree.map(lambda leaf, c=c: leaf[:, c], timestep) for c in range(len(self.policies))]
+        acted = [p.act(s, t, key) for p, s, t in zip(self.policies, state, seen, strict=True)]
+        actions, states = zip(*acted, strict=True)
+        return jnp.stack(actions, -1), states
 
 
 # --- from records to rows --------------------------------------------------------------------------------------------

@@ -1,13 +1,40 @@
-"""Running any policy in any built-in world, as one compiled scan. Nothing here learns or judges."""
+"""Where a policy meets a world: one step, episodes of given length, trials. Nothing here learns or judges.
+
+Collecting, trials, probes and returns all play by `advance`. World and policy draw from independent streams, and the
+world's does not depend on the policy: two policies that play with one key meet the same jobs.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Key, PyTree
 
 from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step
 from reverie.policies.core import Policy, PolicyState
+
+
+class Play(NamedTuple):
+    """Where B episodes stand: what the policy is to see next, and what it remembers."""
+
+    states: State
+    timesteps: TimeStep
+    memory: PolicyState
+
+
+def begin(env: World, policy: Policy, tasks: Task, key: Key[Array, ""], memory: PolicyState | None = None) -> Play:
+    """Open one episode of each task [B, ...]; `memory`, the policy's where a trial goes on."""
+    states, timesteps = batch_reset(env, tasks, key)
+    return Play(states, timesteps, policy.initial_state(timesteps.reward.shape[0]) if memory is None else memory)
+
+
+def advance(
+    env: World, policy: Policy, tasks: Task, play: Play, act_key: Key[Array, ""], step_key: Key[Array, ""]
+) -> tuple[Play, Array]:
+    """The policy sees, remembers and acts; the world answers. Where an episode had ended the next one begins."""
+    action, memory = policy.act(play.memory, play.timesteps, act_key)
+    states, timesteps = batch_step(env, tasks, play.states, play.timesteps, action, step_key)
+    return Play(states, timesteps, memory), action
 
 
 def rollout(
@@ -18,27 +45,51 @@ def rollout(
     steps: int,
     keep: Callable[[State, TimeStep, Array], PyTree],
     memory: PolicyState | None = None,
-) -> tuple[PolicyState, Any]:
-    """Let `policy` act for `steps` steps in B environments at once, starting B new episodes.
+) -> tuple[PolicyState, PyTree]:
+    """Let `policy` act for `steps` (T) steps in B environments at once, starting B new episodes.
 
     Arguments: `tasks`, leaves with the axis B in front; `keep(state, timestep, action)` says what to keep of each
     transition (the state and timestep are those *after* the action); `memory`, the policy's state from the episode
-    before, where a trial goes on. World and policy draw from independent streams, and the world's does not depend on
-    the policy: two policies run with one key meet the same jobs.
+    before, where a trial goes on.
     Returns the policy's state and what was kept, with axes [T, B, ...].
     """
     world_key, policy_key = jax.random.split(key)
     reset_key, world_key = jax.random.split(world_key)
-    states, timesteps = batch_reset(env, tasks, reset_key)
-    if memory is None:
-        memory = policy.initial_state(timesteps.reward.shape[0])
 
-    def one_step(carry, step_keys):
-        states, timesteps, memory = carry
-        actions, memory = policy.act(memory, timesteps, step_keys[1])
-        states, timesteps = batch_step(env, tasks, states, timesteps, actions, step_keys[0])
-        return (states, timesteps, memory), keep(states, timesteps, actions)
+    def step(play: Play, keys: tuple[Key[Array, ""], Key[Array, ""]]) -> tuple[Play, PyTree]:
+        play, action = advance(env, policy, tasks, play, keys[1], keys[0])
+        return play, keep(play.states, play.timesteps, action)
 
-    keys = jax.random.split(world_key, steps), jax.random.split(policy_key, steps)
-    (_, _, memory), kept = jax.lax.scan(one_step, (states, timesteps, memory), keys)
-    return memory, kept
+    keys = (jax.random.split(world_key, steps), jax.random.split(policy_key, steps))
+    play, kept = jax.lax.scan(step, begin(env, policy, tasks, reset_key, memory), keys)
+    return play.memory, kept
+
+
+def trials(
+    env: World,
+    policy: Policy,
+    tasks: Task,
+    key: Key[Array, ""],
+    steps: int,
+    keep: Callable[[Play, Play], PyTree],
+) -> PyTree:
+    """Trials of K episodes of `steps` (J) steps, the policy's memory kept from one to the next.
+
+    Arguments: `tasks`, leaves [K, B, ...]; `keep(before, after)` says what to keep of each step, where `after.memory`
+    is what the policy remembered once it had seen `before.timesteps`. The policy sees the end of each episode.
+    Returns what was kept, [K, J, B, ...].
+    """
+
+    def episode(memory: PolicyState, now: tuple[Task, Key[Array, ""]]) -> tuple[PolicyState, PyTree]:
+        task, key = now
+        reset_key, run_key, end_key = jax.random.split(key, 3)
+
+        def step(play: Play, key: Key[Array, ""]) -> tuple[Play, PyTree]:
+            after, _ = advance(env, policy, task, play, *jax.random.split(key))
+            return after, keep(play, after)
+
+        play, kept = jax.lax.scan(step, begin(env, policy, task, reset_key, memory), jax.random.split(run_key, steps))
+        return policy.act(play.memory, play.timesteps, end_key)[1], kept
+
+    episodes, batch = jax.tree.leaves(tasks)[0].shape[:2]
+    return jax.lax.scan(episode, policy.initial_state(batch), (tasks, jax.random.split(key, episodes)))[1]
