@@ -15,26 +15,30 @@ from reverie.policies.core import Policy, PolicyState
 
 
 class Play(NamedTuple):
-    """Where B episodes stand: what the policy is to see next, and what it remembers."""
+    """Where B episodes stand: what the policy is to see next, and what it carries."""
 
     states: State
     timesteps: TimeStep
-    memory: PolicyState
+    policy_state: PolicyState
 
 
-def begin(env: World, policy: Policy, tasks: Task, key: Key[Array, ""], memory: PolicyState | None = None) -> Play:
-    """Open one episode of each task [B, ...]; `memory`, the policy's where a trial goes on."""
+def begin(
+    env: World, policy: Policy, tasks: Task, key: Key[Array, ""], policy_state: PolicyState | None = None
+) -> Play:
+    """Open one episode of each task [B, ...]; `policy_state`, that of the policy where a trial goes on."""
     states, timesteps = batch_reset(env, tasks, key)
-    return Play(states, timesteps, policy.initial_state(timesteps.reward.shape[0]) if memory is None else memory)
+    return Play(
+        states, timesteps, policy.initial_state(timesteps.reward.shape[0]) if policy_state is None else policy_state
+    )
 
 
 def advance(
     env: World, policy: Policy, tasks: Task, play: Play, act_key: Key[Array, ""], step_key: Key[Array, ""]
 ) -> tuple[Play, Array]:
     """The policy sees, remembers and acts; the world answers. Where an episode had ended the next one begins."""
-    action, memory = policy.act(play.memory, play.timesteps, act_key)
+    action, policy_state = policy.act(play.policy_state, play.timesteps, act_key)
     states, timesteps = batch_step(env, tasks, play.states, play.timesteps, action, step_key)
-    return Play(states, timesteps, memory), action
+    return Play(states, timesteps, policy_state), action
 
 
 def rollout(
@@ -44,12 +48,12 @@ def rollout(
     key: Key[Array, ""],
     steps: int,
     keep: Callable[[State, TimeStep, Array], PyTree],
-    memory: PolicyState | None = None,
+    policy_state: PolicyState | None = None,
 ) -> tuple[PolicyState, PyTree]:
     """Let `policy` act for `steps` (T) steps in B environments at once, starting B new episodes.
 
     Arguments: `tasks`, leaves with the axis B in front; `keep(state, timestep, action)` says what to keep of each
-    transition (the state and timestep are those *after* the action); `memory`, the policy's state from the episode
+    transition (the state and timestep are those *after* the action); `policy_state`, that from the episode
     before, where a trial goes on.
     Returns the policy's state and what was kept, with axes [T, B, ...].
     """
@@ -61,8 +65,8 @@ def rollout(
         return play, keep(play.states, play.timesteps, action)
 
     keys = (jax.random.split(world_key, steps), jax.random.split(policy_key, steps))
-    play, kept = jax.lax.scan(step, begin(env, policy, tasks, reset_key, memory), keys)
-    return play.memory, kept
+    play, kept = jax.lax.scan(step, begin(env, policy, tasks, reset_key, policy_state), keys)
+    return play.policy_state, kept
 
 
 def trials(
@@ -75,12 +79,12 @@ def trials(
 ) -> PyTree:
     """Trials of K episodes of `steps` (J) steps, the policy's memory kept from one to the next.
 
-    Arguments: `tasks`, leaves [K, B, ...]; `keep(before, after)` says what to keep of each step, where `after.memory`
-    is what the policy remembered once it had seen `before.timesteps`. The policy sees the end of each episode.
+    Arguments: `tasks`, leaves [K, B, ...]; `keep(before, after)` says what to keep of each step (`after.policy_state`
+    is that right after the policy saw `before.timesteps`). The policy sees the end of each episode.
     Returns what was kept, [K, J, B, ...].
     """
 
-    def episode(memory: PolicyState, now: tuple[Task, Key[Array, ""]]) -> tuple[PolicyState, PyTree]:
+    def episode(policy_state: PolicyState, now: tuple[Task, Key[Array, ""]]) -> tuple[PolicyState, PyTree]:
         task, key = now
         reset_key, run_key, end_key = jax.random.split(key, 3)
 
@@ -88,8 +92,10 @@ def trials(
             after, _ = advance(env, policy, task, play, *jax.random.split(key))
             return after, keep(play, after)
 
-        play, kept = jax.lax.scan(step, begin(env, policy, task, reset_key, memory), jax.random.split(run_key, steps))
-        return policy.act(play.memory, play.timesteps, end_key)[1], kept
+        play, kept = jax.lax.scan(
+            step, begin(env, policy, task, reset_key, policy_state), jax.random.split(run_key, steps)
+        )
+        return policy.act(play.policy_state, play.timesteps, end_key)[1], kept
 
     episodes, batch = jax.tree.leaves(tasks)[0].shape[:2]
     return jax.lax.scan(episode, policy.initial_state(batch), (tasks, jax.random.split(key, episodes)))[1]

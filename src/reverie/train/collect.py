@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step, select
+from reverie.envs.core import State, Task, TimeStep, World, select
 from reverie.policies.core import Policy, PolicyState
+from reverie.policies.rollout import Play, advance, begin
 
 
 class Collector(NamedTuple):
@@ -50,12 +51,12 @@ def open_streams(env: World, pool: Task, policy: Policy, batch: int, key: Key[Ar
     """Open `batch` (B) streams. `pool`: tasks, leaves [K, ...]."""
     key, task_key, reset_key = jax.random.split(key, 3)
     task = jax.random.randint(task_key, (batch,), 0, pool_size(pool))
-    states, timesteps = batch_reset(env, take(pool, task), reset_key)
+    opened = begin(env, policy, take(pool, task), reset_key)
     return Collector(
         task=task,
-        states=states,
-        timesteps=timesteps,
-        policy_state=policy.initial_state(batch),
+        states=opened.states,
+        timesteps=opened.timesteps,
+        policy_state=opened.policy_state,
         is_trial_first=jnp.ones((batch,), bool),
         episode=jnp.zeros((batch,), jnp.int32),
         score=jnp.zeros((batch,)),
@@ -80,28 +81,28 @@ def collect(
 
     def one_step(c: Collector, _: None) -> tuple[Collector, Experience]:
         key, act_key, task_key, step_key = jax.random.split(c.key, 4)
-        action, policy_state = policy.act(c.policy_state, c.timesteps, act_key)
         closes = c.timesteps.is_last
+        ends_trial = closes & (c.episode == episodes - 1)
+        drawn = jax.random.randint(task_key, c.task.shape, 0, pool_size(pool))
+        task = jnp.where(ends_trial, drawn, c.task)
+        before = Play(c.states, c.timesteps, c.policy_state)
+        after, action = advance(env, policy, take(pool, task), before, act_key, step_key)
         seen = Experience(
             timestep=c.timesteps,
             is_trial_first=c.is_trial_first,
             task=c.task,
             action=action,
-            kept=keep(policy_state),
+            kept=keep(after.policy_state),
             finished=jnp.where(closes, c.score, jnp.nan),
         )
-        ends_trial = closes & (c.episode == episodes - 1)
-        drawn = jax.random.randint(task_key, c.task.shape, 0, pool_size(pool))
-        task = jnp.where(ends_trial, drawn, c.task)
-        states, timesteps = batch_step(env, take(pool, task), c.states, c.timesteps, action, step_key)
         following = Collector(
             task=task,
-            states=states,
-            timesteps=timesteps,
-            policy_state=select(ends_trial, policy.initial_state(closes.shape[0]), policy_state),
+            states=after.states,
+            timesteps=after.timesteps,
+            policy_state=select(ends_trial, policy.initial_state(closes.shape[0]), after.policy_state),
             is_trial_first=ends_trial,
             episode=jnp.where(ends_trial, 0, c.episode + closes),
-            score=jnp.where(closes, 0.0, c.score) + timesteps.reward,
+            score=jnp.where(closes, 0.0, c.score) + after.timesteps.reward,
             key=key,
         )
         return following, seen
