@@ -151,9 +151,9 @@ def agent(run: RunFolder, servers: int | None = None) -> Contestant:
 
 def untrained(plan: TrainConfig) -> Contestant:
     """The agent that a plan begins with."""
-    trainer, world = build(plan), plan.fleet
+    trainer = build(plan)
     policy = trainer.policy(trainer.init(jax.random.key(plan.seed)))
-    return Contestant(f"{plan.name}-{UNTRAINED}", policy, world.view, training_seed=plan.seed, reward=world.reward)
+    return Contestant(f"{plan.name}-{UNTRAINED}", policy, plan.fleet.env, training_seed=plan.seed)
 
 
 def study[T: Study](kind: type[T], description: str | None) -> T:

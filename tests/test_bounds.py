@@ -6,7 +6,7 @@ import pytest
 
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import constant_speeds, fleet_task
+from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.evaluate.bounds import exponential_fleet, lower_bound, pooled_srpt
 from reverie.evaluate.capacity import load_at, speeds
 from reverie.evaluate.trials import Contestant, play
@@ -53,7 +53,7 @@ def test_bound_holds_in_every_episode_for_every_rule():
     task = fleet_task(schedules.stack(fleet), workloads.poisson(1.0, workloads.exponential(0.4)))
     tasks = jax.tree.map(lambda leaf: leaf[None, None].repeat(20, axis=1), task)
     known = rules([1.0, 0.4, 0.4], [1.0], ["least-completion", "fpi", "sed"])
-    contestants = [Contestant(name, rule, rule.view, "rule") for name, rule in known.items()]
+    contestants = [Contestant(name, rule, FleetEnv(view=rule.view), "rule") for name, rule in known.items()]
     closest = []
     for jobs in play(contestants, tasks, jax.random.key(0), 100):
         for e in range(20):

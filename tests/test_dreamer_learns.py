@@ -76,7 +76,7 @@ def test_two_servers_are_shared_almost_as_well_as_by_the_best_rule():
     untrained, learned = before_and_after(agent, gathering, env, stack_tasks([task]), 28_000)
 
     def player(name: str, networks: Networks) -> Contestant:
-        return Contestant(name, agent.policy(networks, greedy=True), env.view, training_seed=0)
+        return Contestant(name, agent.policy(networks, greedy=True), env, training_seed=0)
 
     sizes = np.random.default_rng(0).exponential(mean_size, 1000)
     opponents = contenders(rules(speeds, sizes), env.view)

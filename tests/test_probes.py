@@ -45,7 +45,7 @@ def played():
 def test_the_truth_beside_each_moment_is_that_of_its_time(played):
     recorded, tasks, key = played
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), tasks)
-    arrival = play([Contestant("counting", Counting(), "full")], twice, key, 30)[0].arrival  # [K, J, E]
+    arrival = play([Contestant("counting", Counting(), FleetEnv())], twice, key, 30)[0].arrival  # [K, J, E]
     later = arrival >= CHANGE
     assert 0.2 < later.mean() < 0.8
     for trial, first in enumerate((1.0, 3.0)):

@@ -81,7 +81,7 @@ def responses(plan: TrainConfig, servers: int, order=None):
     task = fleet_task(constant_speeds(speeds), poisson(400.0 / servers, park_sizes()))
     tasks = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 4, *x.shape)), task)
     world = plan.world
-    (jobs,) = play([Contestant("agent", policy, world.view, reward=world.reward)], tasks, jax.random.key(1), 30)
+    (jobs,) = play([Contestant("agent", policy, world.env)], tasks, jax.random.key(1), 30)
     return jobs
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import constant_speeds, fleet_task
+from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, adaptive, contenders, key_of, lower_bounds, play, standard
 from reverie.evaluate.watch import Watched, waits, watch
@@ -53,7 +53,7 @@ traced = []
 
 
 def agent(seed, name="fixed"):
-    return Contestant(name, Fixed(jnp.float32(seed)), "counts", "agent", seed)
+    return Contestant(name, Fixed(jnp.float32(seed)), FleetEnv(view="counts"), "agent", seed)
 
 
 def fifo(arrival, size, server, speed):

@@ -33,8 +33,7 @@ def load_agents(paths: Sequence[Path], servers: int | None = None) -> list[Conte
     for (config, policy), setting in zip(loaded, settings, strict=True):
         rivals = {other for other in settings if other.name == config.name}
         name = config.name if len(rivals) == 1 else places[settings.index(setting)].name
-        world = config.fleet
-        contestants.append(Contestant(name, policy, world.view, training_seed=config.seed, reward=world.reward))
+        contestants.append(Contestant(name, policy, config.fleet.env, training_seed=config.seed))
     return contestants
 
 

@@ -35,8 +35,7 @@ class LearningCurve:
     def __call__(self, policy: Policy) -> dict[str, float]:
         """`evaluation/response`, the mean response time in time units, and `evaluation/ratio`, the geometric mean of
         the per-episode ratios to the best rule."""
-        world = self.config.fleet
-        contestant = Contestant("agent", policy, world.view, training_seed=self.config.seed, reward=world.reward)
+        contestant = Contestant("agent", policy, self.config.fleet.env, training_seed=self.config.seed)
         (response,) = _responses([contestant], self.tasks, self.key, self.config.curve.jobs).values()
         ratio = np.exp(np.log(response / self.rules[self.best_rule]).mean())
         return {"evaluation/response": float(response.mean()), "evaluation/ratio": float(ratio)}

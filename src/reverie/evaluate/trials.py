@@ -18,7 +18,7 @@ jobs beyond a deadline (None without one). Axes: K episodes of a trial, E trials
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import ArraySpec, Discrete, TimeStep
-from reverie.envs.fleet.env import FleetEnv, FleetState, Record, Reward, Task, View
+from reverie.envs.fleet.env import FleetEnv, FleetState, Record, Task, View
 from reverie.evaluate.bounds import lower_bound
 from reverie.evaluate.capacity import load_at
 from reverie.policies.core import Policy, PolicyState
@@ -55,15 +55,19 @@ class Contestant:
     """Runs of one algorithm share it and differ in their training seed."""
     policy: Policy
     """Its memory starts empty in each trial and lives through the episodes of the trial."""
-    view: View
-    """What the world shows it."""
+    world: FleetEnv
+    """As it was made for the policy: what it shows and what it pays, which matters to a policy that remembers rewards.
+    How many servers and jobs there are is the trial's affair."""
     role: Role = "agent"
     training_seed: int | None = None
     """None where nothing was trained."""
-    reward: Reward = "admission"
-    """What it is told as reward; it matters to a policy that remembers rewards."""
     knows: str | None = None
     """What has to be known of the fleet to do the same, where that is not the view."""
+
+    @property
+    def view(self) -> View:
+        """What it sees of the fleet."""
+        return self.world.view
 
 
 class Tables(NamedTuple):
@@ -85,10 +89,11 @@ def contenders(rules: Mapping[str, Rule], view: View) -> list[Contestant]:
     """
 
     def contestant(name: str, rule: Rule) -> Contestant:
+        world = FleetEnv(view=rule.view)
         if name in LATE_BINDING:
-            return Contestant(name, rule, rule.view, "rule", knows="who is idle")
+            return Contestant(name, rule, world, "rule", knows="who is idle")
         hidden = view in ("counts", "latency") and rule.view == "full"
-        return Contestant(name, rule, rule.view, "oracle" if hidden else "rule")
+        return Contestant(name, rule, world, "oracle" if hidden else "rule")
 
     return [contestant(name, rule) for name, rule in rules.items()]
 
@@ -139,7 +144,7 @@ def lower_bounds(
     """Result rows for what no policy can beat in the trials of `standard`: the bound on the mean, all else missing."""
     rows = []
     for name, task in tasks.items():
-        met = play([Contestant("any", LeastWork(), "full", "rule")], _with_axis(task), key_of(key, name), jobs)[0]
+        met = play([Contestant("any", LeastWork(), FleetEnv(), "rule")], _with_axis(task), key_of(key, name), jobs)[0]
         for trial in range(task.mask.shape[0]):
             size, arrival = met.size[0, :, trial], met.arrival[0, :, trial]
             row: Row = {"experiment": experiment, "agent": "lower-bound", "role": "bound", "sees": None}
@@ -170,8 +175,8 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     """Let every contestant play the trials of one task (leaves [K, E, ...]) and say what became of their jobs."""
     servers = task.mask.shape[-1]
     played: dict[int, Jobs] = {}
-    for (view, reward, _), members in _programs(contestants).items():
-        env = FleetEnv(servers, jobs, view, reward)
+    for (world, _), members in _programs(contestants).items():
+        env = replace(world, servers=servers, jobs=jobs)
         record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
         for row, c in enumerate(members):
             played[c] = Jobs(
@@ -180,13 +185,13 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     return [played[c] for c in range(len(contestants))]
 
 
-def _programs(contestants: Sequence[Contestant]) -> dict[tuple[View, Reward, int | None], list[int]]:
+def _programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetEnv, int | None], list[int]]:
     """Who plays in one compiled program: all that is not trained and sees the same; what is trained plays alone, as its
     runs differ in their weights only and share the compilation."""
-    programs: dict[tuple[View, Reward, int | None], list[int]] = {}
+    programs: dict[tuple[FleetEnv, int | None], list[int]] = {}
     for number, c in enumerate(contestants):
         alone = None if c.training_seed is None else number
-        programs.setdefault((c.view, c.reward, alone), []).append(number)
+        programs.setdefault((c.world, alone), []).append(number)
     return programs
 
 

@@ -5,7 +5,7 @@ The settings of an algorithm are defined beside it; here they are put together. 
 
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -106,7 +106,12 @@ class WorldConfig:
     def open(self, seed: int) -> tuple[FleetEnv, Task]:
         """The world, and the tasks [K, ...] to train on."""
         tasks = self.draw(self.tasks, seed)
-        return FleetEnv(tasks.mask.shape[-1], self.jobs, self.view, self.reward), tasks
+        return replace(self.env, servers=tasks.mask.shape[-1]), tasks
+
+    @property
+    def env(self) -> FleetEnv:
+        """The world, whatever the number of servers."""
+        return FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward)
 
 
 @dataclass(frozen=True)
