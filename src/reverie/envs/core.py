@@ -123,8 +123,8 @@ def later(
     return TimeStep(observation, reward.astype(jnp.float32), is_first=no, is_last=is_last, is_terminal=terminated)
 
 
-def select(condition: Bool[Array, " B"], on_true: PyTree, on_false: PyTree) -> PyTree:
-    """`jnp.where` over whole pytrees whose leaves begin with the axis B."""
+def select(condition: Bool[Array, "*B"], on_true: PyTree, on_false: PyTree) -> PyTree:
+    """`jnp.where` over whole pytrees whose leaves begin with the axes of the condition."""
 
     def leaf(a, b):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
