@@ -161,6 +161,8 @@ Layers = Annotated[int, *at_least(1, 1_000, "each is compiled and trained")]
 Classes = Annotated[int, *between(2, 256)]
 """Of a categorical variable: replay keeps a byte of each."""
 Positive = Annotated[float, *above(0)]
+PositiveOrNone = Annotated[float | None, *above(0)]
+"""None sets no limit."""
 Weight = Annotated[float, *at_least(0, LARGEST)]
 """Of a loss, or another number that may be 0."""
 Share = Annotated[float, *between(0, 1)]

@@ -19,7 +19,7 @@ def read_source(name: str, held_out: bool = False, reading: Reading = AS_IT_IS) 
         TraceError: there is no such file, or it is not a trace.
     """
     if name == BUILT_IN:
-        trace = conversation_like(_BUILT_IN_JOBS, seed=0).between(reading.start, reading.end)
+        trace = reading.cut(conversation_like(_BUILT_IN_JOBS, seed=0))
     else:
         trace = read_trace(Path(name), reading=reading)
     return trace.halves()[1] if held_out else trace

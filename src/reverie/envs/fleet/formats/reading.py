@@ -24,6 +24,7 @@ from reverie.envs.fleet.formats import (
 from reverie.envs.fleet.formats.core import Jobs, Text
 from reverie.envs.fleet.records import Fault, TraceError, Unit, read_lines, shorten, split_json, stem
 from reverie.envs.fleet.traces import DEFAULT_COST, TokenCost, Trace
+from reverie.ranges import PositiveOrNone, Weight, checked
 
 _READERS = (
     mooncake.read,
@@ -43,6 +44,7 @@ _LONGEST = 100 * 365 * 86_400.0
 
 
 @dataclass(frozen=True)
+@checked
 class Reading:
     """How the file of a trace is read, where it does not say so itself."""
 
@@ -56,14 +58,14 @@ class Reading:
     sort: bool = False
     """Put lines in order of time, and count those that were not."""
 
-    start: Annotated[float, tyro.conf.arg(name="from")] = 0.0
+    start: Annotated[Weight, tyro.conf.arg(name="from")] = 0.0
     """Only jobs that arrive so many seconds after the first, or later."""
-    end: Annotated[float, tyro.conf.arg(name="to")] = math.inf
+    end: Annotated[PositiveOrNone, tyro.conf.arg(name="to")] = None
     """Only jobs that arrive fewer seconds after the first."""
 
     def __post_init__(self):
-        if not 0 <= self.start < self.end:
-            raise TraceError(f"--from {self.start:g} --to {self.end:g}: expected 0 <= from < to, in seconds")
+        if self.end is not None and self.start >= self.end:
+            raise TraceError(f"--from {self.start:g} --to {self.end:g}: expected from < to, in seconds")
         for word in self._dropped:
             if word not in ("zero", "broken"):
                 raise TraceError(f"--drop {self.drop}: expected zero, broken or zero,broken; got {word!r}")
@@ -71,6 +73,10 @@ class Reading:
             said = columns.unit_of(columns.parse_columns(self.columns), "unit")
             if None not in (said, self.unit) and said != self.unit:
                 raise TraceError(f"--unit {self.unit} and --columns unit={said} disagree: give one of them")
+
+    def cut(self, trace: Trace) -> Trace:
+        """The stretch of a trace that is asked for."""
+        return trace.between(self.start, math.inf if self.end is None else self.end)
 
     @property
     def _dropped(self) -> list[str]:
@@ -135,7 +141,7 @@ def read_trace(path: str | Path, cost: TokenCost = DEFAULT_COST, reading: Readin
         {name: values[sound][order] for name, values in jobs.columns.items()},
         tuple(provenance),
     )
-    return trace.between(reading.start, reading.end)
+    return reading.cut(trace)
 
 
 def _recognised(text: Text) -> Jobs:
