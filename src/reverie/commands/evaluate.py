@@ -11,7 +11,7 @@ from reverie.evaluate.examination import Exam
 from reverie.evaluate.players import evaluate_player, game_of
 from reverie.evaluate.results import Examination, examine_agent
 from reverie.evaluate.statistics import verdict
-from reverie.report.output import Output, print_json, print_table, say
+from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.run_page import brief, returns_table
 from reverie.report.tables import rich_table
 from reverie.runs.folder import RunFolder
@@ -53,8 +53,10 @@ def main(arguments: Sequence[str]) -> None:
             print_table(rich_table(returns_table(row)))
         return
     tables = asked.run.with_suffix(".tables") if run is None else run.tables
-    judged = verdict(examine_agent(asked.run, tables, asked.examination, say).tables().results)
+    results = examine_agent(asked.run, tables, asked.examination, say)
+    judged = verdict(results.tables().results)
     if asked.output == "json":
-        print_json({"run": str(asked.run), "rows": judged})
+        print_json({"run": str(asked.run), "about": results.about, "rows": judged})
     else:
+        print_lines(results.about)
         print_table(rich_table(brief(judged)))

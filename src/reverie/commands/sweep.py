@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from reverie.report.output import Output, print_json, print_table, say
+from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.run_page import brief, training_table
 from reverie.report.tables import rich_table
 from reverie.runs.folder import RunFolder
@@ -75,8 +75,9 @@ def main(arguments: Sequence[str]) -> None:
 def print_swept(run: RunFolder, swept: Swept, output: Output) -> None:
     """Print the verdict of a sweep; then raise for the runs that failed."""
     if output == "json":
-        print_json({"rows": swept.judged, "report": str(run.report)})
+        print_json({"about": swept.about, "rows": swept.judged, "report": str(run.report)})
     else:
+        print_lines(swept.about)
         print_table(rich_table(brief(swept.judged)))
         print_table(rich_table(training_table(swept.trained)))
         say(f"the page: {run.report}")

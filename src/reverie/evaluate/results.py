@@ -23,6 +23,7 @@ from reverie.envs.fleet.families import Load, traced
 from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.sources import BUILT_IN, read_source
 from reverie.envs.fleet.traces import Trace
+from reverie.evaluate.about import about_trace
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, all_settings, bounds, episode_of, hold, rules_of
 from reverie.evaluate.statistics import verdict
@@ -102,6 +103,13 @@ class Results:
     def settings(self) -> list[Setting]:
         asked = self.examination
         return all_settings(asked.exam, self.trace, asked.load, asked.load_per_window)
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """How the trace is played."""
+        asked = self.examination
+        count = min(len(self.trace.work) // asked.exam.jobs, asked.exam.episodes)
+        return about_trace(self.trace, asked.load, asked.exam.jobs, count, asked.load_per_window)
 
     def examine_rules(self, view: View) -> None:
         """Let the rules play, unless they have: opponents of agents that see `view`."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reverie.envs.fleet.traces import Trace, describe
+from reverie.envs.fleet.traces import describe
+from reverie.evaluate.about import about_view
 from reverie.evaluate.curve import CURVE_RULES
 from reverie.evaluate.players import RETURNS
 from reverie.evaluate.results import Results
@@ -34,11 +35,17 @@ def write_report(run: RunFolder, trained: Sequence[RunFolder], results: Results,
         page.response_section(tables.responses, judged),
         *([learning_section(begun, judged)] if begun else []),
         page.fleet_section(results.watched()),
-        trace_section(results.trace),
+        trace_section(results),
         page.numbers_section(judged),
         run_section(run, begun),
     ]
-    write_page(run.report, title, lead(judged), sections)
+    fleet, clock, *_ = results.about[1:]
+    warned = [line for line in results.about if line.startswith("warning")]
+    played = f"The trace {results.trace.name} is played on this {'; '.join([fleet, clock, *warned])}."
+    views = sorted({each.config(TrainConfig).fleet.view for each in begun})
+    write_page(
+        run.report, title, " ".join([lead(judged), played, *(f"{about_view(view)}." for view in views)]), sections
+    )
     return judged
 
 
@@ -137,13 +144,13 @@ def learning_section(trained: Sequence[RunFolder], judged: Sequence[Mapping[str,
     return Section("Learning", pictures=pictures, tables=[training_table(trained)])
 
 
-def trace_section(trace: Trace) -> Section:
-    """The trace that the agents are examined on."""
+def trace_section(results: Results) -> Section:
+    """The trace that the agents are examined on, and how it is played."""
+    trace = results.trace
     caption = "When its jobs arrive, how bursty they are and how large, beside Poisson arrivals and exponential sizes."
+    facts = dict(line.split(": ", 1) for line in results.about) | dict(trace.provenance)
     return Section(
-        f"The trace {trace.name}",
-        text=[f"{what}: {said}." for what, said in trace.provenance],
-        pictures=[Picture(draw_trace(trace, describe(trace)), caption)],
+        f"The trace {trace.name}", pictures=[Picture(draw_trace(trace, describe(trace)), caption)], facts=facts
     )
 
 

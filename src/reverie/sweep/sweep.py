@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reverie.evaluate.about import about_view
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.results import Examination, Results
 from reverie.evaluate.trials import Contestant
@@ -21,6 +22,8 @@ from reverie.tables import Row
 class Swept(NamedTuple):
     """What came of a sweep."""
 
+    about: list[str]
+    """What is to be known before the verdict: how the trace is played, and what is seen."""
     judged: list[Row]
     """The verdict, as `evaluate.statistics.verdict` has it."""
     trained: list[RunFolder]
@@ -94,4 +97,5 @@ def sweep(
         if failed is not None and not trained:
             raise failed
         results.watch([*first.values()], view)
-        return Swept(write_report(run, trained, results, title), trained, failed)
+        about = [*results.about, about_view(view)]
+        return Swept(about, write_report(run, trained, results, title), trained, failed)
