@@ -67,7 +67,7 @@ def parts(agent: Dreamer, learner, batch: Batch) -> dict[str, tuple[float, float
     programs = {
         "model": jax.jit(jax.grad(lambda m, b: m.loss(b.model, b.sequence, key)[0])).lower(model, batch).compile(),
         "dreams": jax.jit(lambda w, s: dream(w, *s, H, 1, key)).lower(networks, start).compile(),
-        "whole": jax.jit(agent.update).lower(learner, batch, key).compile(),
+        "whole": jax.jit(agent.learn).lower(learner, batch, key).compile(),
     }
     given = {"model": (model, batch), "dreams": (networks, start), "whole": (learner, batch, key)}
     spent = {
@@ -90,7 +90,7 @@ def batch_for(agent: Dreamer, key) -> Batch:
     no = jnp.zeros((B, T), bool)
     sequence = Sequence(observation, action, jax.random.normal(next(keys), (B, T)), no.at[:, 30].set(True), no, no)
     model = agent.init(next(keys)).networks.model
-    return Batch(sequence, no, model.initial(B), jnp.zeros((B, agent.config.memory)))
+    return Batch(sequence, no, jnp.zeros((B, T), int), model.initial(B), jnp.zeros((B, agent.config.memory)))
 
 
 def gemm_rate() -> float:
@@ -116,7 +116,7 @@ def main() -> None:
         agent = Dreamer(replace(config), {"vector": ArraySpec((4,))}, Discrete(2))
         learner, batch = agent.init(jax.random.key(0)), batch_for(agent, jax.random.key(1))
         before = time.time()
-        update = jax.jit(agent.update).lower(learner, batch, jax.random.key(2)).compile()
+        update = jax.jit(agent.learn).lower(learner, batch, jax.random.key(2)).compile()
         programs[name] = agent, update, learner, batch, time.time() - before
     compiling = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     release_memory()

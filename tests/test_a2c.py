@@ -189,7 +189,7 @@ def test_servers_as_a_set_know_neither_order_nor_padding():
     }
 
     def outputs(observation):
-        features = networks.see(observation)
+        features = networks.inputs.see(observation)
         return networks.act(features, observation).log_probs, networks.value(features)
 
     log_probs, value = outputs(observation)
@@ -371,7 +371,7 @@ def trained(env, pool, memory=0, episodes=1, updates=150, kind=A2C, learning_rat
 
 def values(networks, *seen):
     """The critic's word for single observations."""
-    return np.asarray(networks.value(networks.see({"vector": jnp.asarray(seen, jnp.float32)})))
+    return np.asarray(networks.value(networks.inputs.see({"vector": jnp.asarray(seen, jnp.float32)})))
 
 
 def mean_return(env, policy, tasks, steps, episode=0):

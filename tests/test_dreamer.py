@@ -251,3 +251,20 @@ def test_half_precision_is_for_gpus_and_trains():
     state = jax.jit(lambda key: off_policy.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
     _, metrics = jax.jit(lambda state: off_policy.update(a, GATHERING, ENV, POOL, state))(state)
     assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))
+
+
+def test_each_task_has_returns_of_its_own_scale():
+    rng = np.random.default_rng(0)
+    returns, task = rng.normal(size=(6, 40)) * np.where(np.arange(40) % 2, 100.0, 1.0), np.arange(40) % 2
+    found = dreamer.percentiles(jnp.asarray(returns, jnp.float32), jnp.asarray(task), 3)
+    for k in (0, 1):
+        np.testing.assert_allclose(found[:, k], np.percentile(returns[:, task == k], [5, 95]), rtol=1e-4)
+    assert np.isnan(found[:, 2]).all(), "a task that no dream belongs to has a scale"
+
+    a = agent(replace(FLAT, scales=2, scale_rate=1.0))
+    state = jax.jit(lambda key: off_policy.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
+    state, metrics = jax.jit(lambda state: off_policy.update(a, GATHERING, ENV, POOL, state))(state)
+    assert np.isfinite(state.learner.low).all()
+    assert np.isfinite(metrics["actor/loss"])
+    with pytest.raises(ValueError, match="siblings have a scale of their own"):
+        replace(FLAT, scales=2, siblings=2)

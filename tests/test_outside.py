@@ -25,7 +25,7 @@ from reverie.runs import checkpoint
 from reverie.runs.build import build
 from reverie.settings.config import GameConfig, OffPolicyRun, OnPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
-from reverie.train.collect import collect, start
+from reverie.train.collect import collect, open_streams
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.seeds import side_by_side
 
@@ -151,7 +151,7 @@ def collected(worlds: OutsideWorlds, steps: int):
 
     @jax.jit
     def run(key):
-        return collect(worlds, pool, policy, start(worlds, pool, policy, COPIES, key), steps, episodes=1)[1]
+        return collect(worlds, pool, policy, open_streams(worlds, pool, policy, COPIES, key), steps, episodes=1)[1]
 
     return jax.tree.map(np.asarray, run(jax.random.key(0)))
 

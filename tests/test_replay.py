@@ -80,3 +80,40 @@ def test_more_rows_than_the_ring_holds_is_an_error():
     state = replays.empty(jax.tree.map(lambda x: x[0], rows(0, 1)), 3)
     with pytest.raises(ValueError, match="4 steps at once do not fit into a capacity of 3"):
         replays.add(state, rows(0, 4))
+
+
+class Told(NamedTuple):
+    a: jax.Array
+    task: jax.Array
+
+
+def told_ring() -> replays.Replay:
+    """A full ring of 20 steps, overwritten: 2 of 3 streams play task 0 all the time, the last 1 and, at times, 3."""
+    ids = rows(0, 52).a
+    task = jnp.where(jnp.arange(STREAMS) < 2, 0, jnp.where(jnp.arange(52)[:, None] % 20 < 5, 3, 1))
+    told = Told(ids, task)
+    state = replays.empty(jax.tree.map(lambda x: x[0], told), 20)
+    for first in range(0, 52, 4):
+        state = replays.add(state, jax.tree.map(lambda x, first=first: x[first : first + 4], told))
+    return state
+
+
+def test_each_task_is_drawn_as_often_as_any_other_and_none_that_was_not_played():
+    state = told_ring()
+    place = replays.sample(state, 6_000, 5, jnp.arange(0), jax.random.key(1), tasks=5)
+    read = replays.read(state, place)
+    assert (np.diff(np.asarray(read.a), axis=1) == 1).all(), "a sequence crosses the write head"
+    found = np.bincount(np.asarray(read.task)[:, 0], minlength=5)
+    assert found[[2, 4]].sum() == 0
+    np.testing.assert_allclose(found[[0, 1, 3]], 2_000, atol=150)  # 4 standard deviations
+    within = np.asarray(read.a)[np.asarray(read.task)[:, 0] == 0, 0]
+    assert len(np.unique(within)) == 2 * 16, "not all of a task's sequences are drawn"
+
+
+def test_the_newest_is_drawn_as_much_more_often_than_the_oldest_as_was_asked_for():
+    state = told_ring()
+    place = replays.sample(state, 40_000, 5, jnp.arange(0), jax.random.key(2), recency=np.log(8.0))
+    times = np.asarray(replays.read(state, place).a)[:, 0] % 1000
+    found = np.bincount(times - times.min(), minlength=16)
+    expected = 8.0 ** (np.arange(16) / 15)
+    np.testing.assert_allclose(found, 40_000 * expected / expected.sum(), rtol=0.15)

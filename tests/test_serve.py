@@ -87,10 +87,10 @@ def logits_by_jax(policy, state, observation):
         features = networks.model.features(state.model)
         context = jnp.concatenate([features.context, state.recurrent], -1)
         return networks.actor.head(networks.actor.shared(features.servers, context))[0, :, 0]
-    features = networks.see(observation)
+    features = networks.inputs.see(observation)
     if state is not None:
-        features = networks.recall(features, state.recurrent)
-    return networks.actor(features)[0]
+        features = networks.with_memory(features, state.recurrent)
+    return networks.logits(features)[0]
 
 
 @pytest.mark.parametrize("name", PLANS)

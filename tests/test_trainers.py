@@ -25,6 +25,7 @@ from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPol
 from reverie.sweep.training import train_run
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
+from reverie.train.trainers import follow
 
 EXPERIENCE = OffPolicyConfig(streams=2, batch=2, length=4, ratio=4.0, capacity=200)
 SMALL = DreamerConfig(
@@ -128,3 +129,20 @@ def test_a_trace_is_trained_on_in_its_first_half(tmp_path: Path):
     np.testing.assert_allclose(size, PARK_MEAN_SIZE, rtol=1e-5)  # all alike: none is of the second half
     with pytest.raises(ValueError, match="jobs must lie in"):
         replace(world, jobs=61).draw(1, seed=0)
+
+
+def test_averaged_weights_follow_each_update_however_often_one_logs_and_counters_stay_whole():
+    plan = replace(PLAN, agent=replace(PLAN.agent, averaging=0.3))
+    one, four = (build(replace(plan, agent=replace(plan.agent, chunk=chunk))) for chunk in (1, 4))
+    state = begun = one.init(jax.random.key(0))
+    step, expected = jax.jit(one.train), begun.averaged
+    for rate in (1.0, 1 / 2, 1 / 3, 0.3):  # the mean of all, until there are enough
+        state, _ = step(state)
+        now = state.learning.learner.networks
+        expected = jax.tree.map(lambda old, new, rate=rate: (1 - rate) * old + rate * new, expected, now)
+    together, _ = jax.jit(four.train)(begun)
+    for averaged in (state.averaged, together.averaged):
+        for x, y in zip(jax.tree.leaves(averaged), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    weights, counter = follow((jnp.zeros(()), jnp.int32(1)), (jnp.ones(()), jnp.int32(8)), 0.25)
+    assert (float(weights), int(counter), counter.dtype) == (0.25, 8, jnp.int32)

@@ -9,7 +9,6 @@ A actions, M memory units.
 """
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
@@ -21,12 +20,12 @@ import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from reverie.agents.heads import SharedRows
+from reverie.agents.heads import SetTower, Tower
+from reverie.agents.inputs import Inputs
 from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep, select
 from reverie.models.core import Features
-from reverie.models.encoders import Entries
 from reverie.nn.distributions import Categorical, symlog
-from reverie.nn.layers import GRU, Head, Linear, masked_pool
+from reverie.nn.layers import GRU
 from reverie.ranges import Layers, Positive, Share, Weight, Whole, Width, WidthOr0, checked
 
 OUTLIER = 5.0
@@ -123,70 +122,14 @@ class Learner(NamedTuple):
 # --- networks ------------------------------------------------------------------------------------------------------
 
 
-class Tower(eqx.Module):
-    """Hidden layers with tanh and a linear output, [*B, D] -> [*B, O]: the textbook network for A2C and PPO."""
-
-    hidden: tuple[Linear, ...]
-    output: Linear
-
-    def __init__(self, inputs: int, outputs: int, units: int, layers: int, *, scale: float, key: Key[Array, ""]):
-        *keys, output_key = jax.random.split(key, layers + 1)
-        widths = [inputs] + [units] * (layers - 1)
-        self.hidden = tuple(Linear(w, units, key=k) for w, k in zip(widths, keys, strict=True))
-        self.output = Linear(units, outputs, scale=scale, key=output_key)
-
-    def __call__(self, features: Features) -> Float[Array, "*B O"]:
-        axes = features.context.shape[:-1]
-        x = features.context.reshape(-1, features.context.shape[-1])  # XLA on CPU sums gradients over one axis faster
-        for layer in self.hidden:
-            x = jnp.tanh(layer(x))
-        return self.output(x).reshape(*axes, -1)
-
-
-class SetTower(eqx.Module):
-    """The same for servers as a set: one output for each server [*B, N], or one for all of them [*B, 1].
-
-    Each server is judged by its own row, the context and a summary of all servers, by one network for all. That of all
-    servers is judged by the context and the summary. Neither the order nor the number of servers matters (Zaheer et al.
-    2017, arXiv 1703.06114).
-    """
-
-    summary: SharedRows
-    rows: SharedRows | None
-    output: Linear | Head
-
-    def __init__(
-        self, context: int, rows: int, units: int, layers: int, *, per_server: bool, scale: float, key: Key[Array, ""]
-    ):
-        summary_key, rows_key, output_key = jax.random.split(key, 3)
-        self.summary = SharedRows(rows, context, units, 1, key=summary_key)
-        context += 2 * units
-        if per_server:
-            self.rows = SharedRows(rows, context, units, layers, key=rows_key)
-            self.output = Linear(units, 1, scale=scale, key=output_key)
-        else:
-            self.rows = None
-            self.output = Head(context, 1, units, layers, scale=scale, key=output_key)
-
-    def __call__(self, features: Features) -> Float[Array, "*B O"]:
-        context, rows, mask, _ = features
-        assert rows is not None
-        assert mask is not None
-        context = jnp.concatenate([context, masked_pool(self.summary(rows, context), mask)], -1)
-        if self.rows is None:
-            return self.output(context)
-        return self.output(self.rows(rows, context))[..., 0]
-
-
 class ActorCritic(eqx.Module):
     """Actor, critic and the memory they share."""
 
     memory: GRU | None
     actor: Tower | SetTower
     critic: Tower | SetTower
-    entries: Entries = eqx.field(static=True)
+    inputs: Inputs = eqx.field(static=True)
     actions: int = eqx.field(static=True)
-    as_set: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -198,31 +141,19 @@ class ActorCritic(eqx.Module):
     ):
         """The actor starts near uniform, the critic near 0.
 
-        Errors: ValueError where actions are not discrete, the observation has images, or servers are to be a set and
-        the observation does not have exactly one, with a row for each action.
+        Errors: ValueError where actions are not discrete, or the observation cannot be read (`Inputs`).
         """
-        self.entries = Entries.of(observation_spec)
-        if not isinstance(action_spec, Discrete):
-            raise ValueError(f"A2C and PPO choose among discrete actions; this world has {action_spec}")
-        if self.entries.images:
-            names = [name for name, _ in self.entries.images]
-            raise ValueError(f"A2C and PPO read vectors and servers, but the observation has images: {names}")
-        self.actions, self.as_set = action_spec.n, config.servers == "set"
-        sets = self.entries.servers
-        if self.as_set and (len(sets) != 1 or sets[0][1].shape[0] != self.actions):
-            shapes = {name: entry.shape for name, entry in sets}
-            raise ValueError(
-                f"NetworkConfig: servers='set' needs one entry of kind 'servers' with a row for each of the "
-                f"{self.actions} actions; the observation has {shapes or 'none'}: use servers='flat'"
-            )
+        match action_spec:
+            case Discrete(n):
+                self.actions = n
+            case _:
+                raise ValueError(f"A2C and PPO choose among discrete actions; this world has {action_spec}")
+        self.inputs = Inputs.of(observation_spec, action_spec, config.servers)
+        context, rows, as_set = self.inputs.context, self.inputs.rows, self.inputs.as_set
         memory_key, actor_key, critic_key = jax.random.split(key, 3)
-        context = sum(math.prod(spec.shape) * (spec.categories or 1) for _, spec in self.entries.vectors)
-        rows = sets[0][1].shape[1] if self.as_set else 0
-        if not self.as_set:
-            context += sum(math.prod(spec.shape) for _, spec in sets)
-        told = context + rows + (1 if self.as_set else self.actions) + 2
+        told = context + rows + (1 if as_set else self.actions) + 2
         self.memory = GRU(told, config.memory, key=memory_key) if config.memory else None
-        if self.as_set:
+        if as_set:
             sizes = context, rows + config.memory, config.units, config.layers
             self.actor = SetTower(*sizes, per_server=True, scale=0.01, key=actor_key)
             self.critic = SetTower(*sizes, per_server=False, scale=0.01, key=critic_key)
@@ -230,21 +161,6 @@ class ActorCritic(eqx.Module):
             inputs = context + config.memory
             self.actor = Tower(inputs, self.actions, config.units, config.layers, scale=0.01, key=actor_key)
             self.critic = Tower(inputs, 1, config.units, config.layers, scale=0.01, key=critic_key)
-
-    def see(self, observation: dict[str, Array]) -> Features:
-        """An observation as the networks read it: numbers by their symlog, integers one-hot."""
-        vectors = []
-        for name, spec in self.entries.vectors:
-            x = observation[name]
-            hot = None if spec.categories is None else jax.nn.one_hot(x, spec.categories)
-            vectors.append(symlog(x) if hot is None else hot.reshape(*x.shape[:-1], -1))
-        sets = {name: symlog(observation[name]) for name, _ in self.entries.servers}
-        if not self.as_set:
-            flat = [x.reshape(*x.shape[:-2], -1) for x in sets.values()]
-            return Features(jnp.concatenate([*vectors, *flat], -1))
-        ((name, rows),) = sets.items()
-        context = jnp.concatenate([*vectors, rows[..., 0, :0]], -1)
-        return Features(context, rows, self.entries.present(observation, name))
 
     def told(
         self, seen: Features, action: Int[Array, "*B"], reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
@@ -269,8 +185,10 @@ class ActorCritic(eqx.Module):
 
     def act(self, features: Features, observation: dict[str, Array]) -> Categorical:
         """The distribution over actions [*B, A]."""
-        mask = None if self.entries.mask is None else observation[self.entries.mask]
-        return Categorical.from_logits(self.actor(features), mask=mask)
+        return Categorical.from_logits(self.logits(features), mask=self.inputs.allowed(observation))
+
+    def logits(self, features: Features) -> Float[Array, "*B A"]:
+        return self.actor(features)[..., 0] if self.inputs.as_set else self.actor(features)
 
     def value(self, features: Features) -> Float[Array, "*B"]:
         """The expected return, in units of scaled rewards."""
@@ -292,7 +210,7 @@ class ActorCriticPolicy(eqx.Module):
         net = self.networks
         if net.memory is None:
             return None
-        rows = (net.actions,) if net.as_set else ()
+        rows = (net.actions,) if net.inputs.as_set else ()
         units = net.memory.recurrent.weight.shape[0]
         return Carry(jnp.zeros((batch, *rows, units)), jnp.zeros((batch,), jnp.int32))
 
@@ -300,7 +218,7 @@ class ActorCriticPolicy(eqx.Module):
         self, state: Carry | None, timestep: TimeStep, key: Key[Array, ""]
     ) -> tuple[Int[Array, " B"], Carry | None]:
         net = self.networks
-        features = net.see(timestep.observation)
+        features = net.inputs.see(timestep.observation)
         if net.memory is not None and state is not None:
             told = net.told(features, state.action, timestep.reward * self.reward_scale, timestep.is_first)
             state = state._replace(recurrent=net.memory(state.recurrent, told))
@@ -330,7 +248,7 @@ def remember(networks: ActorCritic, rollout: Rollout, reward_scale: float) -> Fe
     The memory is emptied where a trial begins, not where an episode does.
     """
     ts, memory = rollout.timestep, networks.memory
-    seen = networks.see(ts.observation)
+    seen = networks.inputs.see(ts.observation)
     if memory is None or rollout.before is None:
         return seen
     done = jnp.concatenate([rollout.before.action[None], rollout.action])

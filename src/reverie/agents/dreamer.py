@@ -17,19 +17,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from reverie.agents.core import Row
 from reverie.agents.heads import Actor, Critic
 from reverie.agents.optimisers import GroupsConfig, optimiser
-from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep
+from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
 from reverie.models.rssm import RSSMConfig
 from reverie.nn.distributions import TwoHot, symlog
 from reverie.nn.layers import GRU
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.ranges import Layers, Positive, Share, Weight, Whole, Width, WidthOr0, at_least, checked
+from reverie.ranges import Count, Layers, Positive, Share, Weight, Whole, Width, WidthOr0, at_least, checked
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,16 @@ class DreamerConfig:
     """Weight of the critic's loss on replayed, real rewards."""
     scale_rate: Share = 0.01
     """Rate at which the 5th and 95th percentile of returns are followed."""
+    scales: Count = 1
+    """Scales of returns that follow them: one for all tasks, or one for each task of the pool that is trained on."""
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
+
+    def __post_init__(self):
+        if self.scales > 1 and self.siblings > 1:
+            raise ValueError(
+                f"DreamerConfig: dreams with siblings have a scale of their own, and scales is {self.scales}: give it 1"
+            )
 
     @property
     def name(self) -> str:
@@ -92,9 +100,9 @@ class Learner(NamedTuple):
     networks: Networks
     slow_critic: Critic
     optimiser: optax.OptState
-    low: Float[Array, ""]
-    """Running 5th percentile of returns."""
-    high: Float[Array, ""]
+    low: Float[Array, " K"]
+    """Running 5th percentile of returns, of all tasks or of each."""
+    high: Float[Array, " K"]
     """Running 95th percentile of returns."""
 
 
@@ -120,6 +128,7 @@ class Batch(NamedTuple):
 
     sequence: Sequence
     is_trial_first: Bool[Array, "B T"]
+    task: Int[Array, "B T"]
     model: ModelState
     recurrent: Float[Array, "B M"]
 
@@ -153,16 +162,16 @@ class Dreamer:
         """Fresh networks. Critic and reward head start at exactly 0, the actor near uniform."""
         c = self.config
         model_key, memory_key, actor_key, critic_key = jax.random.split(key, 4)
-        actions = action_size(self.action_spec)
+        actions = self.action_spec.width
         model = build_model(c.model, self.observation_spec, actions, key=model_key)
         features = jax.eval_shape(lambda: model.features(model.initial(1)))
         context = features.context.shape[-1]
-        rows = 0 if features.servers is None else features.servers.shape[-1]
+        rows = 0 if features.servers is None else features.servers.shape[-1]  # an action has an entry for each
         memory = GRU(context + (rows or actions) + 2, c.memory, key=memory_key) if c.memory else None
         actor = Actor(self.action_spec, context + c.memory, rows, c.units, c.layers, c.unimix, key=actor_key)
         critic = Critic(context + c.memory, rows, c.units, c.layers, key=critic_key)
         networks = Networks(model, memory, actor, critic)
-        zero = jnp.zeros(())
+        zero = jnp.zeros((c.scales,))
         slow_critic = jax.tree.map(jnp.copy, critic)  # its own buffers, so that training may donate them
         return Learner(networks, slow_critic, optimiser(c.optimiser).init(trained(networks)), zero, jnp.copy(zero))
 
@@ -179,8 +188,15 @@ class Dreamer:
         self, learner: Learner, rows: Row, key: Key[Array, ""]
     ) -> tuple[Learner, Kept, dict[str, Float[Array, ""]]]:
         """One gradient step on rows [S, 1 + T, ...]. Replay is to remember the states of now."""
-        (_, (learner, (states, memories), metrics)), gradient = eqx.filter_value_and_grad(self.loss, has_aux=True)(
-            learner.networks, learner, self.batch(learner.networks, rows), key
+        learner, (states, memories), metrics = self.learn(learner, self.batch(learner.networks, rows), key)
+        return learner, Kept(learner.networks.model.compress(states), memories), metrics
+
+    def learn(
+        self, learner: Learner, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Learner, tuple[ModelState, Float[Array, "B T M"]], dict[str, Float[Array, ""]]]:
+        """One gradient step. Also returns the states of model and memory at each step, and metrics."""
+        (_, (learner, states, metrics)), gradient = eqx.filter_value_and_grad(self.loss, has_aux=True)(
+            learner.networks, learner, batch, key
         )
         step, optimiser_state = optimiser(self.config.optimiser).update(
             gradient, learner.optimiser, trained(learner.networks)
@@ -190,13 +206,12 @@ class Dreamer:
             lambda slow, fast: slow + self.config.slow_rate * (fast - slow), learner.slow_critic, networks.critic
         )
         metrics["gradient/norm"] = optax.tree.norm(gradient)
-        kept = Kept(networks.model.compress(states), memories)
-        return Learner(networks, slow, optimiser_state, learner.low, learner.high), kept, metrics
+        return Learner(networks, slow, optimiser_state, learner.low, learner.high), states, metrics
 
     def batch(self, networks: Networks, rows: Row) -> Batch:
         """Rows [S, 1 + T, ...] as a batch of T steps; the first row only lends what was kept, and its action."""
         ts = jax.tree.map(lambda x: x[:, 1:], rows.timestep)
-        previous = encode_action(self.action_spec, rows.action[:, :-1])
+        previous = self.action_spec.encode(rows.action[:, :-1])
         sequence = Sequence(
             observation=ts.observation,
             action=jnp.where(ts.is_first[..., None], 0.0, previous),
@@ -207,7 +222,7 @@ class Dreamer:
         )
         latents, recurrent = jax.tree.map(lambda x: x[:, 0], rows.kept)
         model = networks.model.expand(latents)
-        return Batch(sequence, rows.is_trial_first[:, 1:], model, recurrent.astype(jnp.float32))
+        return Batch(sequence, rows.is_trial_first[:, 1:], rows.task[:, 1:], model, recurrent.astype(jnp.float32))
 
     def loss(
         self, networks: Networks, learner: Learner, batch: Batch, key: Key[Array, ""]
@@ -236,10 +251,11 @@ class Dreamer:
         worth = stop_gradient(value.mean())
         returns = lambda_returns(dreams.reward[1:], dreams.continues[1:], worth, c.discount_lambda)  # [H, n]
         weight = jnp.cumprod(dreams.continues, 0)[:-1]  # [H, n] how likely the dream has got so far, discounted
-        low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
+        scale = flat(batch.task)[family] if c.scales > 1 else jnp.zeros(family.shape, jnp.int32)  # [n]
+        low, high = percentiles(returns, scale, c.scales)
         learner = learner._replace(
-            low=learner.low + c.scale_rate * (low - learner.low),
-            high=learner.high + c.scale_rate * (high - learner.high),
+            low=learner.low + c.scale_rate * jnp.where(jnp.isnan(low), 0.0, low - learner.low),
+            high=learner.high + c.scale_rate * jnp.where(jnp.isnan(high), 0.0, high - learner.high),
         )
 
         # Act better (REINFORCE), and judge better.
@@ -249,7 +265,7 @@ class Dreamer:
         if c.siblings > 1:
             advantage = beyond_siblings(surprise, c.siblings)
         else:
-            advantage = surprise / jnp.maximum(1.0, learner.high - learner.low)
+            advantage = surprise / jnp.maximum(1.0, learner.high - learner.low)[scale]
         entropy = policy.entropy()
         actor_loss = -(weight * (policy.log_prob(dreams.action) * advantage + c.entropy * entropy)).mean()
         slow_worth = learner.slow_critic(*stop_gradient(acted)).mean()
@@ -274,7 +290,7 @@ class Dreamer:
             "critic/value": worth.mean(),
             "dream/return": returns.mean(),
             "dream/reward": dreams.reward[1:].mean(),
-            "dream/return_range": learner.high - learner.low,
+            "dream/return_range": (learner.high - learner.low).mean(),
         }
         total = model_loss + actor_loss + critic_loss + c.replay_critic * replay_loss
         return total, (learner, stop_gradient((states, memories)), metrics)
@@ -290,7 +306,7 @@ class DreamerPolicy(eqx.Module):
     greedy: bool = eqx.field(static=True)
 
     def initial_state(self, batch: int) -> Carry:
-        nothing = jnp.zeros((batch, action_size(self.action_spec)))
+        nothing = jnp.zeros((batch, self.action_spec.width))
         return Carry(self.networks.model.initial(batch), jnp.zeros((batch, self.memory)), nothing)
 
     def act(self, state: Carry, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, Carry]:
@@ -307,7 +323,7 @@ class DreamerPolicy(eqx.Module):
         )
         policy = self.networks.actor(features, recurrent, timestep.observation.get("mask"))
         action = policy.mode() if self.greedy else policy.sample(action_key)
-        return action, Carry(model_state, recurrent, encode_action(self.action_spec, action))
+        return action, Carry(model_state, recurrent, self.action_spec.encode(action))
 
 
 # --- the recurrent policy's memory ---------------------------------------------------------------------------------
@@ -389,7 +405,7 @@ def dream(
         state, recurrent, features = carry
         action_key, model_key = jax.random.split(key)
         action = networks.actor(features, recurrent).sample(action_key)
-        encoded = encode_action(spec, action)
+        encoded = spec.encode(action)
         state = imagine(state, encoded, model_key)
         features = model.features(state)
         reward = model.reward(features)
@@ -429,6 +445,14 @@ def beyond_siblings(surprise: Float[Array, "H n"], siblings: int) -> Float[Array
     return (beyond / (spread + 1e-8)).reshape(surprise.shape)
 
 
+def percentiles(returns: Float[Array, "H n"], scale: Int[Array, " n"], scales: int) -> Float[Array, "2 K"]:
+    """The 5th and 95th percentile of the returns of each scale; NaN for one that no dream belongs to."""
+    if scales == 1:
+        return jnp.percentile(returns, jnp.array([5.0, 95.0]))[:, None]
+    of_each = jnp.where(scale == jnp.arange(scales)[:, None, None], returns, jnp.nan)  # [K, H, n]
+    return jnp.nanpercentile(of_each, jnp.array([5.0, 95.0]), axis=(1, 2))
+
+
 def lambda_returns(
     reward: Float[Array, "H n"], continues: Float[Array, "H n"], value: Float[Array, "G n"], discount_lambda: float
 ) -> Float[Array, "H n"]:
@@ -457,16 +481,6 @@ def replay_returns(
 
 
 # --- small things --------------------------------------------------------------------------------------------------
-
-
-def action_size(spec: ActionSpec) -> int:
-    """Width (A) of an action as networks read it."""
-    return spec.n if isinstance(spec, Discrete) else spec.size
-
-
-def encode_action(spec: ActionSpec, action: Array) -> Float[Array, "*B A"]:
-    """An action as networks read it: one-hot, or the vector itself."""
-    return jax.nn.one_hot(action, spec.n) if isinstance(spec, Discrete) else action
 
 
 def trained(networks: Networks) -> PyTree[Array]:

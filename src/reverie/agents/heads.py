@@ -1,7 +1,8 @@
-"""Actor and critic over what a world model offers: a context vector, and where it keeps servers apart one row each.
+"""Actors and critics over `Features`: a context vector, and where servers are kept apart one row each.
 
-With rows, the actor is one scorer shared by all servers and the critic pools over them (Zaheer et al. 2017, arXiv
-1703.06114), so neither the order nor the number of servers matters. Without, both are plain MLPs, as in DreamerV3.
+With rows, actors are one scorer shared by all servers and critics pool over them (Zaheer et al. 2017, arXiv
+1703.06114), so neither the order nor the number of servers matters. A continuous action then has a number for each of
+them.
 """
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from reverie.envs.core import ActionSpec, Discrete
+from reverie.envs.core import ActionSpec, Continuous, Discrete
 from reverie.models.core import Features
 from reverie.nn.distributions import BoundedNormal, Categorical, TwoHot
 from reverie.nn.layers import MLP, Head, Linear, RMSNorm, masked_pool
@@ -50,13 +51,12 @@ class Actor(eqx.Module):
         self, spec: ActionSpec, context: int, rows: int, units: int, layers: int, unimix: float, *, key: Key[Array, ""]
     ):
         self.spec, self.unimix, self.shared = spec, unimix, None
-        if rows and isinstance(spec, Discrete):
+        if rows:
             shared_key, key = jax.random.split(key)
             self.shared = SharedRows(rows, context, units, layers, key=shared_key)
-            self.head = Linear(units, 1, scale=0.01, key=key)
+            self.head = Linear(units, numbers_of(spec), scale=0.01, key=key)
         else:
-            outputs = spec.n if isinstance(spec, Discrete) else 2 * spec.size
-            self.head = Head(context, outputs, units, layers, scale=0.01, key=key)
+            self.head = Head(context, numbers_of(spec) * spec.width, units, layers, scale=0.01, key=key)
 
     def __call__(
         self, features: Features, memory: Float[Array, "*B M"], mask: Bool[Array, "*B A"] | None = None
@@ -64,15 +64,32 @@ class Actor(eqx.Module):
         """`memory` is the recurrent policy's state; `mask` says which actions are allowed."""
         context = jnp.concatenate([features.context, memory], -1)
         if self.shared is None:
-            raw = self.head(context)
+            outputs = self.head(context)
         else:
             assert features.servers is not None, "the model offered rows when this actor was made"
-            raw = self.head(self.shared(features.servers, context))[..., 0]  # [*B, N]
+            outputs = self.head(self.shared(features.servers, context))
             mask = features.mask if mask is None else mask
-        if isinstance(self.spec, Discrete):
-            return Categorical.from_logits(raw, self.unimix, mask)
-        mean, spread = jnp.split(raw, 2, -1)
-        return BoundedNormal(mean, spread)
+        numbers = per_action(outputs, self.spec, self.shared is not None)
+        match self.spec:
+            case Discrete():
+                return Categorical.from_logits(numbers[0], self.unimix, mask)
+            case Continuous():
+                return BoundedNormal(numbers[0], numbers[1], mask)
+
+
+def numbers_of(spec: ActionSpec) -> int:
+    """Numbers (O) that a head gives for each entry of an action: a logit, or the centre and the width of a normal."""
+    match spec:
+        case Discrete():
+            return 1
+        case Continuous():
+            return 2
+
+
+def per_action(outputs: Float[Array, "..."], spec: ActionSpec, rows: bool) -> Float[Array, "O *B A"]:
+    """A head's outputs, [*B, N, O] with rows and [*B, O A] without, apart."""
+    count = numbers_of(spec)
+    return jnp.moveaxis(outputs, -1, 0) if rows else jnp.stack(jnp.split(outputs, count, -1))
 
 
 class Critic(eqx.Module):
@@ -97,3 +114,119 @@ class Critic(eqx.Module):
             rows = self.shared(features.servers, context)
             context = jnp.concatenate([context, masked_pool(rows, features.mask)], -1)
         return TwoHot(self.head(context))
+
+
+class Tower(eqx.Module):
+    """Hidden layers with tanh and a linear output, [*B, D] -> [*B, O]: the textbook network for A2C and PPO."""
+
+    hidden: tuple[Linear, ...]
+    output: Linear
+
+    def __init__(self, inputs: int, outputs: int, units: int, layers: int, *, scale: float, key: Key[Array, ""]):
+        *keys, output_key = jax.random.split(key, layers + 1)
+        widths = [inputs] + [units] * (layers - 1)
+        self.hidden = tuple(Linear(w, units, key=k) for w, k in zip(widths, keys, strict=True))
+        self.output = Linear(units, outputs, scale=scale, key=output_key)
+
+    def __call__(self, features: Features) -> Float[Array, "*B O"]:
+        axes = features.context.shape[:-1]
+        x = features.context.reshape(-1, features.context.shape[-1])  # XLA on CPU sums gradients over one axis faster
+        for layer in self.hidden:
+            x = jnp.tanh(layer(x))
+        return self.output(x).reshape(*axes, -1)
+
+
+class SetTower(eqx.Module):
+    """The same for servers as a set: O outputs for each server [*B, N, O], or one for all of them [*B, 1].
+
+    Each server is judged by its own row, the context and a summary of all servers, by one network for all. That of all
+    servers is judged by the context and the summary. Neither the order nor the number of servers matters (Zaheer et al.
+    2017, arXiv 1703.06114).
+    """
+
+    summary: SharedRows
+    rows: SharedRows | None
+    output: Linear | Head
+
+    def __init__(
+        self,
+        context: int,
+        rows: int,
+        units: int,
+        layers: int,
+        outputs: int = 1,
+        *,
+        per_server: bool,
+        scale: float,
+        key: Key[Array, ""],
+    ):
+        summary_key, rows_key, output_key = jax.random.split(key, 3)
+        self.summary = SharedRows(rows, context, units, 1, key=summary_key)
+        context += 2 * units
+        if per_server:
+            self.rows = SharedRows(rows, context, units, layers, key=rows_key)
+            self.output = Linear(units, outputs, scale=scale, key=output_key)
+        else:
+            self.rows = None
+            self.output = Head(context, outputs, units, layers, scale=scale, key=output_key)
+
+    def __call__(self, features: Features) -> Float[Array, "..."]:
+        context, rows, mask, _ = features
+        assert rows is not None
+        assert mask is not None
+        context = jnp.concatenate([context, masked_pool(self.summary(rows, context), mask)], -1)
+        if self.rows is None:
+            return self.output(context)
+        return self.output(self.rows(rows, context))
+
+
+class Flat(eqx.Module):
+    """A head that reads the context alone, [*B, D] -> [*B, O]."""
+
+    head: Head
+
+    def __call__(self, features: Features) -> Float[Array, "*B O"]:
+        return self.head(features.context)
+
+
+def actor_for(
+    spec: ActionSpec, context: int, rows: int, units: int, layers: int, *, key: Key[Array, ""]
+) -> Flat | SetTower:
+    """A head for `per_action`: near uniform at first. `rows` is the width of servers' rows, 0 where there are none."""
+    if rows:
+        return SetTower(context, rows, units, layers, numbers_of(spec), per_server=True, scale=0.01, key=key)
+    return Flat(Head(context, numbers_of(spec) * spec.width, units, layers, scale=0.01, key=key))
+
+
+class QNetwork(eqx.Module):
+    """What actions are worth: with rows each server is judged by its own, else all by one long vector."""
+
+    net: Flat | SetTower
+    spec: ActionSpec = eqx.field(static=True)
+    as_set: bool = eqx.field(static=True)
+
+    def __init__(self, spec: ActionSpec, context: int, rows: int, units: int, layers: int, *, key: Key[Array, ""]):
+        """Arguments: `context`, `rows`, the widths of what `Features` has; 0 rows where there are none."""
+        self.spec, self.as_set = spec, bool(rows)
+        match spec:
+            case Discrete():
+                self.net = actor_for(spec, context, rows, units, layers, key=key)
+            case Continuous() if rows:  # a row has its number of the action, and all rows one worth
+                self.net = SetTower(context, rows + 1, units, layers, per_server=False, scale=0.01, key=key)
+            case Continuous(size):
+                self.net = Flat(Head(context + size, 1, units, layers, scale=0.01, key=key))
+
+    def all(self, features: Features) -> Float[Array, "*B A"]:
+        """Of all discrete actions."""
+        return per_action(self.net(features), self.spec, self.as_set)[0]
+
+    def of(self, features: Features, action: Array) -> Float[Array, "*B"]:
+        """Of one action."""
+        match self.spec:
+            case Discrete():
+                return jnp.take_along_axis(self.all(features), action[..., None], -1)[..., 0]
+            case Continuous() if features.servers is not None:
+                features = features._replace(servers=jnp.concatenate([features.servers, action[..., None]], -1))
+            case Continuous():
+                features = features._replace(context=jnp.concatenate([features.context, action], -1))
+        return self.net(features)[..., 0]

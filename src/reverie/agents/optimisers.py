@@ -35,7 +35,8 @@ class GroupsConfig:
 
 def optimiser(config: OptimiserConfig | GroupsConfig) -> optax.GradientTransformation:
     """The optimiser of all of Dreamer's networks."""
-    if isinstance(config, OptimiserConfig):
-        return single(config)
+    match config:
+        case OptimiserConfig():
+            return single(config)
     parts = {"model": config.model, "actor": config.actor, "memory": config.actor, "critic": config.critic}
     return in_groups(parts | dict.fromkeys(SSM_PARAMETERS, config.ssm))

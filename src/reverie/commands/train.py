@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from reverie.agents.dreamer import DreamerConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Seed, at_least, checked
 from reverie.report.output import say
@@ -16,7 +17,7 @@ from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Interrupted
-from reverie.settings.config import OffPolicyRun, TrainConfig
+from reverie.settings.config import TrainConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
 from reverie.sweep.training import LIMITS, create, go_on, train_run, train_seeds
@@ -52,14 +53,17 @@ class Choice:
     """Show no progress."""
 
     def __post_init__(self):
-        if self.game is not None and (self.agent, self.preset) != ("dreamer", None):
+        if self.game is not None and (self.agent not in ("dreamer", "sac") or self.preset is not None):
             given = f"--preset {self.preset}" if self.preset else f"--agent {self.agent}"
-            raise ValueError(f"--game {self.game} has settings of its own, for Dreamer, and {given} was given too")
+            raise ValueError(f"--game {self.game} has settings of its own, for dreamer and sac; {given} was given too")
 
     @property
     def plan(self) -> TrainConfig:
         """The settings to begin with."""
-        plan = preset(self.agent, self.preset or "cpu") if self.game is None else game_plan(self.game)
+        if self.game is None:
+            plan = preset(self.agent, self.preset or "cpu")
+        else:
+            plan = game_plan(self.game, "sac" if self.agent == "sac" else "dreamer")
         plan = with_model(plan, self.model) if self.model else plan
         return with_optimiser(plan, self.optimiser) if self.optimiser else plan
 
@@ -92,6 +96,8 @@ class Train:
     Example: reverie train --game repeat_previous/medium
 
     Example: reverie train --game gym:CartPole-v1 --out runs/cartpole
+
+    Example: reverie train --agent sac --game gym:Pendulum-v1 --steps 20000
 
     Example: reverie train --resume --out runs/first
 
@@ -147,7 +153,7 @@ def _check_step_size(config: TrainConfig, run: Path | None) -> None:
     """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over;
     that of a `run` cannot be changed any more."""
     steps, agent = config.loop.steps, config.agent
-    if steps is None or not isinstance(agent, OffPolicyRun):
+    if steps is None or not isinstance(agent.algorithm, DreamerConfig):
         return
     optimiser = agent.algorithm.optimiser
     if not isinstance(optimiser, OptimiserConfig) or not optimiser.decay:

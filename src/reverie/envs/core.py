@@ -53,12 +53,30 @@ class Discrete:
 
     n: int
 
+    @property
+    def width(self) -> int:
+        """Numbers (A) of an action as networks read it."""
+        return self.n
+
+    def encode(self, action: Array) -> Float[Array, "*B A"]:
+        """An action as networks read it: one-hot."""
+        return jax.nn.one_hot(action, self.n)
+
 
 @dataclass(frozen=True)
 class Continuous:
     """Vectors of `size` numbers in [-1, 1]."""
 
     size: int
+
+    @property
+    def width(self) -> int:
+        """Numbers (A) of an action as networks read it."""
+        return self.size
+
+    def encode(self, action: Array) -> Float[Array, "*B A"]:
+        """An action as networks read it: itself."""
+        return action
 
 
 ActionSpec = Discrete | Continuous

@@ -163,14 +163,16 @@ class BoundedNormal(eqx.Module):
     """Independent normals over the A entries of a continuous action, from two unbounded outputs per entry.
 
     The mean is squashed by tanh into [-1, 1], the standard deviation by a sigmoid into [0.1, 1] (DreamerV3's bounded
-    normal). A sample may leave [-1, 1]: clip what is done, not what `log_prob` is asked about.
+    normal). A sample may leave [-1, 1]: clip what is done, not what `log_prob` is asked about. Entries that `mask` says
+    are not there are 0 and count for nothing.
     """
 
     center: Float[Array, "*B A"]
     width: Float[Array, "*B A"]
+    mask: Bool[Array, "*B A"] | None = None
 
     def mean(self) -> Float[Array, "*B A"]:
-        return jnp.tanh(self.center.astype(jnp.float32))
+        return present(jnp.tanh(self.center.astype(jnp.float32)), self.mask)
 
     def mode(self) -> Float[Array, "*B A"]:
         return self.mean()
@@ -179,17 +181,64 @@ class BoundedNormal(eqx.Module):
         return 0.9 * jax.nn.sigmoid(self.width.astype(jnp.float32) + 2) + 0.1
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, "*B A"]:
-        return self.mean() + self.deviation() * jax.random.normal(key, self.center.shape)
+        return self.mean() + present(self.deviation() * jax.random.normal(key, self.center.shape), self.mask)
 
     def log_prob(self, value: Float[Array, "*B A"]) -> Float[Array, "*B"]:
         """Log-density of the whole action."""
-        return jax.scipy.stats.norm.logpdf(value, self.mean(), self.deviation()).sum(-1)
+        return present(jax.scipy.stats.norm.logpdf(value, self.mean(), self.deviation()), self.mask).sum(-1)
 
     def loss(self, target: Float[Array, "*B A"]) -> Float[Array, "*B"]:
         return -self.log_prob(target)
 
     def entropy(self) -> Float[Array, "*B"]:
-        return (jnp.log(self.deviation()) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return present(jnp.log(self.deviation()) + 0.5 * math.log(2 * math.pi * math.e), self.mask).sum(-1)
+
+
+def present(x: Float[Array, "*B A"], mask: Bool[Array, "*B A"] | None) -> Float[Array, "*B A"]:
+    """`x`, and 0 for entries that are not there."""
+    return x if mask is None else jnp.where(mask, x, 0.0)
+
+
+class TanhNormal(eqx.Module):
+    """Independent normals squashed by tanh into (-1, 1), over the A entries of a continuous action.
+
+    Source: SAC (Haarnoja et al. 2018, arXiv 1812.05905, appendix C). There is no closed form of the entropy: minus the
+    mean of `log_prob` estimates it. Entries that `mask` says are not there are 0 and count for nothing.
+    """
+
+    center: Float[Array, "*B A"]
+    deviation: Float[Array, "*B A"]
+    mask: Bool[Array, "*B A"] | None = None
+
+    @classmethod
+    def from_outputs(
+        cls, center: Float[Array, "*B A"], width: Float[Array, "*B A"], mask: Bool[Array, "*B A"] | None = None
+    ) -> "TanhNormal":
+        """From two unbounded outputs per entry: the mean, and the logarithm of the deviation, cut to [-20, 2]."""
+        return cls(center.astype(jnp.float32), jnp.exp(jnp.clip(width.astype(jnp.float32), -20.0, 2.0)), mask)
+
+    def mode(self) -> Float[Array, "*B A"]:
+        """The median, which is what acts when nothing is drawn."""
+        return present(jnp.tanh(self.center), self.mask)
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*B A"]:
+        return self.reparameterised(jax.random.normal(key, self.center.shape))[0]
+
+    def reparameterised(self, noise: Float[Array, "*B A"]) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
+        """The sample that standard normal `noise` decides, and its log-density; gradients reach mean and spread."""
+        raw = self.center + self.deviation * noise
+        return present(jnp.tanh(raw), self.mask), self._log_prob(raw)
+
+    def log_prob(self, value: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+        """Log-density of the whole action; an entry beside 1 or -1 counts as the last number before them."""
+        most = 1 - jnp.finfo(jnp.float32).epsneg
+        return self._log_prob(jnp.arctanh(jnp.clip(value, -most, most)))
+
+    def _log_prob(self, raw: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+        """Of tanh(raw). Its slope 1 - tanh(x)^2 is 4 / (e^x + e^-x)^2: a logarithm that needs no difference of ones."""
+        slope = 2 * (math.log(2) - raw - jax.nn.softplus(-2 * raw))
+        each = jax.scipy.stats.norm.logpdf(raw, self.center, self.deviation) - slope
+        return present(each, self.mask).sum(-1)
 
 
 class Normal(eqx.Module):

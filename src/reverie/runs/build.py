@@ -9,12 +9,16 @@ import jax
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.ppo import PPO, PPOConfig
+from reverie.agents.sac import SAC, SACConfig
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.settings.config import GameConfig, TrainConfig, WorldConfig, stream_seed
+from reverie.train.collect import pool_size
 from reverie.train.trainers import WorldTrainer
 
-AGENTS: Mapping[type, Callable[..., Any]] = MappingProxyType({DreamerConfig: Dreamer, A2CConfig: A2C, PPOConfig: PPO})
+AGENTS: Mapping[type, Callable[..., Any]] = MappingProxyType(
+    {DreamerConfig: Dreamer, SACConfig: SAC, A2CConfig: A2C, PPOConfig: PPO}
+)
 """Which agent a configuration describes; each is made of it and of the specs of observations and actions."""
 
 
@@ -34,7 +38,9 @@ def build(config: TrainConfig) -> WorldTrainer:
             env, tasks = world.open(max(run.experience.streams, world.variants))
             pool = tasks[: world.variants]
             if world.is_outside and not run.experience.outside:
-                raise ValueError(f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer does")
+                raise ValueError(
+                    f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer and sac do"
+                )
     match run.algorithm, world:
         case DreamerConfig(model=QueueConfig(rewards="response")), WorldConfig(reward=reward) if reward != "admission":
             raise ValueError(
@@ -46,6 +52,8 @@ def build(config: TrainConfig) -> WorldTrainer:
                 f"the counts model takes rewards for time in the system, and reward is {reward!r}: "
                 "give the world reward `elapsed`"
             )
+        case DreamerConfig(scales=scales), _ if scales not in (1, pool_size(pool)):
+            raise ValueError(f"scales must be 1 or the number of tasks, {pool_size(pool)}; got {scales}")
     agent = AGENTS[type(run.algorithm)](run.algorithm, env.observation_spec, env.action_spec)
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
     jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here

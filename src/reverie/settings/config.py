@@ -17,6 +17,7 @@ from tyro.conf import arg
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.ppo import PPOConfig
+from reverie.agents.sac import SACConfig
 from reverie.envs.core import World
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
 from reverie.envs.fleet.families import draw_tasks
@@ -35,14 +36,15 @@ from reverie.train.on_policy import OnPolicyConfig
 class OffPolicyRun:
     """An agent that learns from replay."""
 
-    algorithm: Annotated[DreamerConfig, arg(name="")] = field(default_factory=DreamerConfig)
+    algorithm: Annotated[DreamerConfig | SACConfig, arg(name="")] = field(default_factory=DreamerConfig)
     """What is learned, and how."""
     experience: Annotated[OffPolicyConfig, arg(name="")] = field(default_factory=OffPolicyConfig)
     """How experience is gathered and replayed."""
     chunk: Count = 20
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
     averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
-    """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter."""
+    """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter. They are
+    the mean of all until there are 1 / rate updates."""
 
     @property
     def name(self) -> str:
@@ -61,7 +63,8 @@ class OnPolicyRun:
     chunk: Count = 500
     """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
     averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
-    """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter."""
+    """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter. They are
+    the mean of all until there are 1 / rate updates."""
 
     @property
     def name(self) -> str:

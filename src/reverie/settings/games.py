@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.sac import SACConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.nn.optimiser import OptimiserConfig
@@ -112,13 +113,27 @@ OUTSIDE = TrainConfig(
 """Of all worlds outside."""
 
 
-def game_plan(game: str) -> TrainConfig:
+OUTSIDE_SAC = TrainConfig(
+    agent=OffPolicyRun(
+        algorithm=SACConfig(units=128, learning_rate=1e-3),
+        experience=OffPolicyConfig(streams=1, batch=128, length=1, ratio=128.0, prefill=1_000),
+        chunk=500,
+    ),
+    loop=LoopConfig(steps=50_000, evaluate_every=5_000),
+    curve=CurveConfig(episodes=8),
+)
+"""SAC's, of all games: one environment, and an update for each of its steps."""
+
+
+def game_plan(game: str, agent: Literal["dreamer", "sac"] = "dreamer") -> TrainConfig:
     """The settings for a game of memory or a world outside.
 
     Raises:
         ValueError: there is no such game.
     """
     world = GameConfig(game)
+    if agent == "sac":
+        return replace(OUTSIDE_SAC, world=world)
     if world.is_outside:
         return replace(OUTSIDE, world=world)
     demand = DEMANDS.get(game) or DEMANDS[game.split("/")[0]]

@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from reverie.agents.dreamer import DreamerConfig
 from reverie.evaluate.results import Examination
 from reverie.ranges import Positive, above, at_least, checked
-from reverie.settings.config import OffPolicyRun, OnPolicyRun, TrainConfig
+from reverie.settings.config import OnPolicyRun, TrainConfig
 from reverie.settings.presets import Algorithm, Preset, preset, with_steps
 
-type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2"]
+type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2", "sac"]
 """Those with -rl2 have a memory as large as that of the preset's Dreamer, which has one anyway."""
 
 _ALGORITHMS: dict[Agent, Algorithm] = {
@@ -19,6 +20,7 @@ _ALGORITHMS: dict[Agent, Algorithm] = {
     "a2c-rl2": "a2c",
     "ppo": "ppo",
     "ppo-rl2": "ppo",
+    "sac": "sac",
 }
 _SHARES: dict[Algorithm, float] = {"dreamer": 7 / 12, "a2c": 1.5 / 12}
 """Of the minutes, what goes into training; the rest is for evaluation."""
@@ -97,7 +99,7 @@ class VerdictConfig:
 
 def _with_memory(plan: TrainConfig, dreamer: TrainConfig) -> TrainConfig:
     assert isinstance(plan.agent, OnPolicyRun)
-    assert isinstance(dreamer.agent, OffPolicyRun)
+    assert isinstance(dreamer.agent.algorithm, DreamerConfig)
     network = replace(plan.agent.algorithm.network, memory=dreamer.agent.algorithm.memory)
     return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, network=network)))
 

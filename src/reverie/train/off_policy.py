@@ -13,9 +13,9 @@ from jaxtyping import Array, Int, Key
 
 from reverie.agents.core import OffPolicyAgent, Row
 from reverie.envs.core import Task, World
-from reverie.ranges import Count, Positive, at_least, checked
+from reverie.ranges import Count, Positive, Weight, Whole, at_least, checked
 from reverie.train import replay as replays
-from reverie.train.collect import Collector, collect, finished_returns, open_streams
+from reverie.train.collect import Collector, collect, finished_returns, open_streams, pool_size
 from reverie.train.replay import Replay
 
 
@@ -36,15 +36,21 @@ class OffPolicyConfig:
     """Steps of a sequence (T)."""
     ratio: Positive = 32.0
     """Replayed steps for each step in the environment."""
+    prefill: Whole = 0
+    """Environment steps, over all streams, before the first update, where those of a first sequence are fewer."""
+    by_task: bool = False
+    """Whether each task is replayed as often as any other, however much experience there is of it."""
+    recency: Weight = 0.0
+    """How much more often the newest experience is replayed than the oldest: e^recency times; 0 is as often."""
 
     outside: ClassVar[bool] = True
     """Whether worlds outside JAX can be learned from."""
 
     def __post_init__(self):
-        least = self.streams * (self.length + 1)
-        if self.capacity < least:
+        if self.capacity < self.first_steps:
             raise ValueError(
-                f"OffPolicyConfig: capacity must hold a sequence of each stream, {least}; got {self.capacity}"
+                "OffPolicyConfig: capacity must hold a sequence of each stream and what is gathered before the first "
+                f"update (prefill), {self.first_steps}; got {self.capacity}"
             )
         most = self.batch * self.length / self.streams
         if self.ratio > most:
@@ -66,7 +72,7 @@ class OffPolicyConfig:
     @property
     def first_steps(self) -> int:
         """Environment steps, over all streams, before the first update."""
-        return (self.length + 1) * self.streams
+        return max(self.length + 1, -(-self.prefill // self.streams)) * self.streams
 
 
 class OffPolicy(NamedTuple):
@@ -100,7 +106,8 @@ def update(
     collector, rows, scores = gather(agent, config, env, pool, state.learner, state.collector, config.steps)
     replay = replays.add(state.replay, rows)
     length = agent.context + config.length
-    place = replays.sample(replay, config.batch, length, fresh(config, state.updates), place_key)
+    newest, tasks = fresh(config, state.updates), pool_size(pool) if config.by_task else 0
+    place = replays.sample(replay, config.batch, length, newest, place_key, tasks, config.recency)
     learner, kept, metrics = agent.update(state.learner, replays.read(replay, place), update_key)
     if kept is not None:
         learned = jax.tree.map(lambda x: x[:, agent.context :], place)  # all but the rows that were lent

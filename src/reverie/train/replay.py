@@ -47,20 +47,44 @@ def add(replay: Replay, rows: PyTree) -> Replay:
     )
 
 
-def sample(replay: Replay, sequences: int, length: int, fresh: Int[Array, " R"], key: Key[Array, ""]) -> Place:
-    """Places of `sequences` (S) stretches of `length` (L) steps, every possible one equally likely.
+def sample(
+    replay: Replay,
+    sequences: int,
+    length: int,
+    fresh: Int[Array, " R"],
+    key: Key[Array, ""],
+    tasks: int = 0,
+    recency: float = 0.0,
+) -> Place:
+    """Places of `sequences` (S) stretches of `length` (L) steps, equally likely unless told otherwise.
 
     The first R are not drawn: they are the newest stretches of the streams `fresh`, so that new experience is learned
     from at once and at least once. The ring must hold `length` rows or more.
+
+    Arguments: `tasks` (K), draw a task first, all that stretches begin in alike, and then one of its stretches (rows
+    must have a `task` below K); 0 does not. `recency`, the newest stretch is drawn e^recency times as often as the
+    oldest (of a task), and those between accordingly.
     """
     capacity, streams = jax.tree.leaves(replay.rows)[0].shape[:2]
     time_key, stream_key = jax.random.split(key)
     newest = replay.filled - length
-    drawn = sequences - fresh.shape[0]
-    age = jax.random.randint(time_key, (drawn,), 0, newest + 1)
-    start = jnp.concatenate([jnp.full(fresh.shape, newest), age])
-    stream = jnp.concatenate([fresh, jax.random.randint(stream_key, (drawn,), 0, streams)])
     oldest = replay.position - replay.filled
+    drawn = sequences - fresh.shape[0]
+    if tasks or recency:
+        place = jnp.arange(capacity)  # from the oldest row on
+        weight = jnp.where(place <= newest, jnp.exp(recency * (place / jnp.maximum(1, newest) - 1)), 0.0)
+        weight = jnp.broadcast_to(weight[:, None], (capacity, streams))
+        if tasks:
+            task = replay.rows.task[(oldest + place) % capacity]  # [C, B]
+            total = jax.ops.segment_sum(weight.ravel(), task.ravel(), tasks)
+            weight = weight / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[task]
+        ends = jnp.cumsum(weight.ravel())
+        chosen = jnp.searchsorted(ends, jax.random.uniform(time_key, (drawn,)) * ends[-1], side="right")
+        start, stream = chosen // streams, chosen % streams
+    else:
+        start = jax.random.randint(time_key, (drawn,), 0, newest + 1)
+        stream = jax.random.randint(stream_key, (drawn,), 0, streams)
+    start, stream = jnp.concatenate([jnp.full(fresh.shape, newest), start]), jnp.concatenate([fresh, stream])
     time = (oldest + start[:, None] + jnp.arange(length)) % capacity
     return Place(time, jnp.broadcast_to(stream[:, None], time.shape))
 

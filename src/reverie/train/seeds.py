@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from reverie.envs.core import Task, stack_tasks
 from reverie.policies.core import Policy
@@ -44,7 +44,7 @@ class SeedsTrainer:
         """It may lie where it does."""
         return state
 
-    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, "U S"]]]:
+    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Shaped[Array, "U S"]]]:
         state, metrics = jax.vmap(self.one.train)(state)
         return state, {name: values.T for name, values in metrics.items()}
 

@@ -6,11 +6,11 @@ What an algorithm does is written in `agents/`, how its experience is gathered i
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from reverie.envs.core import Task, World
 from reverie.envs.outside import OutsideWorlds
@@ -60,19 +60,21 @@ class WorldTrainer:
     def place(self, state: PyTree) -> PyTree:
         """It may lie where it does. In a world outside JAX, a state that was loaded begins new episodes."""
         shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
-        if shapes or not isinstance(self.env, OutsideWorlds):
+        if shapes or not lives_outside(self.env):
             return state
         learning = state.learning
         return state._replace(learning=learning._replace(collector=go_on(self.env, learning.collector)))
 
-    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Float[Array, " U"]]]:
-        def update(now: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], dict[str, Array]]:
-            learning, averaged = now
+    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Shaped[Array, " U"]]]:
+        def update(before: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], dict[str, Array]]:
+            learning, averaged = before
             learning, metrics = WAYS[type(self.config)].update(self.agent, self.config, self.env, state.pool, learning)
-            return (learning, follow(averaged, learning.learner.networks, self.averaging)), metrics
+            rate = jnp.maximum(self.averaging, 1 / learning.updates)  # at first the mean of all so far
+            now = learning.learner.networks
+            return (learning, now if self.averaging == 1 else follow(averaged, now, rate)), metrics
 
-        now, metrics = jax.lax.scan(update, (state.learning, state.averaged), None, length=self.updates)
-        return InWorld(*now, state.pool), metrics
+        after, metrics = jax.lax.scan(update, (state.learning, state.averaged), None, length=self.updates)
+        return InWorld(*after, state.pool), metrics
 
     def policy(self, state: InWorld, greedy: bool = True, servers: int | None = None) -> Policy:
         """Arguments: `servers`, the size of the fleet it is for, that of the training unless given.
@@ -117,17 +119,24 @@ class WorldTrainer:
         return InWorld(learning, averaged, pool)
 
 
-def follow[T: PyTree](averaged: T, now: T, rate: float) -> T:
+def follow[T: PyTree](averaged: T, now: T, rate: Float[Array, ""] | float) -> T:
     """The running average of weights, moved by `rate` towards those of now; counters and other integers are those of
     now."""
 
     def leaf(old: Array, new: Array) -> Array:
-        return (1 - rate) * old + rate * new if rate < 1 and jnp.issubdtype(new.dtype, jnp.inexact) else new
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        return ((1 - rate) * old + rate * new).astype(new.dtype)
 
     return jax.tree.map(leaf, averaged, now)
 
 
+def lives_outside(env: World) -> TypeGuard[OutsideWorlds]:
+    """Whether a world is stepped on the host."""
+    return isinstance(env, OutsideWorlds)
+
+
 def check_inside(trainer: WorldTrainer) -> None:
     """Errors: ValueError where the world is outside JAX."""
-    if isinstance(trainer.env, OutsideWorlds):
+    if lives_outside(trainer.env):
         raise ValueError("worlds outside JAX are stepped on the host, one seed at a time")
