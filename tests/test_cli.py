@@ -104,6 +104,23 @@ def test_help_is_quick_and_needs_neither_jax_nor_the_argument_parser():
     assert seconds < 0.3  # CPU time: what the clock shows depends on what else the machine does
 
 
+@pytest.mark.parametrize("name", ["train", "trace"])
+def test_the_help_of_a_command_is_known_the_second_time(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = run(name, "--help")
+    assert first.returncode == 0
+    assert "Example: reverie" in first.stdout
+    code = f"import sys; from reverie import cli; end = cli.main(['{name}', '--help'])"
+    code += "; sys.exit(end or not {'jax', 'tyro', 'numpy'}.isdisjoint(sys.modules))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4
+    monkeypatch.setenv("COLUMNS", "60")  # another width is another text
+    assert run(name, "--help").stdout != first.stdout
+
+
 def test_the_module_and_the_version_answer():
     done = run("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"reverie {reverie.__version__}\n", "")

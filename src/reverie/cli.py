@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TextIO
 
 import reverie
-from reverie import runtime
+from reverie import help_text, runtime
 
 COMMANDS = {
     "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
@@ -81,10 +81,17 @@ def _answer(words: list[str]) -> int:
         print(f"reverie: there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return _USAGE
     warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
-    try:
+
+    def run() -> None:
         if name not in _WITHOUT_JAX:
             runtime.configure()  # before anything computes
         importlib.import_module(f"reverie.commands.{name}").main(rest)
+
+    try:
+        if not {"-h", "--help"}.isdisjoint(rest) and "--resume" not in rest:  # the defaults of a run are its own
+            help_text.answer(words, run)
+        else:
+            run()
     except KeyboardInterrupt as interrupt:  # training names the signal, and says what is saved
         again = f". Go on with: {shlex.join(['reverie', *words])}" if name in _GOES_ON else ""
         print(f"reverie {name}: {str(interrupt) or 'interrupted'}{again}", file=sys.stderr)
