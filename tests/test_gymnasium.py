@@ -1,5 +1,7 @@
 """The Gymnasium adapters: Gymnasium's own checkers, and the same numbers as the simulator itself."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -16,7 +18,7 @@ from jaxtyping import Array
 
 from reverie.envs.core import ArraySpec, Continuous, Task, TimeStep, first
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import constant_speeds, fleet_task
+from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.park import ParkLoadBalance
 from reverie.envs.gymnasium import ReverieEnv, ReverieVectorEnv, make_fleet, make_fleet_vector, observation_space
 
@@ -110,8 +112,8 @@ def test_rewards_of_an_episode_are_its_response_times():
         assert played.ends == [(False, False)] * 29 + [(True, False)]
         responses = [info["response"] for info in played.infos[1:]]
         assert sum(played.rewards) == pytest.approx(-sum(responses), rel=1e-5)
-        assert played.infos[0] == {}
-        assert {type(value) for value in played.infos[1].values()} == {int, float}
+        assert {*played.infos[0]} == {"action_mask"}
+        assert {type(value) for value in played.infos[1].values()} == {int, float, np.ndarray}
         arrivals = [info["arrival"] for info in played.infos[1:]]
         clocks = [info["clock"] for info in played.infos[1:]]
         assert arrivals[1:] == clocks[:-1]
@@ -194,7 +196,7 @@ def test_every_value_is_in_its_space(view):
     assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     envs.action_space.seed(0)
     observations, infos = envs.reset(seed=0)
-    assert infos == {}
+    assert {*infos} == {"action_mask", "_action_mask"}
     for _ in range(11):
         assert observations in envs.observation_space
         observations, rewards, terminated, truncated, infos = envs.step(envs.action_space.sample())
@@ -279,3 +281,40 @@ def test_impossible_batches_are_refused():
         envs.step(np.array([0, 2]))
     envs.step(np.array([0, 1]))
     envs.step(np.array([0, 2]))  # both rows begin anew and their actions are ignored
+
+
+# --- masks and processes ---------------------------------------------------------------------------------------------
+
+
+def three_of_five() -> Task:
+    return fleet_task(constant_speeds([1.0, 2.0, 4.0]), workloads.poisson(1.0, workloads.exponential(1.0)), 5)
+
+
+def test_masks_are_given_the_usual_ways():
+    env = ReverieEnv(FleetEnv(servers=5, jobs=4), lambda rng: three_of_five())
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.action_masks()
+    observation, info = env.reset(seed=0)
+    for told in (observation["mask"], info["action_mask"], env.action_masks()):
+        assert told.tolist() == [1, 1, 1, 0, 0]
+    assert env.step(env.action_space.sample(info["action_mask"]))[4]["action_mask"].tolist() == [1, 1, 1, 0, 0]
+    envs = ReverieVectorEnv(FleetEnv(servers=5, jobs=4), lambda rng: three_of_five(), 2)
+    _, infos = envs.reset(seed=0)
+    assert infos["action_mask"].tolist() == envs.action_masks().tolist() == [[1, 1, 1, 0, 0]] * 2
+
+
+def test_a_process_that_was_forked_says_so_instead_of_waiting_for_ever():
+    """In a process of its own: forking this one would not be safe."""
+    script = """
+import warnings; warnings.simplefilter("ignore")
+import gymnasium, reverie.envs.gymnasium
+make = lambda: gymnasium.make("reverie/Fleet-v0", family="easy", jobs=2, disable_env_checker=True)
+make().reset(seed=0)
+envs = gymnasium.vector.AsyncVectorEnv([make], context="fork", shared_memory=False)
+try:
+    envs.reset(seed=0)
+except RuntimeError as error:
+    print("said:", "context='spawn'" in str(error))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False)
+    assert "said: True" in ended.stdout, ended.stderr

@@ -76,6 +76,9 @@ class Walk:
 
         return jax.lax.scan(update, state, None, length=self.updates)
 
+    def check(self):
+        pass
+
     def policy(self, state, greedy=True):
         return Constant(state.position)
 

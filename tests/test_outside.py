@@ -5,6 +5,8 @@ CartPole always runs.
 """
 
 import sys
+import time
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -16,10 +18,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from reverie import cli
+from reverie import cli, signals
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.core import ArraySpec, Continuous, Discrete, batch_reset, batch_step
-from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, open_outside
+from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, WorldError, open_outside
+from reverie.evaluate.returns import returns
 from reverie.models.rssm import RSSMConfig
 from reverie.runs import checkpoint
 from reverie.runs.build import build
@@ -298,6 +301,136 @@ def test_the_first_discrete_action_is_the_least():
 def test_a_space_without_counterpart_is_refused(probe, message):
     with pytest.raises(ValueError, match=message):
         OutsideWorlds([FromGymnasium(probe)])
+
+
+# --- masks, faults, limits -------------------------------------------------------------------------------------------
+
+
+class Faulty(Probe):
+    """Does what no world may do, in its `at`-th step."""
+
+    def __init__(self, fault, at=2):
+        super().__init__(length=10)
+        self.fault, self.at = fault, at
+
+    def step(self, action):
+        observation, reward, *ends = super().step(action)
+        if self.time >= self.at:
+            if isinstance(self.fault, Exception):
+                raise self.fault
+            observation, reward = self.fault(observation, reward)
+        return observation, reward, *ends
+
+
+FAULTS = {
+    "nan": (lambda seen, reward: (seen * np.nan, reward), "its observation 'vector' is nan at place 0"),
+    "too large": (lambda seen, reward: (np.array([1e300]), reward), r"its observation 'vector' is 1e\+300 at place 0"),
+    "reward": (lambda seen, reward: (seen, np.inf), "its reward is inf"),
+    "shape": (
+        lambda seen, reward: (np.zeros(2), reward),
+        r"its observation 'vector' has shape \(2,\), and its space says \(1,\)",
+    ),
+    "exception": (KeyError("no such server"), "it failed with KeyError: 'no such server'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_a_world_is_named_with_copy_step_and_entry(fault):
+    does, said = FAULTS[fault]
+    worlds = OutsideWorlds([FromGymnasium(Probe(length=10)), FromGymnasium(Faulty(does))], name="gym:lb/Faulty-v0")
+    seen = played(worlds, np.zeros((5, 2)))
+    assert seen.is_last[3:].all()  # stepping goes on, and stands for nothing
+    assert np.isfinite(seen.observation["vector"]).all()
+    with pytest.raises(WorldError, match=f"^gym:lb/Faulty-v0, copy 2 of 2, in step 2 of an episode: {said}"):
+        worlds.check()
+    with pytest.raises(WorldError, match=said):
+        returns(worlds, Drawing(worlds.action_spec), worlds.tasks, jax.random.key(0))
+
+
+def test_a_world_that_fails_while_it_is_tried_is_named():
+    gymnasium.register("faulty-v0", lambda: Faulty(FAULTS["nan"][0], at=5))
+    with pytest.raises(WorldError, match="gym:faulty-v0, copy 1 of 1, in step 5 of an episode: its observation"):
+        open_outside("gym:faulty-v0", 1)
+
+
+def test_a_world_is_tried_by_the_rules_of_gymnasium_before_it_is_trained_in():
+    gymnasium.register("broken-v0", lambda: Probe(shows=[1.0]))
+    with pytest.raises(WorldError, match=r"^gym:broken-v0, copy 1 of 1, when an episode began: .*list"):
+        open_outside("gym:broken-v0", 2)
+
+
+def test_an_episode_that_never_ends_is_cut_with_a_word():
+    worlds = OutsideWorlds([FromGymnasium(Probe(length=1000)) for _ in range(2)], limit=5, name="gym:lb/Infinite-v0")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        scores = returns(worlds, Drawing(worlds.action_spec), worlds.tasks, jax.random.key(0))
+    np.testing.assert_array_equal(scores, [15.0, 15.0])  # 1 + 2 + ... + 5
+    assert [str(warning.message).partition(": ")[2][:47] for warning in said] == [
+        "an episode had not ended after 5 steps and was "
+    ]
+    seen = played(worlds, np.zeros((5, 2)))
+    assert seen.is_last[5].all()
+    assert not seen.is_terminal.any()
+
+
+class Masked(Probe):
+    """Allows one action, another in each step, and says so in one of the usual ways."""
+
+    def __init__(self, way):
+        n = 3
+        entry = {way: spaces.MultiBinary(n)} if way != "action_masks" else {}
+        super().__init__(spaces.Discrete(n), spaces.Dict({"load": spaces.Box(0, 9, (1,)), **entry}))
+        self.way = way
+        if way == "action_masks":
+            self.action_masks = self.allowed
+
+    def allowed(self):
+        return np.arange(3) == self.time
+
+    def _seen(self):
+        entry = {self.way: self.allowed().astype(np.int8)} if self.way != "action_masks" else {}
+        return {"load": np.array([self.time], np.float32), **entry}
+
+
+@pytest.mark.parametrize("way", ["mask", "action_mask", "action_masks"])
+def test_masks_are_read_in_the_usual_ways(way):
+    worlds = OutsideWorlds([FromGymnasium(Masked(way))])
+    assert worlds.observation_spec == {"load": ArraySpec((1,)), "mask": ArraySpec((3,), "mask")}
+    seen = played(worlds, np.arange(2)[:, None])
+    worlds.check()
+    np.testing.assert_array_equal(seen.observation["mask"][:, 0], np.eye(3, dtype=bool))
+
+
+def test_a_mask_that_allows_nothing_is_the_worlds_fault():
+    world = Masked("mask")
+    world.length = 10
+    worlds = OutsideWorlds([FromGymnasium(world)])
+    played(worlds, np.zeros((5, 1), int))
+    with pytest.raises(WorldError, match="in step 3 of an episode: its mask allows no action"):
+        worlds.check()
+
+
+def test_a_world_is_made_with_arguments():
+    slippery, dry = (open_outside("gym:FrozenLake-v1", 1, arguments={"is_slippery": slips}) for slips in (True, False))
+    down = np.ones((1, 1), int)
+    places = [
+        {int(played(each, down, jax.random.key(seed)).observation["vector"][1, 0, 0]) for seed in range(12)}
+        for each in (slippery, dry)
+    ]
+    assert len(places[0]) > 1
+    assert places[1] == {4}
+    with pytest.raises(ValueError, match="cannot be made with the arguments"):
+        open_outside("gym:FrozenLake-v1", 1, arguments={"is_sliperry": False})
+    with pytest.raises(ValueError, match="arguments must be a JSON object, got 'is_slippery'"):
+        GameConfig("gym:FrozenLake-v1", arguments="is_slippery")
+
+
+def test_a_signal_ends_episodes_in_a_compiled_program(monkeypatch):
+    worlds = OutsideWorlds([FromGymnasium(Probe(length=10**9))], limit=10**9)
+    begun = time.monotonic()
+    monkeypatch.setattr(signals, "is_overdue", lambda: time.monotonic() - begun > 3.0)
+    with pytest.raises(signals.Stopped):
+        returns(worlds, Drawing(worlds.action_spec), worlds.tasks, jax.random.key(0))
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

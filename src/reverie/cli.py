@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TextIO
 
 import reverie
-from reverie import help_text, runtime
+from reverie import help_text, runtime, signals
 
 COMMANDS = {
     "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
@@ -83,9 +83,12 @@ def _answer(words: list[str]) -> int:
     warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
 
     def run() -> None:
-        if name not in _WITHOUT_JAX:
-            runtime.configure()  # before anything computes
-        importlib.import_module(f"reverie.commands.{name}").main(rest)
+        with signals.at_once(name):
+            if name not in _WITHOUT_JAX:
+                runtime.configure()  # before anything computes
+            command = importlib.import_module(f"reverie.commands.{name}")
+        with signals.heard(name):
+            command.main(rest)
 
     try:
         if not {"-h", "--help"}.isdisjoint(rest) and "--resume" not in rest:  # the defaults of a run are its own

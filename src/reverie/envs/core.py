@@ -120,11 +120,21 @@ class BatchEnvironment(Protocol):
         self, tasks: Task, states: State, timesteps: TimeStep, actions: Array, key: Key[Array, ""]
     ) -> tuple[State, TimeStep]: ...
 
+    def check(self) -> None:
+        """Raise what went wrong in it, once a program that stepped it has ended: compiled code cannot."""
+        ...
+
 
 World = Environment | BatchEnvironment
 
 TaskFamily = Callable[[np.random.Generator], Task]
 """A distribution over tasks: draws one, on the host. Training draws a pool of them once and keeps it on the device."""
+
+
+def check(env: World) -> None:
+    """Raise what went wrong in a world outside; other worlds cannot fail."""
+    if isinstance(env, BatchEnvironment):
+        env.check()
 
 
 def first(observation: dict[str, Array]) -> TimeStep:

@@ -5,6 +5,7 @@ Any `reverie.envs.core.Environment` with a family of tasks becomes one; importin
 does not come this way: it stays on the device.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 
 Observation = dict[str, np.ndarray]
+ACTION_MASK = "action_mask"
+"""What `info` calls the mask of actions."""
 Info = Callable[[State], dict[str, Array]]
 """What is told of a state beside the observation, by name."""
 
@@ -55,7 +58,7 @@ class ReverieEnv(gymnasium.Env[Any, Any]):
     """A built-in world. Each episode draws its task from `family`, and everything random from the seed of `reset`.
 
     Arguments: `world`, which is stepped in compiled code; `family`, the distribution over its tasks; `info`, what each
-    step tells beside the observation (a reset tells nothing).
+    step tells beside the observation. Where the observation has a mask, reset and step tell it as `action_mask` too.
     Errors: ValueError for an action that the space does not hold or the observation's mask forbids, ResetNeeded for a
     step after the end of an episode.
     """
@@ -73,10 +76,20 @@ class ReverieEnv(gymnasium.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Draw a task and open an episode; without a seed the stream of tasks and episodes goes on."""
+        _refuse_forks()
         super().reset(seed=seed)
         self._task = self._family(self.np_random)
         self._state, self._timestep, self._key = _reset(self._world, self._task, _key(self.np_random))
-        return _as_numpy(self._timestep, self._dtypes), {}
+        return _as_numpy(self._timestep, self._dtypes), self._told({})
+
+    def action_masks(self) -> np.ndarray:
+        """Which actions are allowed now, [A], as sb3-contrib asks for it. All are where the world has no mask.
+
+        Errors: AttributeError, as of an environment without the method, where actions are not discrete.
+        """
+        if self._timestep is None:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before asking for masks")
+        return _masks(self._timestep, self._mask, self.action_space)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Act once: observation, reward, terminated, truncated, info."""
@@ -90,9 +103,12 @@ class ReverieEnv(gymnasium.Env[Any, Any]):
             self._world, self._info, self._task, self._state, _as_jax(action, self._world), self._key
         )
         terminal, last = bool(self._timestep.is_terminal), bool(self._timestep.is_last)
-        info = {name: value.item() for name, value in info.items()}
+        info = self._told({name: value.item() for name, value in info.items()})
         observation = _as_numpy(self._timestep, self._dtypes)
         return observation, float(self._timestep.reward), terminal, last and not terminal, info
+
+    def _told(self, info: dict[str, Any]) -> dict[str, Any]:
+        return info | {ACTION_MASK: self.action_masks()} if self._mask else info
 
 
 class ReverieVectorEnv(VectorEnv):
@@ -124,11 +140,18 @@ class ReverieVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Draw B tasks and open an episode of each; without a seed the stream of tasks and episodes goes on."""
+        _refuse_forks()
         super().reset(seed=seed)
         self._rows = [self._family(self.np_random) for _ in range(self.num_envs)]
         self._tasks = stack_tasks(self._rows)
         self._states, self._timesteps, self._key = _batch_reset(self._world, self._tasks, _key(self.np_random))
-        return _as_numpy(self._timesteps, self._dtypes), {}
+        return _as_numpy(self._timesteps, self._dtypes), self._told({})
+
+    def action_masks(self) -> np.ndarray:
+        """Which actions are allowed now, [B, A]."""
+        if self._timesteps is None:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before asking for masks")
+        return _masks(self._timesteps, self._mask, self.single_action_space)
 
     def step(self, actions: Any) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Act once in each world: observations, rewards [B], terminated [B], truncated [B], infos."""
@@ -155,7 +178,12 @@ class ReverieVectorEnv(VectorEnv):
         for name, values in info.items():
             infos |= {name: np.array(values), f"_{name}": ~begins}
         observation = _as_numpy(self._timesteps, self._dtypes)
-        return observation, reward, terminal, last & ~terminal, infos
+        return observation, reward, terminal, last & ~terminal, self._told(infos)
+
+    def _told(self, infos: dict[str, Any]) -> dict[str, Any]:
+        if self._mask:
+            infos |= {ACTION_MASK: self.action_masks(), f"_{ACTION_MASK}": np.ones(self.num_envs, bool)}
+        return infos
 
     def _check(self, actions: np.ndarray, timesteps: TimeStep) -> None:
         if not self.action_space.contains(actions):
@@ -264,6 +292,22 @@ def _register() -> None:
 _register()
 
 
+_processes: set[int] = set()
+"""In which worlds have been opened; a process that was forked from one of them finds it here."""
+
+
+def _refuse_forks() -> None:
+    """Errors: RuntimeError in a process that was forked after JAX had begun to work, where it waits for ever."""
+    if not _processes:
+        _processes.add(os.getpid())
+    if os.getpid() not in _processes:
+        raise RuntimeError(
+            "this process was forked from one in which a world of Reverie had been opened, and JAX would wait for ever "
+            "in it: start processes anew, as by AsyncVectorEnv(..., context='spawn'), or use gymnasium.make_vec, which "
+            "steps all copies in one compiled program"
+        )
+
+
 # --- compiled steps, shared by all instances of equal worlds ---------------------------------------------------------
 
 
@@ -321,6 +365,15 @@ def _as_numpy(timestep: TimeStep, dtypes: dict[str, np.dtype]) -> Observation:
 
 def _as_jax(action: Any, world: Environment) -> Array:
     return jnp.asarray(action, jnp.int32 if isinstance(world.action_spec, Discrete) else jnp.float32)
+
+
+def _masks(timestep: TimeStep, name: str | None, space: spaces.Space) -> np.ndarray:
+    """Which actions of a space are allowed, in the last axis, as bytes: Gymnasium's spaces ask for these."""
+    if not isinstance(space, spaces.Discrete):
+        raise AttributeError(f"only discrete actions have masks; here are {space}")
+    if name is None:
+        return np.ones((*timestep.reward.shape, int(space.n)), np.int8)
+    return np.array(timestep.observation[name], np.int8)
 
 
 def _mask_name(world: Environment) -> str | None:

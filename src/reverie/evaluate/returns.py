@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
-from reverie.envs.core import Task, World
+from reverie.envs.core import Task, World, check
 from reverie.policies.core import Policy
 from reverie.policies.rollout import Play, advance, begin
 from reverie.settings.config import GameConfig, stream_seed
@@ -23,9 +23,18 @@ class _Score(NamedTuple):
     key: Key[Array, ""]
 
 
-@eqx.filter_jit
 def returns(env: World, policy: Policy, tasks: Task, key: Key[Array, ""]) -> Float[Array, " E"]:
-    """The return of one whole episode of each task [E, ...]. It ends when all of them have ended."""
+    """The return of one whole episode of each task [E, ...]. It ends when all of them have ended.
+
+    Errors: WorldError where a world outside failed, `Stopped` where a signal ended its episodes.
+    """
+    scores = jax.block_until_ready(_returns(env, policy, tasks, key))
+    check(env)
+    return scores
+
+
+@eqx.filter_jit
+def _returns(env: World, policy: Policy, tasks: Task, key: Key[Array, ""]) -> Float[Array, " E"]:
     reset_key, key = jax.random.split(key)
     opened = begin(env, policy, tasks, reset_key)
     nothing = jnp.zeros_like(opened.timesteps.reward)

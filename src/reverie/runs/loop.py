@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 from rich.console import Console
 
+from reverie import signals
 from reverie.runs import checkpoint
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
@@ -72,6 +73,10 @@ class Trainer[P](Protocol):
         """One chunk, of a few seconds at most: signals are heard and checkpoints are made between chunks."""
         ...
 
+    def check(self) -> None:
+        """After `train`: raise what happened outside the compiled program, in a world on the host."""
+        ...
+
     def policy(self, state: PyTree, greedy: bool = True) -> P: ...
 
 
@@ -95,7 +100,7 @@ class DivergedError(ArithmeticError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM asked for the end; the run is saved."""
+    """SIGINT, SIGTERM or SIGHUP asked for the end; the message says what is saved."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -133,7 +138,9 @@ def train[P](
     nothing.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; all is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; what is saved, the message says: all, unless the world outside, or
+            compilation, was so slow that nobody should wait for it.
+        WorldError: a world outside failed; nothing of that chunk is kept.
         DivergedError: a metric is not finite; nothing of that chunk is kept.
         OSError: the disk is full, or will be; what was saved before is whole.
         BlockingIOError: another process trains in this folder.
@@ -142,7 +149,7 @@ def train[P](
     key = jax.random.key(seed) if isinstance(seed, int) else jnp.stack([jax.random.key(s) for s in seed])
     shapes = jax.eval_shape(trainer.init, key)
     _check_room(run, shapes)
-    with run.writer(command) as writer, _signals() as caught:
+    with run.writer(command) as writer, _saying_what_is_kept(title, run), signals.noted() as caught:
         step, saved = writer.restore(_Saved(shapes, 0, 0.0, 0.0))
         state, updates, wall, cpu = saved
         reason = _limit_reached(config, step, wall, cpu)
@@ -158,16 +165,21 @@ def train[P](
         state = trainer.place(state)
         if step == 0:  # there is no checkpoint
             state, step = (trainer.init(key), trainer.first_steps) if start is None else (trainer.place(start()), 0)
+            jax.block_until_ready(state)
+            trainer.check()
             if evaluate is not None:
                 writer.log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
         release_memory()
         seeds = 1 if isinstance(seed, int) else len(seed)
         clock, last_save, stopping = _Clock(wall, cpu, seeds), time.monotonic(), bool(caught)
+        caught.hold()
         done, share = min(step, config.steps or step), max(shares_used(config, step, wall, cpu).values())
         with Progress(config.steps, title=title, done=done, share=share, quiet=quiet) as progress:
             while not stopping:
                 state, measured = chunk(state)
-                metrics = _means(jax.device_get(measured), updates, run)
+                measured = jax.device_get(measured)
+                trainer.check()
+                metrics = _means(measured, updates, run)
                 before, step, updates = step, step + trainer.env_steps, updates + trainer.updates
                 reason = _limit_reached(config, step, *clock.read())
                 if evaluate is not None and (reason or before // config.evaluate_every < step // config.evaluate_every):
@@ -182,8 +194,9 @@ def train[P](
                     writer.save(step, _Saved(state, updates, wall, cpu))
                     last_save = time.monotonic()
     if reason is None:
-        name = signal.Signals(caught[0]).name
-        raise Interrupted(f"{title}: stopped by {name} at {step:,} environment steps", caught[0])
+        number = caught.caught[0]
+        name = signal.Signals(number).name
+        raise Interrupted(f"{title}: stopped by {name} at {step:,} environment steps", number)
     _say(quiet, f"{title}: {_ENDINGS[reason]}, at {step:,} environment steps and {updates:,} updates")
     return Outcome(state, step, updates, wall, cpu, reason)
 
@@ -264,10 +277,26 @@ def _means(
         names = " and ".join(name for name, at in broken.items() if at == (first, seed))
         folder = run.runs[seed] if isinstance(run, RunFolders) else run
         raise DivergedError(
-            f"{names} became infinite or NaN at update {updates + first + 1}. The last good checkpoint is kept in "
-            f"{folder.checkpoints}; start a new run with a smaller learning rate or another seed"
+            f"{names} became infinite or NaN at update {updates + first + 1}. {_kept(folder)}; start a new run with a "
+            "smaller learning rate or another seed"
         )
     return {name: _mean(x) if x.ndim == 1 else np.array([_mean(seed) for seed in x.T]) for name, x in measured.items()}
+
+
+def _kept(run: RunFolder | RunFolders) -> str:
+    """What of a run is on disk."""
+    first = run.runs[0] if isinstance(run, RunFolders) else run
+    newest = checkpoint.latest(first.checkpoints)
+    return f"The checkpoint {newest} is kept" if newest else "Nothing was saved yet"
+
+
+@contextmanager
+def _saying_what_is_kept(title: str, run: RunFolder | RunFolders) -> Generator[None]:
+    """Of work that a signal ended in the middle, nothing is kept: say what was saved before."""
+    try:
+        yield
+    except signals.Stopped as stopped:
+        raise Interrupted(f"{title}: {stopped}. {_kept(run)}", stopped.number) from None
 
 
 def _mean(values: Shaped[np.ndarray, " U"]) -> float:
@@ -286,25 +315,6 @@ def _check_room(run: RunFolder | RunFolders, shapes: PyTree) -> None:
             f"not enough room on the disk of {run.path}: checkpoints need {needed / 1e6:,.0f} MB more and "
             f"{free / 1e6:,.0f} MB are free. Make room, choose another folder, or a smaller replay capacity",
         )
-
-
-@contextmanager
-def _signals() -> Generator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the work can be saved; a second signal of a kind acts as usual."""
-    caught: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        caught.append(number)
-        signal.signal(number, usual[number])
-
-    usual = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in usual:
-        signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 def _say(quiet: bool, message: str) -> None:

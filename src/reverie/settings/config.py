@@ -3,6 +3,7 @@
 The settings of an algorithm are defined beside it; here they are put together. Named settings are in `presets.py`.
 """
 
+import json
 import re
 import zlib
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.formats.reading import read_trace
 from reverie.envs.fleet.own import Own
 from reverie.envs.memory.games import find_game
-from reverie.envs.outside import open_outside
+from reverie.envs.outside import LIMIT, open_outside
 from reverie.ranges import Count, Positive, Seed, Weight, above, at_least, between, checked
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -127,12 +128,23 @@ class GameConfig:
     is answered by the list of them."""
     repeat: Annotated[int, *at_least(1, 10_000)] = 1
     """How often each action is done in a row in a world outside; a step is all of them."""
+    limit: Annotated[int, *at_least(1)] = LIMIT
+    """Steps after which an episode of a world outside is cut off, in training and when the agent is judged: one that
+    acts greedily may never come to an end."""
+    arguments: str = "{}"
+    """What a Gymnasium world is made with, as JSON, such as {"is_slippery": false}."""
 
     def __post_init__(self):
+        try:
+            made_with = json.loads(self.arguments)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"GameConfig: arguments must be a JSON object, got {self.arguments!r}: {error}") from error
+        if not isinstance(made_with, dict):
+            raise ValueError(f"GameConfig: arguments must be a JSON object, got {self.arguments!r}")
         if not self.is_outside:
             find_game(self.game)
-            if self.repeat != 1:
-                raise ValueError(f"repeat is for worlds outside, and {self.game} has repeat {self.repeat}: give it 1")
+            if (self.repeat, self.limit, made_with) != (1, LIMIT, {}):
+                raise ValueError(f"repeat, limit and arguments are for worlds outside, and {self.game} is none")
 
     @property
     def is_outside(self) -> bool:
@@ -152,7 +164,7 @@ class GameConfig:
             ModuleNotFoundError: its package is not installed.
         """
         if self.is_outside:
-            worlds = open_outside(self.game, copies, self.repeat)
+            worlds = open_outside(self.game, copies, self.repeat, self.limit, json.loads(self.arguments))
             return worlds, worlds.tasks
         game = find_game(self.game)
         return game.world, jnp.resize(jnp.asarray(game.tasks, jnp.int32), (copies,))

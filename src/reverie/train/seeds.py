@@ -48,6 +48,9 @@ class SeedsTrainer:
         state, metrics = jax.vmap(self.one.train)(state)
         return state, {name: values.T for name, values in metrics.items()}
 
+    def check(self) -> None:
+        """There is no world outside."""
+
     def policy(self, state: InWorld, greedy: bool = True) -> tuple[Policy, ...]:
         """That of each seed."""
         seeds = range(jax.tree.leaves(self.pools)[0].shape[0])

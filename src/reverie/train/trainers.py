@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from reverie.envs.core import Task, World
+from reverie.envs.core import Task, World, check
 from reverie.envs.outside import OutsideWorlds
 from reverie.policies.core import Policy
 from reverie.train import off_policy, on_policy
@@ -75,6 +75,9 @@ class WorldTrainer:
 
         after, metrics = jax.lax.scan(update, (state.learning, state.averaged), None, length=self.updates)
         return InWorld(*after, state.pool), metrics
+
+    def check(self) -> None:
+        check(self.env)
 
     def policy(self, state: InWorld, greedy: bool = True, servers: int | None = None) -> Policy:
         """Arguments: `servers`, the size of the fleet it is for, that of the training unless given.
