@@ -63,9 +63,9 @@ def parts(agent: Dreamer, learner, batch: Batch) -> dict[str, tuple[float, float
     core = weights(model.dyn) - weights(model.dyn.posterior_in) - weights(model.dyn.posterior_out)
     heads = weights(model.rew) + weights(model.con)
     memory = weights(networks.memory) if networks.memory else 0
-    start = jax.tree.map(lambda x: jnp.repeat(x, n // B, 0), (batch.model, batch.recurrent))
+    start = jax.tree.map(lambda x: jnp.repeat(x, n // B, 0), (model.initial(B), batch.recurrent))
     programs = {
-        "model": jax.jit(jax.grad(lambda m, b: m.loss(b.model, b.sequence, key)[0])).lower(model, batch).compile(),
+        "model": jax.jit(jax.grad(lambda m, b: m.loss(m.initial(B), b.sequence, key)[0])).lower(model, batch).compile(),
         "dreams": jax.jit(lambda w, s: dream(w, *s, H, 1, key)).lower(networks, start).compile(),
         "whole": jax.jit(agent.learn).lower(learner, batch, key).compile(),
     }
@@ -88,9 +88,12 @@ def batch_for(agent: Dreamer, key) -> Batch:
     observation = {"vector": jax.random.normal(next(keys), (B, T, 4))}
     action = jax.nn.one_hot(jax.random.randint(next(keys), (B, T), 0, 2), 2)
     no = jnp.zeros((B, T), bool)
-    sequence = Sequence(observation, action, jax.random.normal(next(keys), (B, T)), no.at[:, 30].set(True), no, no)
+    flags = no.at[:, 30].set(True), no, no, no
+    task = jnp.zeros((B, T), int)
+    sequence = Sequence(observation, action, jax.random.normal(next(keys), (B, T)), *flags, task)
     model = agent.init(next(keys)).networks.model
-    return Batch(sequence, no, jnp.zeros((B, T), int), model.initial(B), jnp.zeros((B, agent.config.memory)))
+    none = jax.tree.map(lambda x: x[:, :0], sequence)
+    return Batch(sequence, none, model.compress(model.initial(B)), jnp.zeros((B, agent.config.memory)))
 
 
 def gemm_rate() -> float:

@@ -46,7 +46,16 @@ def sequences(batch: int, length: int) -> Sequence:
     first = no.at[:, length // 2].set(True)
     action = jax.nn.one_hot(jax.random.randint(keys[1], (batch, length), 0, ACTIONS), ACTIONS)
     observation = {"vector": jax.random.normal(keys[0], (batch, length, 16))}
-    return Sequence(observation, action, jax.random.normal(keys[2], (batch, length)), first, no, no)
+    return Sequence(
+        observation,
+        action,
+        jax.random.normal(keys[2], (batch, length)),
+        first,
+        no,
+        no,
+        no,
+        jnp.zeros((batch, length), int),
+    )
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from reverie.envs.fleet.families import draw_tasks, family
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.probes import numbers, purity, record, silhouette, standardised
 from reverie.evaluate.statistics import over_seeds
-from reverie.models.rssm import RSSMConfig, RSSMState
+from reverie.models.latent import LatentState
+from reverie.models.rssm import RSSMConfig
 from reverie.models.set_rssm import SetState
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, setting
@@ -86,7 +87,7 @@ def states(run: RunFolder, stream: int) -> dict[str, np.ndarray]:
     return together | {name: standardised(together[name]) for name in ("h", "observation")}
 
 
-def parts(state: RSSMState | SetState) -> tuple[Any, Any]:
+def parts(state: LatentState | SetState) -> tuple[Any, Any]:
     """The discrete codes of a model state, and its deterministic part h."""
     if isinstance(state, SetState):
         return (state.world_stoch, state.stoch), (state.world_deter, state.deter)

@@ -49,7 +49,7 @@ def trained(request):
 
 def sample_batch(a: Dreamer, state: off_policy.OffPolicy) -> dreamer.Batch:
     place = off_policy.replays.sample(state.replay, 2, 9, jnp.arange(0), jax.random.key(5))
-    return a.batch(state.learner.networks, off_policy.replays.read(state.replay, place))
+    return a.batch(off_policy.replays.read(state.replay, place))
 
 
 def test_lambda_returns_equal_the_definition():
@@ -65,8 +65,8 @@ def test_lambda_returns_equal_the_definition():
 
 def sequence_of(reward, last, terminal) -> Sequence:
     n = len(reward)
-    flags = [jnp.asarray([x], bool) for x in (np.zeros(n), last, terminal)]
-    return Sequence({}, jnp.zeros((1, n, 1)), jnp.asarray([reward], jnp.float32), *flags)
+    flags = [jnp.asarray([x], bool) for x in (np.zeros(n), last, terminal, np.zeros(n))]
+    return Sequence({}, jnp.zeros((1, n, 1)), jnp.asarray([reward], jnp.float32), *flags, jnp.zeros((1, n), int))
 
 
 def test_replay_returns_stop_at_terminals_and_bootstrap_where_an_episode_was_cut_off():
@@ -85,16 +85,15 @@ def test_memory_of_a_sequence_equals_memory_while_acting(trained):
     batch = sample_batch(a, state)
     networks, sequence = state.learner.networks, batch.sequence
     sequence = sequence._replace(reward=sequence.reward * a.config.reward_scale)
-    states = networks.model.observe(
-        batch.model, sequence.observation, sequence.action, sequence.is_first, jax.random.key(7)
-    )
+    before = networks.model.resume(batch.model, batch.lent, jax.random.key(6))
+    _, states = networks.model.observe(before, sequence, jax.random.key(7))
     features = networks.model.features(states)
-    together = dreamer.remember_sequence(networks.memory, batch.recurrent, features, sequence, batch.is_trial_first)
+    together = dreamer.remember_sequence(networks.memory, batch.recurrent, features, sequence)
     h = batch.recurrent
     for t in range(sequence.reward.shape[1]):
         now = jax.tree.map(lambda x, t=t: x[:, t], features)
         inputs = dreamer.memory_inputs(now, sequence.action[:, t], sequence.reward[:, t], sequence.is_first[:, t])
-        h = dreamer.remember(networks.memory, jnp.where(batch.is_trial_first[:, t, None], 0.0, h), inputs)
+        h = dreamer.remember(networks.memory, jnp.where(sequence.is_trial_first[:, t, None], 0.0, h), inputs)
         np.testing.assert_allclose(together[:, t], h, rtol=1e-5, atol=1e-6)
 
 
@@ -104,10 +103,11 @@ def test_memory_is_emptied_at_trials_and_not_at_episodes():
     features = networks.model.features(networks.model.initial(1))
     features = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (1, 6, *x.shape[1:])), features)
     flags = jnp.zeros((1, 6), bool)
-    sequence = Sequence({}, jnp.zeros((1, 6, 3)), jnp.zeros((1, 6)), flags.at[0, 3].set(True), flags, flags)
+    first = flags.at[0, 3].set(True)
 
     def after(state, is_trial_first):
-        return dreamer.remember_sequence(networks.memory, state, features, sequence, is_trial_first)[0, -1]
+        given = {}, jnp.zeros((1, 6, 3)), jnp.zeros((1, 6)), first, flags, flags, is_trial_first, jnp.zeros((1, 6), int)
+        return dreamer.remember_sequence(networks.memory, state, features, Sequence(*given))[0, -1]
 
     one, other = jnp.zeros((1, 8)), jnp.ones((1, 8))
     assert not np.allclose(after(one, flags), after(other, flags)), "an episode's end emptied the memory"
@@ -135,7 +135,7 @@ def test_dreams_teach_neither_the_model_nor_the_slow_critic_but_do_reach_memory_
         """The loss with every other gradient path cut by weights of zero is not available, so use the actor's."""
         loss, _ = a.loss(networks, state.learner, batch, jax.random.key(3))
         model_loss, _ = networks.model.loss(
-            batch.model,
+            networks.model.expand(batch.model),
             batch.sequence._replace(reward=batch.sequence.reward * a.config.reward_scale),
             jax.random.split(jax.random.key(3), 3)[0],
         )

@@ -22,7 +22,8 @@ import pytest
 from reverie.agents.dreamer import Batch, Critic, Dreamer, DreamerConfig, Learner, Networks
 from reverie.envs.core import ArraySpec, Discrete
 from reverie.models.core import Sequence
-from reverie.models.rssm import RSSMConfig, RSSMState
+from reverie.models.latent import LatentState
+from reverie.models.rssm import RSSMConfig
 from reverie.nn.distributions import Categorical
 from reverie.nn.layers import Dense, Head, Linear
 from reverie.nn.optimiser import OptimiserConfig
@@ -162,9 +163,11 @@ def begun(official) -> tuple[Learner, Batch]:
         is_first=rows["is_first"][:, 1:],
         is_last=rows["is_last"][:, 1:],
         is_terminal=rows["is_terminal"][:, 1:],
+        is_trial_first=jnp.zeros((B, T), bool),
+        task=jnp.zeros((B, T), int),
     )
-    before = RSSMState(rows["dyn/deter"][:, 0], rows["dyn/stoch"][:, 0])
-    batch = Batch(sequence, jnp.zeros((B, T), bool), jnp.zeros((B, T), int), before, jnp.zeros((B, 0)))
+    before = LatentState(rows["dyn/deter"][:, 0], rows["dyn/stoch"][:, 0].argmax(-1).astype(jnp.uint8))
+    batch = Batch(sequence, jax.tree.map(lambda x: x[:, :0], sequence), before, jnp.zeros((B, 0)))
     return learner._replace(networks=networks, slow_critic=slow), batch
 
 

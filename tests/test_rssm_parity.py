@@ -11,8 +11,10 @@ import pytest
 from scipy.special import expit, softmax
 
 from reverie.envs.core import ArraySpec
+from reverie.models.build import build_model
 from reverie.models.core import Sequence
-from reverie.models.rssm import PRESETS, RSSM, RSSMConfig
+from reverie.models.latent import LatentModel
+from reverie.models.rssm import PRESETS, RSSMConfig
 from reverie.nn.distributions import TwoHot
 from reverie.nn.layers import Head
 
@@ -28,8 +30,8 @@ def parameters(module) -> int:
     )
 
 
-def shapes(config: RSSMConfig) -> RSSM:
-    return eqx.filter_eval_shape(RSSM, config, SPEC, ACTIONS, key=KEY)
+def shapes(config: RSSMConfig) -> LatentModel:
+    return eqx.filter_eval_shape(build_model, config, SPEC, ACTIONS, key=KEY)
 
 
 def head(config: RSSMConfig, outputs: int) -> Head:
@@ -86,7 +88,7 @@ def silu(x):
     return x * expit(x)
 
 
-def step_by_hand(model: RSSM, h, z, action, is_first, observation, noise):
+def step_by_hand(model: LatentModel, h, z, action, is_first, observation, noise):
     """Sections 1.2 and 1.3 of the algorithm, with every block's input assembled as in the official code."""
     dyn, config = model.dyn, model.config
     h, z, action = (np.where(is_first[:, None], 0, x) for x in (h, z, action))
@@ -126,7 +128,7 @@ def step_by_hand(model: RSSM, h, z, action, is_first, observation, noise):
 def example():
     """All parameters are moved, so that biases, norms and layers that start at zero count as well."""
     rng = np.random.default_rng(0)
-    model = eqx.filter_jit(RSSM)(PRESETS["tiny"], SPEC, ACTIONS, key=KEY)
+    model = eqx.filter_jit(build_model)(PRESETS["tiny"], SPEC, ACTIONS, key=KEY)
     model = jax.tree.map(lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype), model)
     sequence = Sequence(
         observation={"vector": jnp.asarray(5 * rng.normal(size=(3, 6, 4)), jnp.float32)},
@@ -135,9 +137,11 @@ def example():
         is_first=jnp.asarray(rng.random((3, 6)) < 0.3),
         is_last=jnp.zeros((3, 6), bool),
         is_terminal=jnp.asarray(rng.random((3, 6)) < 0.3),
+        is_trial_first=jnp.zeros((3, 6), bool),
+        task=jnp.zeros((3, 6), int),
     )
     start = model.initial(3)
-    noise = model._noise((3,), jax.random.key(2))
+    noise = model.config.latents.noise((3,), jax.random.key(2))
     start = start._replace(deter=start.deter + 0.3, stoch=jax.nn.one_hot((noise * 4).astype(int), 4))
     return model, start, sequence
 
@@ -155,8 +159,8 @@ def by_hand(model, start, sequence, noise):
 def test_states_follow_the_equations(example):
     model, start, sequence = example
     key = jax.random.key(3)
-    states = jax.jit(lambda *x: model.observe(*x))(start, sequence.observation, sequence.action, sequence.is_first, key)
-    h, z, _, _ = by_hand(model, start, sequence, model._noise((3, 6), key))
+    _, states = jax.jit(lambda *x: model.observe(*x))(start, sequence, key)
+    h, z, _, _ = by_hand(model, start, sequence, model.config.latents.noise((3, 6), key))
     np.testing.assert_allclose(states.deter, h, atol=2e-5)
     np.testing.assert_array_equal(states.stoch.reshape(z.shape), z)
     np.testing.assert_allclose(model.features(states).context, np.concatenate([h, z], -1), atol=2e-5)
@@ -166,7 +170,7 @@ def test_losses_follow_the_equations(example):
     model, start, sequence = example
     key = jax.random.key(3)
     loss, (_, metrics) = jax.jit(lambda *x: model.loss(*x))(start, sequence, key)
-    h, z, post, prior = by_hand(model, start, sequence, model._noise((3, 6), key))
+    h, z, post, prior = by_hand(model, start, sequence, model.config.latents.noise((3, 6), key))
     x = np.concatenate([h, z], -1)
     kl = (post * np.log(post / prior)).sum((-2, -1))
     hidden = x
@@ -206,5 +210,5 @@ def test_imagination_draws_from_the_prior_at_the_next_h(example):
     unseen = np.zeros((3, 4)), np.zeros((3, 8))
     h, _, _, prior = step_by_hand(model, h, z, np.asarray(sequence.action[:, 0]), np.zeros(3, bool), *unseen)
     np.testing.assert_allclose(dreamt.deter, h, atol=2e-5)
-    drawn = (np.asarray(model._noise((3,), key))[..., None] >= prior.cumsum(-1)).sum(-1)
+    drawn = (np.asarray(model.config.latents.noise((3,), key))[..., None] >= prior.cumsum(-1)).sum(-1)
     np.testing.assert_array_equal(dreamt.stoch.argmax(-1), drawn)

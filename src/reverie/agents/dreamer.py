@@ -10,6 +10,7 @@ Axes: B streams or sequences, T replayed steps, H imagined steps, n dreams, A ac
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, NamedTuple
 
 import equinox as eqx
@@ -27,7 +28,7 @@ from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
 from reverie.models.rssm import RSSMConfig
 from reverie.nn.distributions import TwoHot, symlog
-from reverie.nn.layers import GRU
+from reverie.nn.layers import GRU, over_time, time_first
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Count, Layers, Positive, Share, Weight, Whole, Width, WidthOr0, at_least, checked
 
@@ -112,6 +113,8 @@ class Carry(NamedTuple):
     model: ModelState
     recurrent: Float[Array, "B M"]
     action: Float[Array, "B A"]
+    is_trial_first: Bool[Array, " B"]
+    """Nothing was seen yet: the next step begins a trial."""
 
 
 class Kept(NamedTuple):
@@ -127,9 +130,10 @@ class Batch(NamedTuple):
     """Replayed sequences and the states right before they begin, as they were when last seen."""
 
     sequence: Sequence
-    is_trial_first: Bool[Array, "B T"]
-    task: Int[Array, "B T"]
-    model: ModelState
+    lent: Sequence
+    """The `context` steps before those, for the model alone."""
+    model: PyTree[Array]
+    """Compressed, as replay keeps it."""
     recurrent: Float[Array, "B M"]
 
 
@@ -156,7 +160,10 @@ class Dreamer:
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
 
-    context = 1
+    @cached_property
+    def context(self) -> int:
+        """How many rows before a sequence it has to be lent: one says what led there, the others are the model's."""
+        return 1 + jax.eval_shape(self.init, jax.random.key(0)).networks.model.context
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. Critic and reward head start at exactly 0, the actor near uniform."""
@@ -187,8 +194,8 @@ class Dreamer:
     def update(
         self, learner: Learner, rows: Row, key: Key[Array, ""]
     ) -> tuple[Learner, Kept, dict[str, Float[Array, ""]]]:
-        """One gradient step on rows [S, 1 + T, ...]. Replay is to remember the states of now."""
-        learner, (states, memories), metrics = self.learn(learner, self.batch(learner.networks, rows), key)
+        """One gradient step on rows [S, context + T, ...]. Replay is to remember the states of now."""
+        learner, (states, memories), metrics = self.learn(learner, self.batch(rows), key)
         return learner, Kept(learner.networks.model.compress(states), memories), metrics
 
     def learn(
@@ -208,8 +215,10 @@ class Dreamer:
         metrics["gradient/norm"] = optax.tree.norm(gradient)
         return Learner(networks, slow, optimiser_state, learner.low, learner.high), states, metrics
 
-    def batch(self, networks: Networks, rows: Row) -> Batch:
-        """Rows [S, 1 + T, ...] as a batch of T steps; the first row only lends what was kept, and its action."""
+    def batch(self, rows: Row) -> Batch:
+        """Rows [S, context + T, ...] as a batch of T steps: the first row lends its action, the others before the
+        sequence are lent to the model, and the last of them says what replay kept."""
+        before = self.context - 1
         ts = jax.tree.map(lambda x: x[:, 1:], rows.timestep)
         previous = self.action_spec.encode(rows.action[:, :-1])
         sequence = Sequence(
@@ -219,29 +228,32 @@ class Dreamer:
             is_first=ts.is_first,
             is_last=ts.is_last,
             is_terminal=ts.is_terminal,
+            is_trial_first=rows.is_trial_first[:, 1:],
+            task=rows.task[:, 1:],
         )
-        latents, recurrent = jax.tree.map(lambda x: x[:, 0], rows.kept)
-        model = networks.model.expand(latents)
-        return Batch(sequence, rows.is_trial_first[:, 1:], rows.task[:, 1:], model, recurrent.astype(jnp.float32))
+        lent, sequence = (jax.tree.map(lambda x, p=p: x[:, p], sequence) for p in (slice(before), slice(before, None)))
+        latents, recurrent = jax.tree.map(lambda x: x[:, before], rows.kept)
+        return Batch(sequence, lent, latents, recurrent.astype(jnp.float32))
 
     def loss(
         self, networks: Networks, learner: Learner, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Learner, tuple[ModelState, Array], dict[str, Float[Array, ""]]]]:
         """The sum of all losses of one update; beside it the learner with its percentiles moved on, states, metrics."""
         c, model = self.config, networks.model
-        model_key, start_key, dream_key = jax.random.split(key, 3)
-        sequence = batch.sequence._replace(reward=batch.sequence.reward * c.reward_scale)
+        model_key, start_key, dream_key, resume_key = jax.random.split(key, 4)
+        sequence, lent = (s._replace(reward=s.reward * c.reward_scale) for s in (batch.sequence, batch.lent))
         b, t = sequence.reward.shape
 
         # Learn the model, and run the policy's memory over what really happened.
-        model_loss, (states, metrics) = model.loss(batch.model, sequence, model_key)
+        before = model.resume(batch.model, lent, resume_key)
+        model_loss, (states, metrics) = model.loss(before, sequence, model_key)
         features = model.features(states)  # [B, T]
-        memories = remember_sequence(networks.memory, batch.recurrent, features, sequence, batch.is_trial_first)
+        memories = remember_sequence(networks.memory, batch.recurrent, features, sequence)
 
         # Dream on from some of these states.
         chosen = jax.random.permutation(start_key, b * t)[: c.starts] if c.starts else jnp.arange(b * t)
         family = jnp.tile(chosen, c.siblings)
-        start, start_memory = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:])[family], (states, memories))
+        start, start_memory = model.starts(before, states, family), memories.reshape(b * t, -1)[family]
         dreams = stop_gradient(dream(networks, start, start_memory, c.horizon, c.siblings, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
         dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]
@@ -251,7 +263,7 @@ class Dreamer:
         worth = stop_gradient(value.mean())
         returns = lambda_returns(dreams.reward[1:], dreams.continues[1:], worth, c.discount_lambda)  # [H, n]
         weight = jnp.cumprod(dreams.continues, 0)[:-1]  # [H, n] how likely the dream has got so far, discounted
-        scale = flat(batch.task)[family] if c.scales > 1 else jnp.zeros(family.shape, jnp.int32)  # [n]
+        scale = flat(batch.sequence.task)[family] if c.scales > 1 else jnp.zeros(family.shape, jnp.int32)  # [n]
         low, high = percentiles(returns, scale, c.scales)
         learner = learner._replace(
             low=learner.low + c.scale_rate * jnp.where(jnp.isnan(low), 0.0, low - learner.low),
@@ -307,23 +319,26 @@ class DreamerPolicy(eqx.Module):
 
     def initial_state(self, batch: int) -> Carry:
         nothing = jnp.zeros((batch, self.action_spec.width))
-        return Carry(self.networks.model.initial(batch), jnp.zeros((batch, self.memory)), nothing)
+        recurrent = jnp.zeros((batch, self.memory))
+        return Carry(self.networks.model.initial(batch), recurrent, nothing, jnp.ones((batch,), bool))
 
     def act(self, state: Carry, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, Carry]:
         model = self.networks.model
         model_key, action_key = jax.random.split(key)
-        previous = jnp.where(timestep.is_first[:, None], 0.0, state.action)
-        one = jax.tree.map(lambda x: x[:, None], (timestep.observation, previous, timestep.is_first))  # T = 1
-        model_state = jax.tree.map(lambda x: x[:, 0], model.observe(state.model, *one, model_key))
+        previous, reward = jnp.where(timestep.is_first[:, None], 0.0, state.action), timestep.reward * self.reward_scale
+        flags = timestep.is_first, timestep.is_last, timestep.is_terminal, state.is_trial_first
+        now = Sequence(timestep.observation, previous, reward, *flags, task=jnp.full(reward.shape, -1))
+        model_state, _ = model.observe(state.model, jax.tree.map(lambda x: x[:, None], now), model_key)  # T = 1
         features = model.features(model_state)
         recurrent = remember(
             self.networks.memory,
             state.recurrent,
-            memory_inputs(features, previous, timestep.reward * self.reward_scale, timestep.is_first),
+            memory_inputs(features, previous, reward, timestep.is_first),
         )
         policy = self.networks.actor(features, recurrent, timestep.observation.get("mask"))
         action = policy.mode() if self.greedy else policy.sample(action_key)
-        return action, Carry(model_state, recurrent, self.action_spec.encode(action))
+        done, seen = self.action_spec.encode(action), jnp.zeros_like(state.is_trial_first)
+        return action, Carry(model_state, recurrent, done, seen)
 
 
 # --- the recurrent policy's memory ---------------------------------------------------------------------------------
@@ -347,11 +362,7 @@ def remember(memory: GRU | None, state: Float[Array, "*B M"], inputs: Float[Arra
 
 
 def remember_sequence(
-    memory: GRU | None,
-    state: Float[Array, "B M"],
-    features: Features,
-    sequence: Sequence,
-    is_trial_first: Bool[Array, "B T"],
+    memory: GRU | None, state: Float[Array, "B M"], features: Features, sequence: Sequence
 ) -> Float[Array, "B T M"]:
     """The memory after each replayed step. It is emptied where a trial begins, not where an episode does."""
     if memory is None:
@@ -363,8 +374,7 @@ def remember_sequence(
         h = memory.step(jnp.where(begins[:, None], 0.0, h), row)
         return h, h
 
-    _, states = jax.lax.scan(step, state, (time_first(inputs), time_first(is_trial_first)))
-    return time_first(states)
+    return over_time(step, state, (inputs, sequence.is_trial_first))[1]
 
 
 def remember_dream(memory: GRU | None, state: Float[Array, "n M"], dreams: Dreams) -> Float[Array, "G n M"]:
@@ -407,18 +417,19 @@ def dream(
         action = networks.actor(features, recurrent).sample(action_key)
         encoded = spec.encode(action)
         state = imagine(state, encoded, model_key)
-        features = model.features(state)
-        reward = model.reward(features)
+        features, reward = model.features(state), model.reward(state)
         told = memory_inputs(features, encoded, reward, jnp.zeros(reward.shape, bool))
         recurrent = remember(networks.memory, recurrent, told)
-        return (state, recurrent, features), (features, encoded, action, reward)
+        return (state, recurrent, features), (features, encoded, action, reward, model.continues(state))
 
     features = model.features(start)
     carry = start, recurrent, features
-    _, (later, encoded, action, reward) = jax.lax.scan(step, carry, jax.random.split(key, horizon))
-    everything = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), features, later)
-    reward = jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
-    return Dreams(everything, action, encoded, reward, model.continues(everything))
+    _, (later, encoded, action, reward, continues) = jax.lax.scan(step, carry, jax.random.split(key, horizon))
+    began = features, jnp.zeros_like(reward[0]), model.continues(start)
+    seen, reward, continues = jax.tree.map(
+        lambda x, xs: jnp.concatenate([x[None], xs]), began, (later, reward, continues)
+    )
+    return Dreams(seen, action, encoded, reward, continues)
 
 
 def in_families(imagine: Callable[..., ModelState], siblings: int) -> Callable[..., ModelState]:
@@ -486,11 +497,6 @@ def replay_returns(
 def trained(networks: Networks) -> PyTree[Array]:
     """The leaves that gradients change."""
     return eqx.filter(networks, eqx.is_inexact_array)
-
-
-def time_first(x: Array) -> Array:
-    """Swap the axes of batch and time."""
-    return jnp.swapaxes(x, 0, 1)
 
 
 def flat(x: Shaped[Array, "B T"]) -> Shaped[Array, " R"]:

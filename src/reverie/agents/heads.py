@@ -171,7 +171,7 @@ class SetTower(eqx.Module):
             self.output = Head(context, outputs, units, layers, scale=scale, key=output_key)
 
     def __call__(self, features: Features) -> Float[Array, "..."]:
-        context, rows, mask, _ = features
+        context, rows, mask = features
         assert rows is not None
         assert mask is not None
         context = jnp.concatenate([context, masked_pool(self.summary(rows, context), mask)], -1)

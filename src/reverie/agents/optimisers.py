@@ -7,7 +7,7 @@ import optax
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig, in_groups
 from reverie.nn.optimiser import optimiser as single
 
-SSM_PARAMETERS = ("decay", "frequency", "log_step", "B", "C", "D", "start", "Q")
+SSM_PARAMETERS = ("decay", "frequency", "log_step", "B", "C", "D", "x0")
 """Fields of `nn.ssm.SSM`. Each is a group of its own, over all layers, with a clip of its own."""
 
 

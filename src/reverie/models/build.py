@@ -7,9 +7,10 @@ from jaxtyping import Array, Key
 from reverie.envs.core import ArraySpec
 from reverie.models.core import WorldModel
 from reverie.models.counts import CountsConfig, CountsModel
+from reverie.models.latent import LatentModel
 from reverie.models.queue import QueueConfig, QueueModel
-from reverie.models.rssm import RSSM, RSSMConfig
-from reverie.models.s3m import S3M, S3MConfig
+from reverie.models.rssm import BlockGRU, RSSMConfig
+from reverie.models.s3m import S3MConfig, StateSpace
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 
 ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig | S3MConfig
@@ -21,7 +22,7 @@ def build_model(
     """A fresh model. `actions` is the width of an encoded action (A)."""
     match config:
         case RSSMConfig():
-            return RSSM(config, observation_spec, actions, key=key)
+            return LatentModel(config, BlockGRU, observation_spec, actions, key=key)
         case SetRSSMConfig():
             return SetRSSM(config, observation_spec, actions, key=key)
         case QueueConfig():
@@ -29,4 +30,4 @@ def build_model(
         case CountsConfig():
             return CountsModel(config, observation_spec, actions, key=key)
         case S3MConfig():
-            return S3M(config, observation_spec, actions, key=key)
+            return LatentModel(config, StateSpace, observation_spec, actions, key=key)

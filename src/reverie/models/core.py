@@ -1,18 +1,23 @@
-"""What a world model is: the one interface behind which RSSM, S3M, mixtures and queue models stand.
+"""What a world model is: the one contract behind which RSSM, S3M, set and queue models stand.
 
-A world model is an Equinox module (a pytree of parameters); its recurrent state is a NamedTuple that it alone
-understands. It knows observations, actions, rewards and ends of episodes, and nothing of actors, critics or replay.
+A world model is an Equinox module (a pytree of parameters); its state is a NamedTuple that it alone understands. It
+knows observations, actions, rewards, ends of episodes and borders of trials, and nothing of actors, critics or replay.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import abc
+from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Array, Bool, Float, Key, PyTree
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 ModelState = Any
+Border = Literal["episode", "trial"]
 
 
 class Features(NamedTuple):
-    """What heads, actor and critic read of a model state.
+    """What actor and critic read of a model state.
 
     A model that keeps servers apart offers one row per server; a flat model offers the context alone.
     """
@@ -21,12 +26,10 @@ class Features(NamedTuple):
     servers: Float[Array, "*B N G"] | None = None
     mask: Bool[Array, "*B N"] | None = None
     """Which rows are servers (the others are padding). Given together with `servers`."""
-    own: Float[Array, "*B W"] | None = None
-    """What the model's own heads read before the context, where actor and critic are not to see it."""
 
 
 class Sequence(NamedTuple):
-    """A stretch of replayed experience, one row per time step.
+    """A stretch of experience, one row per time step.
 
     `action[t]` is what was done *before* `observation[t]` was seen (zeros where nothing was done: `is_first`), so that
     a state at t follows from the state at t-1, `action[t]` and `observation[t]`; `reward[t]` and `is_terminal[t]`
@@ -39,60 +42,97 @@ class Sequence(NamedTuple):
     is_first: Bool[Array, "B T"]
     is_last: Bool[Array, "B T"]
     is_terminal: Bool[Array, "B T"]
+    is_trial_first: Bool[Array, "B T"]
+    """Where another trial begins, hence an episode too: from here on the task may be another."""
+    task: Int[Array, "B T"]
+    """Index of the task among those trained on, -1 where it is not known. It is for losses and metrics: no state may
+    depend on it, as nobody tells it who acts. What a policy may know of the task stands in the observation."""
 
 
-@runtime_checkable
-class WorldModel(Protocol):
-    """Contract, tested for each model (`tests/test_world_models.py`):
+class WorldModel(eqx.Module):
+    """What every model must be; concrete models are final. `tests/test_world_models.py` holds all of them to it:
 
-    - states from `observe` on a sequence equal the states from observing step by step, across resets;
-    - nothing of an earlier episode leaks past a reset (`is_first`), not even the action that ended it.
+    - states from `observe` on a sequence equal those from observing step by step, across borders;
+    - nothing passes a border (`forgets`), not even the action before it;
+    - gradients of `loss` reach every parameter;
+    - what replay keeps of a state comes back, up to rounding;
+    - a model that reads a set of servers treats them alike in any order.
+
+    A state of one step is *complete*: all that comes later follows from it. Of the states of a sequence, a model may
+    leave out what the next step alone needs and what is too large to have for each, such as a Transformer's cache:
+    `features`, `reward`, `continues`, `compress` and `starts` read what is left.
     """
+
+    config: eqx.AbstractVar[Any]
+    """Its configuration. It says how many steps the discount looks ahead: `horizon`."""
+    forgets: eqx.AbstractClassVar[Border]
+    """Where a state begins anew. What it is to know of the task must live through the episodes of a `trial`."""
 
     @property
     def discount(self) -> float:
         """The discount per step, which `continues` contains."""
-        ...
+        return 1 - 1 / self.config.horizon
 
+    @property
+    def context(self) -> int:
+        """How many rows before a sequence replay lends the model (C), for what it does not keep of each state."""
+        return 0
+
+    @abc.abstractmethod
     def initial(self, batch: int) -> ModelState:
-        """The state before anything was seen."""
-        ...
+        """The state before anything was seen, leaves [B, ...]."""
 
-    def observe(
-        self,
-        state: ModelState,
-        observation: dict[str, Array],
-        action: Float[Array, "B T A"],
-        is_first: Bool[Array, "B T"],
-        key: Key[Array, ""],
-    ) -> ModelState:
-        """Posterior states [B, T, ...] of a sequence that begins right after `state` [B, ...]. Acting is T = 1."""
-        ...
+    @abc.abstractmethod
+    def observe(self, state: ModelState, sequence: Sequence, key: Key[Array, ""]) -> tuple[ModelState, ModelState]:
+        """The complete state after a sequence that begins right after `state` [B, ...], and the posterior states
+        [B, T, ...] of all its steps. Acting is T = 1."""
 
+    @abc.abstractmethod
     def imagine(self, state: ModelState, action: Float[Array, "B A"], key: Key[Array, ""]) -> ModelState:
         """One step of the prior: what comes after doing `action` in `state`, unseen."""
-        ...
 
-    def features(self, state: ModelState) -> Features: ...
+    @abc.abstractmethod
+    def features(self, state: ModelState) -> Features:
+        """What actor and critic see of states with any leading axes."""
 
-    def reward(self, features: Features) -> Float[Array, "*B"]:
-        """Expected reward of arriving in a state."""
-        ...
+    @abc.abstractmethod
+    def reward(self, state: ModelState) -> Float[Array, "*B"]:
+        """Expected reward of arriving in states with any leading axes."""
 
-    def continues(self, features: Features) -> Float[Array, "*B"]:
+    @abc.abstractmethod
+    def continues(self, state: ModelState) -> Float[Array, "*B"]:
         """Discount times the probability that the episode goes on (the discount is folded in)."""
-        ...
 
+    @abc.abstractmethod
     def loss(
         self, state: ModelState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[ModelState, dict[str, Float[Array, ""]]]]:
-        """The model's training loss on a sequence, its posterior states [B, T, ...] and metrics with fixed names."""
-        ...
+        """The training loss on a sequence after `state`, its posterior states [B, T, ...] and named metrics."""
 
     def compress(self, state: ModelState) -> PyTree[Array]:
-        """The state as replay keeps it, in fewer bytes."""
-        ...
+        """States as replay keeps them, in fewer bytes: by default, numbers in half precision."""
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, state)
 
     def expand(self, stored: PyTree[Array]) -> ModelState:
         """Undo `compress`, up to rounding."""
-        ...
+        return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, stored)
+
+    def resume(self, stored: PyTree[Array], lent: Sequence, key: Key[Array, ""]) -> ModelState:
+        """The complete state right before a replayed sequence.
+
+        Arguments: `stored` [B, ...], what replay kept of the step before it; `lent` [B, C, ...], the `context` steps
+        that end with that one. By default what was kept is complete; a cache is built by observing what was lent.
+        """
+        return self.expand(stored)
+
+    def starts(self, before: ModelState, states: ModelState, index: Int[Array, " n"]) -> ModelState:
+        """Complete states [n, ...] for dreams to begin from.
+
+        Arguments: `states` [B, T, ...] of a sequence right after `before` [B, ...]; `index` into the B x T steps, laid
+        flat. By default they are picked; a Transformer makes the cache of each from the `context` steps before it.
+        """
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], states)
+
+    def borders(self, sequence: Sequence) -> Bool[Array, "B T"]:
+        """Where states begin anew."""
+        return sequence.is_trial_first if self.forgets == "trial" else sequence.is_first

@@ -9,7 +9,7 @@ their number matters. This form is our choice, beside `queue.py`, whose jobs and
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Sequence
+from reverie.models.core import Border, Features, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, inverse, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, symlog
-from reverie.nn.layers import GRU, Head
+from reverie.nn.layers import GRU, Head, over_time
 from reverie.ranges import Horizon, Positive, Width, checked
 
 MOST = 8
@@ -43,10 +43,6 @@ class CountsConfig:
     """A usual gap between arrivals, in time units."""
     horizon: Horizon = 150.0
     """Steps that the discount 1 - 1 / horizon looks ahead."""
-
-    @property
-    def discount(self) -> float:
-        return 1 - 1 / self.horizon
 
 
 class CountsState(NamedTuple):
@@ -71,9 +67,10 @@ class CountsState(NamedTuple):
     """The integral of the number of jobs over that time, as far as counts tell."""
 
 
-class CountsModel(eqx.Module):
-    """A `WorldModel` for the fleet's view `counts` with rewards `elapsed`."""
+class CountsModel(WorldModel):
+    """A model for the fleet's view `counts` with rewards `elapsed`."""
 
+    forgets: ClassVar[Border] = "episode"
     server_gru: GRU
     completions_head: Head
     arrival_gru: GRU
@@ -105,25 +102,15 @@ class CountsModel(eqx.Module):
         self.price = jnp.zeros(())
         self.continue_head = Head(c.deter + 2, 1, c.units, 1, key=keys[4])
 
-    @property
-    def discount(self) -> float:
-        return self.config.discount
-
     def initial(self, batch: int) -> CountsState:
         (n, _), d = self.entries.servers[0][1].shape, self.config.deter
         each, spans, nothing = jnp.zeros((batch, n)), jnp.zeros((batch, n, len(SPANS))), jnp.zeros((batch,))
         memory, mask = jnp.zeros((batch, n, d)), jnp.ones((batch, n), bool)
         return CountsState(memory, each, each, spans, spans, mask, jnp.zeros((batch, d)), nothing, nothing)
 
-    def observe(
-        self,
-        state: CountsState,
-        observation: dict[str, Array],
-        action: Float[Array, "B T A"],
-        is_first: Bool[Array, "B T"],
-        key: Key[Array, ""],
-    ) -> CountsState:
+    def observe(self, state: CountsState, sequence: Sequence, key: Key[Array, ""]) -> tuple[CountsState, CountsState]:
         """What is seen is known; nothing is drawn, and `key` is not used."""
+        observation, action = sequence.observation, sequence.action
         (servers, _), (job, _) = self.entries.servers[0], self.entries.vectors[0]
         mask = jnp.broadcast_to(self.entries.present(observation, servers), action.shape)
         count = jnp.where(mask, observation[servers][..., 0], 0.0)
@@ -138,8 +125,7 @@ class CountsModel(eqx.Module):
             )
             return state, state
 
-        rows = jax.tree.map(_swap, (count, gap, action, mask, is_first))
-        return jax.tree.map(_swap, jax.lax.scan(step, state, rows)[1])
+        return over_time(step, state, (count, gap, action, mask, self.borders(sequence)))
 
     def imagine(self, state: CountsState, action: Float[Array, "B A"], key: Key[Array, ""]) -> CountsState:
         """The next gap is drawn, then what each server completes in it."""
@@ -159,16 +145,16 @@ class CountsModel(eqx.Module):
             jnp.concatenate([numbers, state.arrivals], -1), jnp.where(state.mask[..., None], rows, 0.0), state.mask
         )
 
-    def reward(self, features: Features) -> Float[Array, "*B"]:
-        return -jnp.exp(self.price) * jnp.expm1(features.context[..., 1])
+    def reward(self, state: CountsState) -> Float[Array, "*B"]:
+        return -jnp.exp(self.price) * jnp.expm1(jnp.log1p(state.elapsed / self.config.unit))
 
-    def continues(self, features: Features) -> Float[Array, "*B"]:
-        return Bernoulli(self.continue_head(features.context)[..., 0]).mean()
+    def continues(self, state: CountsState) -> Float[Array, "*B"]:
+        return Bernoulli(self.continue_head(self.features(state).context)[..., 0]).mean()
 
     def loss(
         self, state: CountsState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[CountsState, dict[str, Float[Array, ""]]]]:
-        states = self.observe(state, sequence.observation, sequence.action, sequence.is_first, key)
+        _, states = self.observe(state, sequence, key)
         features = self.features(states)
         before = jax.tree.map(lambda x0, x: jnp.concatenate([x0[:, None], x[:, :-1]], 1), state, states)
         # After an episode's last job the fleet is run empty, and nothing of how long that took is seen.
@@ -176,7 +162,7 @@ class CountsModel(eqx.Module):
         completed = jnp.clip(before.count + sequence.action - states.count, 0, MOST).astype(jnp.int32)
         told = Categorical.from_logits(self._completions(before, sequence.action, states.gap)).loss(completed)
         gaps = Categorical.from_logits(self.gap_head(self._hear(before))).loss(token(states.gap, self.config.unit))
-        error = jnp.square(symlog(self.reward(features)) - symlog(sequence.reward))
+        error = jnp.square(symlog(self.reward(states)) - symlog(sequence.reward))
         goes_on = (1.0 - sequence.is_terminal) * self.discount
         losses = {
             "model/completions": (jnp.where(before.mask, told, 0.0).sum(-1) * seen).mean(),
@@ -188,12 +174,7 @@ class CountsModel(eqx.Module):
 
     def compress(self, state: CountsState) -> CountsState:
         """The state as replay keeps it: numbers in half precision, but for counts, which have to add up."""
-        half = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), state)
-        return half._replace(count=state.count)
-
-    def expand(self, stored: CountsState) -> CountsState:
-        """The state that was compressed; its numbers have lost their lower bits."""
-        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), stored)
+        return super().compress(state)._replace(count=state.count)
 
     # --- one arrival to the next ------------------------------------------------------------------------------------
 
@@ -247,7 +228,3 @@ class CountsModel(eqx.Module):
 
     def _log(self, time: Float[Array, "*B"]) -> Float[Array, "*B"]:
         return jnp.log1p(time / self.config.unit)
-
-
-def _swap(x: Array) -> Array:
-    return jnp.swapaxes(x, 0, 1)

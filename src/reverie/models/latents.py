@@ -4,12 +4,14 @@ Discrete as in DreamerV2 and V3, or Gaussian as in PlaNet and DreamerV1; S x K n
 reads z has the same size. When z is drawn, and what its prior and posterior are told, the models decide.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Float, Key, UInt8
+from jax.lax import stop_gradient
+from jaxtyping import Array, BFloat16, Float, Key, PyTree, UInt8
 
 from reverie.nn.distributions import Categorical, Normal
 
@@ -104,3 +106,23 @@ Latents = DiscreteLatents | GaussianLatents
 def latents(kind: LatentKind, variables: int, classes: int, unimix: float) -> Latents:
     """The latents that a model's configuration asks for; `unimix` is a matter of discrete ones alone."""
     return DiscreteLatents(variables, classes, unimix) if kind == "discrete" else GaussianLatents(variables, classes)
+
+
+def kl_losses(
+    kl: Callable[[PyTree, PyTree], Float[Array, "B T"]], posterior: PyTree, prior: PyTree, free_nats: float
+) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+    """KL(posterior || prior), and the losses that move the one towards the other: neither pulls below the free nats.
+
+    Source: DreamerV3 (arXiv 2301.04104), equation 5.
+    """
+    dyn, rep = kl(stop_gradient(posterior), prior), kl(posterior, stop_gradient(prior))
+    return dyn, {"model/dyn": jnp.maximum(free_nats, dyn), "model/rep": jnp.maximum(free_nats, rep)}
+
+
+def weighted(
+    terms: Mapping[str, Float[Array, "B T"]], dyn_scale: float, rep_scale: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The sum of all terms, the two KL losses with their weights, and the terms as metrics: averages over all steps."""
+    metrics = {name: term.mean() for name, term in terms.items()}
+    scales = {"model/dyn": dyn_scale, "model/rep": rep_scale}
+    return sum((scales.get(name, 1.0) * value for name, value in metrics.items()), jnp.zeros(())), metrics

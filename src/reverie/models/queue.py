@@ -8,7 +8,7 @@ seen. MetaDreamer (arXiv 2311.06673) likewise puts known physics into its decode
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Sequence
+from reverie.models.core import Border, Features, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
-from reverie.nn.layers import GRU, Dense, Head
+from reverie.nn.layers import GRU, Dense, Head, over_time
 from reverie.ranges import Horizon, Positive, Width, checked
 
 _SLOWEST = 1e-3
@@ -47,10 +47,6 @@ class QueueConfig:
     horizon: Horizon = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead."""
 
-    @property
-    def discount(self) -> float:
-        return 1 - 1 / self.horizon
-
 
 class QueueState(NamedTuple):
     """What is known of the servers and the job that waits, and a memory of the jobs before it."""
@@ -68,15 +64,16 @@ class QueueState(NamedTuple):
     """Response time of the job placed last, 0 where there was none."""
 
 
-class QueueModel(eqx.Module):
-    """A `WorldModel` for observations that show true work and speeds: the fleet's view `full`."""
+class QueueModel(WorldModel):
+    """A model for observations that show true work and speeds: the fleet's view `full`."""
 
+    forgets: ClassVar[Border] = "episode"
     job_layer: Dense
     gru: GRU
     size_head: Head
     gap_head: Head
-    price: Float[Array, ""]
-    """Logarithm of what a `unit` of response time costs."""
+    price: Float[Array, ""] | None
+    """Logarithm of what a `unit` of response time costs, where that is all there is to learn."""
     reward_head: Head | None
     continue_head: Head
     config: QueueConfig = eqx.field(static=True)
@@ -100,15 +97,12 @@ class QueueModel(eqx.Module):
         self.job_layer = Dense(2, c.units, key=layer_key)
         self.gru = GRU(c.units, c.deter, key=gru_key)
         self.size_head, self.gap_head = (token_head(c.deter, c.units, key=k) for k in (size_key, gap_key))
-        self.price = jnp.zeros(())
-        self.reward_head = None
+        self.price = self.reward_head = None
         if c.rewards == "any":
             self.reward_head = Head(context, TwoHot.BINS, c.units, 2, scale=0.0, key=reward_key)
+        else:
+            self.price = jnp.zeros(())
         self.continue_head = Head(context, 1, c.units, 1, key=continue_key)
-
-    @property
-    def discount(self) -> float:
-        return self.config.discount
 
     def initial(self, batch: int) -> QueueState:
         n = self.entries.servers[0][1].shape[0]
@@ -116,15 +110,9 @@ class QueueModel(eqx.Module):
         deter = jnp.zeros((batch, self.config.deter))
         return QueueState(deter, each, each, jnp.ones((batch, n), bool), nothing, nothing, nothing)
 
-    def observe(
-        self,
-        state: QueueState,
-        observation: dict[str, Array],
-        action: Float[Array, "B T A"],
-        is_first: Bool[Array, "B T"],
-        key: Key[Array, ""],
-    ) -> QueueState:
+    def observe(self, state: QueueState, sequence: Sequence, key: Key[Array, ""]) -> tuple[QueueState, QueueState]:
         """What is seen is known; nothing is drawn, and `key` is not used."""
+        observation, action, begins = sequence.observation, sequence.action, self.borders(sequence)
         (servers, _), (job, _) = self.entries.servers[0], self.entries.vectors[0]
         mask = jnp.broadcast_to(self.entries.present(observation, servers), action.shape)
         backlog, speed = (jnp.where(mask, observation[servers][..., i], 0.0) for i in range(2))
@@ -132,7 +120,7 @@ class QueueModel(eqx.Module):
 
         def previous(first: Array, rest: Array) -> Array:  # [B, ...], [B, T, ...] -> [B, T, ...]
             earlier = jnp.concatenate([first[:, None], rest[:, :-1]], 1)
-            return jnp.where(is_first.reshape(*is_first.shape, *[1] * (rest.ndim - 2)), 0.0, earlier)
+            return jnp.where(begins.reshape(*begins.shape, *[1] * (rest.ndim - 2)), 0.0, earlier)
 
         last_size, last_gap = previous(state.size, size), previous(state.gap, gap)
         response = _response(previous(state.backlog, backlog), previous(state.speed, speed), last_size, action)
@@ -143,8 +131,9 @@ class QueueModel(eqx.Module):
             h = self.gru.step(jnp.where(begins[:, None], 0.0, h), row)
             return h, h
 
-        _, deter = jax.lax.scan(step, state.deter, (_swap(inputs), _swap(is_first)))
-        return QueueState(_swap(deter), backlog, speed, mask, size, gap, jnp.where(is_first, 0.0, response))
+        _, deter = over_time(step, state.deter, (inputs, begins))
+        states = QueueState(deter, backlog, speed, mask, size, gap, jnp.where(begins, 0.0, response))
+        return jax.tree.map(lambda x: x[:, -1], states), states
 
     def imagine(self, state: QueueState, action: Float[Array, "B A"], key: Key[Array, ""]) -> QueueState:
         """Speeds stay as they were last seen; of the next job, size and gap are drawn."""
@@ -173,24 +162,25 @@ class QueueModel(eqx.Module):
             jnp.concatenate([numbers, state.deter], -1), jnp.where(state.mask[..., None], rows, 0.0), state.mask
         )
 
-    def reward(self, features: Features) -> Float[Array, "*B"]:
+    def reward(self, state: QueueState) -> Float[Array, "*B"]:
         if self.reward_head is not None:
-            return TwoHot(self.reward_head(features.context)).mean()
-        return -jnp.exp(self.price) * jnp.expm1(features.context[..., 2])
+            return TwoHot(self.reward_head(self.features(state).context)).mean()
+        assert self.price is not None, "it has the one or the other"
+        return -jnp.exp(self.price) * jnp.expm1(jnp.log1p(state.response / self.config.unit))
 
-    def continues(self, features: Features) -> Float[Array, "*B"]:
-        return Bernoulli(self.continue_head(features.context)[..., 0]).mean()
+    def continues(self, state: QueueState) -> Float[Array, "*B"]:
+        return Bernoulli(self.continue_head(self.features(state).context)[..., 0]).mean()
 
     def loss(
         self, state: QueueState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[QueueState, dict[str, Float[Array, ""]]]]:
-        states = self.observe(state, sequence.observation, sequence.action, sequence.is_first, key)
+        _, states = self.observe(state, sequence, key)
         features = self.features(states)
         waits = ~sequence.is_last  # after an episode's last job there is none
         heads = (self.size_head, states.size), (self.gap_head, states.gap)
         jobs = sum(Categorical.from_logits(head(states.deter)).loss(token(x, self.config.unit)) for head, x in heads)
         if self.reward_head is None:
-            error = jnp.square(symlog(self.reward(features)) - symlog(sequence.reward))
+            error = jnp.square(symlog(self.reward(states)) - symlog(sequence.reward))
         else:
             error = TwoHot(self.reward_head(features.context)).loss(sequence.reward)
         goes_on = (1.0 - sequence.is_terminal) * self.discount
@@ -200,14 +190,6 @@ class QueueModel(eqx.Module):
             "model/continue": Bernoulli(self.continue_head(features.context)[..., 0]).loss(goes_on).mean(),
         }
         return sum(losses.values(), jnp.zeros(())), (states, losses)
-
-    def compress(self, state: QueueState) -> QueueState:
-        """The state as replay keeps it: numbers in half precision."""
-        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), state)
-
-    def expand(self, stored: QueueState) -> QueueState:
-        """The state that was compressed; its numbers have lost their lower bits."""
-        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), stored)
 
     def _read_job(self, size: Float[Array, "*B"], gap: Float[Array, "*B"]) -> Float[Array, "*B U"]:
         return self.job_layer(jnp.log1p(jnp.stack([size, gap], -1) / self.config.unit))
@@ -219,7 +201,3 @@ def _response(
     """How long a job of `size` takes from arrival to finish on the server that `action` marks; 0 if it marks none."""
     work = (action * backlog).sum(-1) + action.sum(-1) * size
     return work / jnp.maximum((action * speed).sum(-1), _SLOWEST)
-
-
-def _swap(x: Array) -> Array:
-    return jnp.swapaxes(x, 0, 1)

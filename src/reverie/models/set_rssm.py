@@ -8,20 +8,20 @@ structure is our choice; Redovian (2025) uses the flat model of `rssm.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 from jaxtyping import Array, BFloat16, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Sequence
+from reverie.models.core import Border, Features, Sequence, WorldModel
 from reverie.models.encoders import Entries
-from reverie.models.latents import Distribution, LatentKind, Latents, Stored, latents
+from reverie.models.latents import Distribution, LatentKind, Latents, Stored, kl_losses, latents, weighted
 from reverie.nn.distributions import Bernoulli, SquaredError, TwoHot, symlog
-from reverie.nn.layers import GRU, MLP, Dense, Head
+from reverie.nn.layers import GRU, MLP, Dense, Head, over_time
 from reverie.nn.ssm import SSMCell
 from reverie.ranges import Below1, Classes, Horizon, Weight, Width, checked
 
@@ -69,10 +69,6 @@ class SetRSSMConfig:
         """What the common z is."""
         return latents(self.latent, self.world_stoch, self.classes, self.unimix)
 
-    @property
-    def discount(self) -> float:
-        return 1 - 1 / self.horizon
-
 
 class SetState(NamedTuple):
     """h and z of each server and of the world, and which server the last job went to."""
@@ -110,9 +106,10 @@ class Noise(NamedTuple):
     world: Array
 
 
-class SetRSSM(eqx.Module):
-    """A `WorldModel` for observations with one entry of kind `servers`; all its vectors belong to the world."""
+class SetRSSM(WorldModel):
+    """A model for observations with one entry of kind `servers`; all its vectors belong to the world."""
 
+    forgets: ClassVar[Border] = "episode"
     server_tokens: MLP
     world_tokens: MLP
     summary: Dense
@@ -163,10 +160,6 @@ class SetRSSM(eqx.Module):
         self.reward_head = Head(context + c.deter, TwoHot.BINS, u, 2, scale=0.0, key=next(keys))
         self.continue_head = Head(context + c.deter, 1, u, 1, key=next(keys))
 
-    @property
-    def discount(self) -> float:
-        return self.config.discount
-
     def initial(self, batch: int) -> SetState:
         c, n = self.config, self.entries.servers[0][1].shape[0]
         return SetState(
@@ -178,15 +171,9 @@ class SetRSSM(eqx.Module):
             mask=jnp.ones((batch, n), bool),
         )
 
-    def observe(
-        self,
-        state: SetState,
-        observation: dict[str, Array],
-        action: Float[Array, "B T A"],
-        is_first: Bool[Array, "B T"],
-        key: Key[Array, ""],
-    ) -> SetState:
-        return self._observe(state, observation, action, is_first, self._noise(is_first.shape, key))[0]
+    def observe(self, state: SetState, sequence: Sequence, key: Key[Array, ""]) -> tuple[SetState, SetState]:
+        after, (states, _) = self._observe(state, sequence, self._noise(sequence.is_first.shape, key))
+        return after, states
 
     def imagine(self, state: SetState, action: Float[Array, "B A"], key: Key[Array, ""]) -> SetState:
         c, noise = self.config, self._noise(action.shape[:1], key)
@@ -202,45 +189,30 @@ class SetRSSM(eqx.Module):
         context = jnp.concatenate([state.world_deter, _flat(state.world_stoch), last], -1)
         return Features(context, _rows(state), state.mask)
 
-    def reward(self, features: Features) -> Float[Array, "*B"]:
-        return TwoHot(self.reward_head(features.context)).mean()
+    def reward(self, state: SetState) -> Float[Array, "*B"]:
+        return TwoHot(self.reward_head(self.features(state).context)).mean()
 
-    def continues(self, features: Features) -> Float[Array, "*B"]:
-        return Bernoulli(self.continue_head(features.context)[..., 0]).mean()
+    def continues(self, state: SetState) -> Float[Array, "*B"]:
+        return Bernoulli(self.continue_head(self.features(state).context)[..., 0]).mean()
 
     def loss(
         self, state: SetState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[SetState, dict[str, Float[Array, ""]]]]:
         c, observation = self.config, sequence.observation
-        noise = self._noise(sequence.is_first.shape, key)
-        states, logits = self._observe(state, observation, sequence.action, sequence.is_first, noise)
+        _, (states, logits) = self._observe(state, sequence, self._noise(sequence.is_first.shape, key))
         prior = Logits(self.server_prior(states.deter), self.world_prior(states.world_deter))
-        post = self._latents(logits)
-        free = c.free_nats
-        dyn = self._kl(self._latents(stop_gradient(logits)), self._latents(prior), states.mask)  # [B, T]
-        rep = self._kl(post, self._latents(stop_gradient(prior)), states.mask)
+        kl, terms = kl_losses(partial(_kl, states.mask), self._latents(logits), self._latents(prior), c.free_nats)
         features = self.features(states)
         rows = SquaredError(self.server_decoder(_rows(states)), squash=True).loss(self._servers(observation))
         world = SquaredError(self.world_decoder(_context(states)), squash=True).loss(self._vectors(observation))
-        reconstruction = (rows.sum(-1) * states.mask).sum(-1) + world.sum(-1)
-        reward = TwoHot(self.reward_head(features.context)).loss(sequence.reward)
-        goes_on = (1.0 - sequence.is_terminal) * c.discount
-        ends = Bernoulli(self.continue_head(features.context)[..., 0]).loss(goes_on)
-        losses = {
-            "model/dyn": jnp.maximum(free, dyn).mean(),
-            "model/rep": jnp.maximum(free, rep).mean(),
-            "model/reconstruction": reconstruction.mean(),
-            "model/reward": reward.mean(),
-            "model/continue": ends.mean(),
+        goes_on = (1.0 - sequence.is_terminal) * self.discount
+        terms |= {
+            "model/reconstruction": (rows.sum(-1) * states.mask).sum(-1) + world.sum(-1),
+            "model/reward": TwoHot(self.reward_head(features.context)).loss(sequence.reward),
+            "model/continue": Bernoulli(self.continue_head(features.context)[..., 0]).loss(goes_on),
         }
-        total = (
-            c.dyn_scale * losses["model/dyn"]
-            + c.rep_scale * losses["model/rep"]
-            + losses["model/reconstruction"]
-            + losses["model/reward"]
-            + losses["model/continue"]
-        )
-        return total, (states, losses | {"model/kl": dyn.mean()})
+        loss, metrics = weighted(terms, c.dyn_scale, c.rep_scale)
+        return loss, (states, metrics | {"model/kl": kl.mean()})
 
     def compress(self, state: SetState) -> StoredSetState:
         """The state as replay keeps it."""
@@ -266,9 +238,9 @@ class SetRSSM(eqx.Module):
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
-    def _observe(self, state, observation, action, is_first, noise) -> tuple[SetState, Logits]:
-        """Posterior states and their logits [B, T, ...]."""
-        c = self.config
+    def _observe(self, state: SetState, sequence: Sequence, noise: Noise) -> tuple[SetState, tuple[SetState, Logits]]:
+        """The state after a sequence; posterior states and their logits [B, T, ...]."""
+        c, observation, action = self.config, sequence.observation, sequence.action
         mask = jnp.broadcast_to(self.entries.present(observation, self.entries.servers[0][0]), action.shape)
         tokens = (
             self.server_tokens(symlog(self._servers(observation))),
@@ -276,8 +248,8 @@ class SetRSSM(eqx.Module):
         )
 
         def step(state: SetState, now):
-            server_token, world_token, mask, action, is_first, noise = now
-            keep = (~is_first).astype(jnp.float32)
+            server_token, world_token, mask, action, begins, noise = now
+            keep = (~begins).astype(jnp.float32)
             state, action = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), (state[:5], action))
             state = SetState(*state, mask)
             world_deter = self._move_world(state, action)
@@ -289,8 +261,7 @@ class SetRSSM(eqx.Module):
             state = SetState(deter, stoch, world_deter, world_stoch, action, mask)
             return state, (state, Logits(servers, world))
 
-        rows = jax.tree.map(_swap, (*tokens, mask, action, is_first, noise))
-        return jax.tree.map(_swap, jax.lax.scan(step, state, rows)[1])
+        return over_time(step, state, (*tokens, mask, action, self.borders(sequence), noise))
 
     def _move_world(self, state: SetState, action: Float[Array, "B N"]) -> Float[Array, "B W"]:
         """The common recurrent state: told the last job, the server it went to, and the average of all servers."""
@@ -316,10 +287,6 @@ class SetRSSM(eqx.Module):
         c = self.config
         return c.latents.distribution(logits.servers), c.world_latents.distribution(logits.world)
 
-    def _kl(self, left, right, mask: Bool[Array, "B T N"]) -> Float[Array, "B T"]:
-        servers = left[0].kl(right[0]).sum(-1)  # [B, T, N]
-        return (servers * mask).sum(-1) + left[1].kl(right[1]).sum(-1)
-
     def _noise(self, shape: tuple[int, ...], key: Key[Array, ""]) -> Noise:
         c, (_, entry) = self.config, self.entries.servers[0]
         servers_key, world_key = jax.random.split(key)
@@ -332,6 +299,11 @@ class SetRSSM(eqx.Module):
         return jnp.concatenate([observation[name] for name, _ in self.entries.vectors], -1)
 
 
+def _kl(mask: Bool[Array, "B T N"], left: Any, right: Any) -> Float[Array, "B T"]:
+    """Of all servers that are there, and of the world."""
+    return (left[0].kl(right[0]).sum(-1) * mask).sum(-1) + left[1].kl(right[1]).sum(-1)
+
+
 def _rows(state: SetState) -> Float[Array, "*B N G"]:
     return jnp.concatenate([state.deter, _flat(state.stoch)], -1)
 
@@ -342,7 +314,3 @@ def _context(state: SetState) -> Float[Array, "*B C"]:
 
 def _flat(stoch: Float[Array, "*B S K"]) -> Float[Array, "*B Z"]:
     return stoch.reshape(*stoch.shape[:-2], -1)
-
-
-def _swap(x: Array) -> Array:
-    return jnp.swapaxes(x, 0, 1)

@@ -5,11 +5,12 @@ a normal truncated at two standard deviations, variance 1 / fan-in, biases zero.
 """
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 UNIT_VARIANCE = 1.1368
 """A standard normal truncated at two standard deviations times this has variance 1 (DreamerV3's rounding)."""
@@ -45,6 +46,18 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         return x @ self.weight.astype(x.dtype) + self.bias.astype(x.dtype)
+
+
+def time_first(x: Shaped[Array, "B T *D"]) -> Shaped[Array, "T B *D"]:
+    """Swap the axes of batch and time."""
+    return jnp.swapaxes(x, 0, 1)
+
+
+def over_time(step: Callable, state: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan` of `step(state, row) -> (state, output)` along the second axis of rows [B, T, ...]: the state
+    after the last, and the outputs [B, T, ...]."""
+    state, outputs = jax.lax.scan(step, state, jax.tree.map(time_first, rows))
+    return state, jax.tree.map(time_first, outputs)
 
 
 def split_blocks(x: Float[Array, "*B D"], blocks: int) -> Float[Array, "G *B d"]:

@@ -1,5 +1,4 @@
-"""Linear state-space layers with resets: S5 (Smith et al., arXiv 2208.04933), S4 diagonal (Gu et al., 2206.11893) and
-with its low-rank correction (2111.00396).
+"""Linear state-space layers with resets: S5 (Smith et al., arXiv 2208.04933).
 
 A layer carries a complex vector x through time, x_t = A x_{t-1} + B u_t with a diagonal A, and reads y_t = Re(C x_t)
 + D u_t from it. It is linear in x, so a sequence can be taken in a number of parallel steps that grows with the
@@ -10,7 +9,6 @@ Parameters are real numbers, and the recurrence is float32 whatever the rest com
 part in a thousand at a step cannot be kept in half precision.
 """
 
-import abc
 import math
 from typing import Literal
 
@@ -24,7 +22,6 @@ from reverie.nn.layers import Linear, RMSNorm, truncated_normal
 
 Scan = Literal["auto", "sequential", "parallel"]
 Discretisation = Literal["bilinear", "zoh"]
-Transition = Literal["diagonal", "dplr"]
 Modes = Literal["legs", "ring"]
 
 SLOWEST_DECAY = 1e-4
@@ -38,11 +35,11 @@ SHORTEST_MEMORY, LONGEST_MEMORY = 20.0, 400.0
 # --- initial values ------------------------------------------------------------------------------------------------
 
 
-def legs(size: int) -> tuple[Float[np.ndarray, "N N"], Float[np.ndarray, " N"]]:
-    """HiPPO-LegS (Gu et al. 2020, arXiv 2008.07669, theorem 2): A and B of x' = A x + B u, whose x are the
-    coefficients of the past, stretched over [0, 1], in the first N Legendre polynomials."""
+def legs(size: int) -> Float[np.ndarray, "N N"]:
+    """HiPPO-LegS (Gu et al. 2020, arXiv 2008.07669, theorem 2): A of x' = A x + B u, whose x are the coefficients of
+    the past, stretched over [0, 1], in the first N Legendre polynomials."""
     root = np.sqrt(2 * np.arange(size) + 1)
-    return -np.tril(np.outer(root, root), -1) - np.diag(np.arange(size) + 1.0), root
+    return -np.tril(np.outer(root, root), -1) - np.diag(np.arange(size) + 1.0)
 
 
 def legs_modes(size: int) -> tuple[Complex[np.ndarray, " N"], Complex[np.ndarray, "N N"]]:
@@ -51,41 +48,30 @@ def legs_modes(size: int) -> tuple[Complex[np.ndarray, " N"], Complex[np.ndarray
 
     Source: S4 (Gu et al. 2022, arXiv 2111.00396, theorem 1).
     """
-    a, _ = legs(size)
     p = np.sqrt(np.arange(size) + 0.5)
-    skew = a + np.outer(p, p) + 0.5 * np.eye(size)
+    skew = legs(size) + np.outer(p, p) + 0.5 * np.eye(size)
     frequency, vectors = np.linalg.eigh(-1j * skew)
     return -0.5 + 1j * frequency, vectors
 
 
-def _modes(size: int, blocks: int, symmetric: bool) -> tuple[Complex[np.ndarray, " S"], Complex[np.ndarray, "N S"]]:
-    """`legs_modes` of a block-diagonal matrix; with `symmetric`, only those of positive frequency."""
-    values, vectors = legs_modes(size // blocks)
-    kept = slice(len(values) // 2 if symmetric else 0, None)
-    return np.tile(values[kept], blocks), np.kron(np.eye(blocks), vectors[:, kept])
-
-
-def check_size(size: int, blocks: int, symmetric: bool, modes: Modes) -> None:
+def check_size(size: int, blocks: int, modes: Modes) -> None:
     """Errors: ValueError where a state of `size` cannot be cut into blocks, which a ring has none of, and pairs."""
-    each = (1 if modes == "ring" else blocks) * (1 + symmetric)
+    each = 2 * (1 if modes == "ring" else blocks)
     if each < 1 or size % each:
-        unit = "2" if modes == "ring" else f"{'2 x ' if symmetric else ''}blocks = {each}"
+        unit = "2" if modes == "ring" else f"2 x blocks = {each}"
         raise ValueError(f"the state of an SSM must be a multiple of {unit}, got {size}")
 
 
-def ring(key: Key[Array, ""], shape: tuple[int, ...], symmetric: bool = True) -> Complex[Array, "*H S"]:
+def ring(key: Key[Array, ""], count: int) -> Complex[Array, " S"]:
     """Factors of one step: evenly spaced angles, time constants log-uniform in 20 to 400 steps.
 
     LegS hears slow things; in white noise, such as cards that are drawn, all frequencies count alike: two layers of 64
     such modes learn to repeat what was 64 steps ago in updates after which those of LegS are half wrong. They are those
     of the linear recurrent unit (Orvieto et al. 2023, arXiv 2303.06349) but for the angles, which are drawn there.
-    Without `symmetric` each angle comes with its negative, of a time constant of its own.
     """
-    half = shape[-1] if symmetric else -(-shape[-1] // 2)
-    angle = math.pi * (np.arange(half) + 0.5) / half
-    angle = angle if symmetric else np.concatenate([angle, -angle])[: shape[-1]]
-    draws = jax.random.uniform(key, shape, minval=math.log(SHORTEST_MEMORY), maxval=math.log(LONGEST_MEMORY))
-    return jnp.exp(jax.lax.complex(-jnp.exp(-draws), jnp.broadcast_to(jnp.asarray(angle, jnp.float32), shape)))
+    angle = jnp.asarray(math.pi * (np.arange(count) + 0.5) / count, jnp.float32)
+    draws = jax.random.uniform(key, (count,), minval=math.log(SHORTEST_MEMORY), maxval=math.log(LONGEST_MEMORY))
+    return jnp.exp(jax.lax.complex(-jnp.exp(-draws), angle))
 
 
 # --- the recurrence ------------------------------------------------------------------------------------------------
@@ -143,47 +129,76 @@ def scan_by_platform(scan: Scan) -> Literal["sequential", "parallel"]:
 
 
 class SSM(eqx.Module):
-    """What MIMO and SISO share: eigenvalues that cannot become unstable, their discretisation, and the recurrence.
+    """One state of P modes, which all H inputs drive and all outputs read; each mode has its own step size.
 
-    With `symmetric`, the states stand for themselves and their complex conjugates, which is what a real system has:
-    half of the work for the same output.
+    The S = P / 2 states stand for themselves and their complex conjugates, which is what a real system has: half of the
+    work for the same output. Their eigenvalues cannot become unstable, whatever is learned.
     """
 
-    decay: Float[Array, "..."]
+    decay: Float[Array, " S"]
     """Logarithm of how far the real part of an eigenvalue lies below -`SLOWEST_DECAY`."""
-    frequency: Float[Array, "..."]
+    frequency: Float[Array, " S"]
     """Imaginary part of an eigenvalue."""
-    log_step: Float[Array, "..."]
-    B: Float[Array, "2 ..."]
+    log_step: Float[Array, " S"]
+    B: Float[Array, "2 H S"]
     """Real and imaginary part; C likewise."""
-    C: Float[Array, "2 ..."]
+    C: Float[Array, "2 S H"]
     D: Float[Array, " H"]
-    start: Float[Array, "S 2"]
+    x0: Float[Array, "S 2"]
     """The state before an episode, real and imaginary part."""
-    Q: Float[Array, "2 S"] | None
-    """What is taken off a diagonal transition, Q Q^* in each block: with it the continuous system starts as HiPPO-LegS
-    itself, without it as its normal part. It makes no system unstable."""
-    blocks: int = eqx.field(static=True)
-    """Blocks of the S states that Q Q^* couples."""
-    symmetric: bool = eqx.field(static=True)
     discretisation: Discretisation = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width: int,
+        size: int,
+        blocks: int = 1,
+        discretisation: Discretisation = "bilinear",
+        modes: Modes = "legs",
+        *,
+        key: Key[Array, ""],
+    ):
+        """`width` is H, `size` is P, conjugates included; A starts as `blocks` blocks of HiPPO-LegS, or as a `ring`.
+
+        Raises:
+            ValueError: P cannot be cut into the blocks.
+        """
+        b_key, c_key, d_key, step_key = jax.random.split(key, 4)
+        check_size(size, blocks, modes)
+        self.discretisation, states = discretisation, size // 2
+        if modes == "ring":
+            factors = ring(step_key, states)
+            self.decay, self.frequency, gain = _ring_parameters(factors, discretisation)
+            self.log_step = jnp.zeros(states)
+            # Inputs of variance 1 make states of variance 1, and these outputs of variance 1.
+            norm = jnp.sqrt((1 - jnp.abs(factors) ** 2) / 2) / gain
+            self.B = truncated_normal(b_key, (2, width, states), width) * norm
+            self.C = truncated_normal(c_key, (2, states, width), 2 * size)
+        else:
+            values, vectors = legs_modes(size // blocks)
+            kept = slice(len(values) // 2, None)  # of positive frequency
+            values, vectors = np.tile(values[kept], blocks), np.kron(np.eye(blocks), vectors[:, kept])
+            self.decay = jnp.asarray(np.log(-values.real - SLOWEST_DECAY), jnp.float32)
+            self.frequency = jnp.asarray(values.imag, jnp.float32)
+            steps = math.log(SHORTEST_STEP), math.log(LONGEST_STEP)
+            self.log_step = jax.random.uniform(step_key, (states,), minval=steps[0], maxval=steps[1])
+            # Drawn as the real matrices of the real system, then turned into the coordinates of its modes.
+            self.B = _pair(truncated_normal(b_key, (width, size), width), vectors.conj())
+            self.C = _pair(truncated_normal(c_key, (width, size), size), vectors).swapaxes(1, 2)
+        self.D = jax.random.normal(d_key, (width,))
+        self.x0 = jnp.zeros((states, 2))
 
     def __call__(
         self, u: Float[Array, "T B H"], state: Float[Array, "B S 2"], is_first: Bool[Array, "T B"], scan: Scan = "auto"
     ) -> tuple[Float[Array, "T B H"], Float[Array, "T B S 2"]]:
-        """Outputs and states of a sequence that begins right after `state`, the start taking over where `is_first`."""
+        """Outputs and states of a sequence that begins right after `state`, `x0` taking over where `is_first`."""
         u = u.astype(jnp.float32)
-        given = as_complex(state), is_first, as_complex(self.start)
-        if self.Q is None:
-            transition, gain = self.discrete()
-            run = sequential_scan if scan_by_platform(scan) == "sequential" else parallel_scan
-            x = run(transition, gain * self.drive(u), *given)
-        else:
-            x = self._corrected_scan(self.drive(u), *given)
-        y = (1 + self.symmetric) * self.read(x) + self.D * u
-        return y, as_pair(x)
+        transition, gain = self.discrete()
+        run = sequential_scan if scan_by_platform(scan) == "sequential" else parallel_scan
+        x = run(transition, gain * self.drive(u), as_complex(state), is_first, as_complex(self.x0))
+        return 2 * self.read(x) + self.D * u, as_pair(x)
 
-    def eigenvalues(self) -> Complex[Array, "..."]:
+    def eigenvalues(self) -> Complex[Array, " S"]:
         """Of the continuous system; their real part is below -`SLOWEST_DECAY`."""
         return jax.lax.complex(-jnp.exp(self.decay) - SLOWEST_DECAY, self.frequency)
 
@@ -196,183 +211,16 @@ class SSM(eqx.Module):
         eigenvalue, step = self.eigenvalues(), jnp.exp(self.log_step)
         z = eigenvalue * step
         if self.discretisation == "bilinear":
-            transition, gain = (1 + z / 2) / (1 - z / 2), step / (1 - z / 2)
-        else:
-            transition, gain = jnp.exp(z), jnp.expm1(z) / eigenvalue
-        return transition.reshape(-1), gain.reshape(-1)
+            return (1 + z / 2) / (1 - z / 2), step / (1 - z / 2)
+        return jnp.exp(z), jnp.expm1(z) / eigenvalue
 
-    def _corrected_scan(
-        self,
-        driven: Complex[Array, "T B S"],
-        state: Complex[Array, "B S"],
-        is_first: Bool[Array, "T B"],
-        start: Complex[Array, " S"],
-    ) -> Complex[Array, "T B S"]:
-        """The bilinear recurrence of x' = (diagonal - Q Q^*) x + B u, one step after the other.
-
-        With M = 1 - step / 2 (diagonal - Q Q^*), a step is M^-1 (2 x + step B u) - x. M is diagonal but for a product
-        of two vectors, so M^-1 costs a division and a sum over each block (Sherman and Morrison).
-        """
-        assert self.Q is not None
-        step = jnp.broadcast_to(jnp.exp(self.log_step), self.decay.shape).reshape(-1)
-        q = jax.lax.complex(self.Q[0], self.Q[1])
-        inverse = 1 / (1 - self.eigenvalues().reshape(-1) * step / 2)
-        back = inverse * step / 2 * q
-
-        def along(x: Complex[Array, "*B S"]) -> Complex[Array, "*B S"]:
-            """Q^* x of each block, the conjugates that x stands for included, beside each of its states."""
-            cut = (q.conj() * x).reshape(*x.shape[:-1], self.blocks, -1)
-            total = cut.sum(-1, keepdims=True)
-            total = 2 * total.real + 0j if self.symmetric else total
-            return jnp.broadcast_to(total, cut.shape).reshape(x.shape)
-
-        back = back / (1 + along(back))
-
-        def advance(x, now):
-            drive, begins = now
-            x = jnp.where(begins[:, None], start, x)
-            y = inverse * (2 * x + drive)
-            x = y - back * along(y) - x
-            return x, x
-
-        return jax.lax.scan(advance, state, (step * driven, is_first))[1]
-
-    @abc.abstractmethod
     def drive(self, u: Float[Array, "*T H"]) -> Complex[Array, "*T S"]:
         """B u."""
-
-    @abc.abstractmethod
-    def read(self, x: Complex[Array, "*T S"]) -> Float[Array, "*T H"]:
-        """Re(C x)."""
-
-
-class MIMO(SSM):
-    """S5: one state of P modes, which all H inputs drive and all outputs read. Each mode has its own step size."""
-
-    def __init__(
-        self,
-        width: int,
-        size: int,
-        blocks: int = 1,
-        symmetric: bool = True,
-        discretisation: Discretisation = "bilinear",
-        transition: Transition = "diagonal",
-        modes: Modes = "legs",
-        *,
-        key: Key[Array, ""],
-    ):
-        """`width` is H, `size` is P, conjugates included; A starts as `blocks` blocks of HiPPO-LegS, or as a `ring`.
-
-        Raises:
-            ValueError: P cannot be cut into the blocks, or the transition is not for the discretisation or the modes.
-        """
-        check_transition(transition, discretisation, modes)
-        b_key, c_key, d_key, step_key = jax.random.split(key, 4)
-        check_size(size, blocks, symmetric, modes)
-        states = size // (1 + symmetric)
-        self.Q = None
-        if modes == "ring":
-            factors = ring(step_key, (states,), symmetric)
-            self.decay, self.frequency, gain = _ring_parameters(factors, discretisation)
-            self.log_step = jnp.zeros(states)
-            # Inputs of variance 1 make states of variance 1, and these outputs of variance 1.
-            norm = jnp.sqrt((1 - jnp.abs(factors) ** 2) / 2) / gain
-            self.B = truncated_normal(b_key, (2, width, states), width) * norm  # [2, H, S]
-            self.C = truncated_normal(c_key, (2, states, width), (1 + symmetric) * size)  # [2, S, H]
-        else:
-            values, vectors = _modes(size, blocks, symmetric)
-            self.decay, self.frequency = _parameters(values)
-            self.log_step = _log_steps(step_key, (states,))
-            # Drawn as the real matrices of the real system, then turned into the coordinates of its modes.
-            self.B = _pair(truncated_normal(b_key, (width, size), width), vectors.conj())  # [2, H, S]
-            self.C = _pair(truncated_normal(c_key, (width, size), size), vectors).swapaxes(1, 2)  # [2, S, H]
-            self.Q = _correction(size, blocks, vectors) if transition == "dplr" else None
-        self.D = jax.random.normal(d_key, (width,))
-        self.start = jnp.zeros((states, 2))
-        self.blocks, self.symmetric, self.discretisation = blocks, symmetric, discretisation
-
-    def drive(self, u: Float[Array, "*T H"]) -> Complex[Array, "*T S"]:
         return jax.lax.complex(u @ self.B[0], u @ self.B[1])
 
     def read(self, x: Complex[Array, "*T S"]) -> Float[Array, "*T H"]:
+        """Re(C x)."""
         return x.real @ self.C[0] - x.imag @ self.C[1]
-
-
-class SISO(SSM):
-    """Diagonal S4: each of the H channels has a state of its own, of N modes, and its own step size."""
-
-    def __init__(
-        self,
-        width: int,
-        size: int,
-        blocks: int = 1,
-        symmetric: bool = True,
-        discretisation: Discretisation = "bilinear",
-        transition: Transition = "diagonal",
-        modes: Modes = "legs",
-        *,
-        key: Key[Array, ""],
-    ):
-        """`width` is H, `size` is N, conjugates included; A starts as `blocks` blocks of HiPPO-LegS, B as theirs, or
-        as a `ring`.
-
-        Raises:
-            ValueError: N cannot be cut into the blocks, or the transition is not for the discretisation or the modes.
-        """
-        check_transition(transition, discretisation, modes)
-        c_key, d_key, step_key = jax.random.split(key, 3)
-        check_size(size, blocks, symmetric, modes)
-        states = size // (1 + symmetric)
-        self.Q = None
-        if modes == "ring":
-            factors = ring(step_key, (width, states), symmetric)
-            self.decay, self.frequency, gain = _ring_parameters(factors, discretisation)
-            self.log_step = jnp.zeros((width, 1))
-            b = jnp.sqrt(1 - jnp.abs(factors) ** 2) / gain
-            self.B = jnp.stack([b, jnp.zeros_like(b)])  # [2, H, S]
-            self.C = truncated_normal(c_key, (2, *factors.shape), (1 + symmetric) * size)  # [2, H, S]
-        else:
-            values, vectors = _modes(size, blocks, symmetric)
-            _, b = legs(size // blocks)
-            repeated = (width, 1)
-            self.decay, self.frequency = (jnp.tile(x, repeated) for x in _parameters(values))
-            self.log_step = _log_steps(step_key, (width, 1))
-            b = jnp.tile(jnp.asarray(np.tile(b, blocks), jnp.float32), repeated)  # [H, N]
-            self.B = _pair(b, vectors.conj())  # [2, H, S]
-            self.C = _pair(jax.random.normal(c_key, (width, size)), vectors)  # [2, H, S]
-            self.Q = jnp.tile(_correction(size, blocks, vectors), width) if transition == "dplr" else None
-        self.D = jax.random.normal(d_key, (width,))
-        self.start = jnp.zeros((width * states, 2))
-        self.blocks, self.symmetric, self.discretisation = width * blocks, symmetric, discretisation
-
-    def convolve(self, u: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
-        """The outputs of an episode from its start on, by a convolution with what one impulse leads to (S4's way to
-        train): there are no states and no resets within.
-
-        Errors: ValueError where the transition has a low-rank correction.
-        """
-        if self.Q is not None:
-            raise ValueError("a state-space layer with a low-rank correction has no convolution here: scan it")
-        steps, u = u.shape[0], u.astype(jnp.float32)
-        transition, gain = self.discrete()
-        powers = jnp.exp(jnp.arange(steps)[:, None] * jnp.log(transition))  # [T, S]
-        twice, (b, c) = 1 + self.symmetric, (jax.lax.complex(*pair).reshape(-1) for pair in (self.B, self.C))
-
-        def heard(amplitude: Complex[Array, " S"]) -> Float[Array, "T H"]:
-            """What is read, in time, of modes that begin with this amplitude."""
-            return twice * (powers * (c * amplitude)).real.reshape(steps, self.D.shape[0], -1).sum(-1)
-
-        kernel = jnp.fft.rfft(heard(gain * b), 2 * steps, 0)
-        y = jnp.fft.irfft(jnp.fft.rfft(u, 2 * steps, 0) * kernel[:, None], axis=0)[:steps]
-        return y + heard(transition * as_complex(self.start))[:, None] + self.D * u
-
-    def drive(self, u: Float[Array, "*T H"]) -> Complex[Array, "*T S"]:
-        driven = u[..., None] * jax.lax.complex(self.B[0], self.B[1])
-        return driven.reshape(*u.shape[:-1], -1)
-
-    def read(self, x: Complex[Array, "*T S"]) -> Float[Array, "*T H"]:
-        x = x.reshape(*x.shape[:-1], *self.C.shape[1:])
-        return (x.real * self.C[0] - x.imag * self.C[1]).sum(-1)
 
 
 class Block(eqx.Module):
@@ -401,13 +249,13 @@ class Block(eqx.Module):
 
 
 class SSMCell(eqx.Module):
-    """A MIMO layer with the interface of a GRU (`nn/layers.py`): its state h of even width is x, real and imaginary
+    """Such a layer with the interface of a GRU (`nn/layers.py`): its state h of even width is x, real and imaginary
     parts, which others read as it is. What is told passes a norm and SiLU, what was told before nothing but the linear
     recurrence."""
 
     inputs: Linear
     norm: RMSNorm
-    ssm: MIMO
+    ssm: SSM
 
     def __init__(self, inputs: int, units: int, *, key: Key[Array, ""]):
         """Errors: ValueError where `units` is odd."""
@@ -418,8 +266,7 @@ class SSMCell(eqx.Module):
         inputs_key, ssm_key = jax.random.split(key)
         self.inputs = Linear(inputs, units, key=inputs_key)
         self.norm = RMSNorm(units)
-        unread = [None] * 3
-        self.ssm = eqx.tree_at(lambda ssm: (ssm.C, ssm.D, ssm.start), MIMO(units, units, key=ssm_key), unread)
+        self.ssm = eqx.tree_at(lambda ssm: (ssm.C, ssm.D, ssm.x0), SSM(units, units, key=ssm_key), [None] * 3)
 
     def project(self, x: Float[Array, "*B I"]) -> Float[Array, "*B U"]:
         return self.inputs(x)
@@ -446,29 +293,9 @@ def as_pair(x: Complex[Array, "*B"]) -> Float[Array, "*B 2"]:
     return jnp.stack([x.real, x.imag], -1)
 
 
-def check_transition(transition: Transition, discretisation: Discretisation, modes: Modes) -> None:
-    """Errors: ValueError where there is no such combination."""
-    if transition == "dplr" and discretisation != "bilinear":
-        raise ValueError(f"transition 'dplr' needs the discretisation 'bilinear', got {discretisation!r}")
-    if transition == "dplr" and modes != "legs":
-        raise ValueError(f"transition 'dplr' corrects modes 'legs' and no others, got {modes!r}")
-
-
-def _correction(size: int, blocks: int, vectors: Complex[np.ndarray, "N S"]) -> Float[Array, "2 S"]:
-    """The P of S4 (theorem 1): HiPPO-LegS is its normal part minus P P^T. In the coordinates of the modes."""
-    p = np.tile(np.sqrt(np.arange(size // blocks) + 0.5), blocks)
-    modes = vectors.conj().T @ p
-    return jnp.asarray(np.stack([modes.real, modes.imag]), jnp.float32)
-
-
-def _parameters(values: Complex[np.ndarray, " S"]) -> tuple[Float[Array, " S"], Float[Array, " S"]]:
-    """`decay` and `frequency` of eigenvalues."""
-    return jnp.asarray(np.log(-values.real - SLOWEST_DECAY), jnp.float32), jnp.asarray(values.imag, jnp.float32)
-
-
 def _ring_parameters(
-    factors: Complex[Array, "*H S"], discretisation: Discretisation
-) -> tuple[Float[Array, "*H S"], Float[Array, "*H S"], Float[Array, "*H S"]]:
+    factors: Complex[Array, " S"], discretisation: Discretisation
+) -> tuple[Float[Array, " S"], Float[Array, " S"], Float[Array, " S"]]:
     """`decay` and `frequency` of a system whose factors of a step of size 1 are these, and the size of its gain."""
     if discretisation == "bilinear":
         z = 2 * (factors - 1) / (factors + 1)
@@ -477,10 +304,6 @@ def _ring_parameters(
         z = jnp.log(factors)
         gain = jnp.expm1(z) / z
     return jnp.log(-z.real - SLOWEST_DECAY), z.imag, jnp.abs(gain)
-
-
-def _log_steps(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    return jax.random.uniform(key, shape, minval=math.log(SHORTEST_STEP), maxval=math.log(LONGEST_STEP))
 
 
 def _pair(real: Float[Array, "H N"], turn: Complex[np.ndarray, "N S"]) -> Float[Array, "2 H S"]:

@@ -93,7 +93,7 @@ def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task,
     key, agent_key, world_key = jax.random.split(key, 3)
     learner = agent.init(agent_key)
     collector = open_streams(env, pool, agent.policy(learner.networks), config.streams, world_key)
-    collector, rows, _ = gather(agent, config, env, pool, learner, collector, config.first_steps // config.streams)
+    collector, rows, _ = gather(agent, config, env, pool, learner, collector, agent.context + config.length)
     ring = replays.empty(jax.tree.map(lambda leaf: leaf[0], rows), config.capacity // config.streams)
     return OffPolicy(learner, collector, replays.add(ring, rows), jnp.int32(0), key)
 
