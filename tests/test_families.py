@@ -301,9 +301,9 @@ def test_another_load_is_the_same_stream_on_another_clock(name):
     def jobs(task: Task):
         def following(clock, index):
             job = workloads.draw_job(task.workload, jax.random.key(0), index, clock)
-            return clock + job.gap, job
+            return schedules.later(clock, job.gap), job
 
-        return jax.lax.scan(following, jnp.zeros(()), jnp.arange(300))[1]
+        return jax.lax.scan(following, schedules.instant(0.0), jnp.arange(300))[1]
 
     one, other = jobs(task), jobs(faster)
     np.testing.assert_array_equal(one.size, other.size)

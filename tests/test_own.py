@@ -13,12 +13,15 @@ import pytest
 import reverie.envs.gymnasium  # noqa: F401 - registers the environments
 from reverie import cli
 from reverie.envs.core import stack_tasks
+from reverie.envs.fleet import families
+from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, capacity, members, offered_load
 from reverie.envs.fleet.families import family
 from reverie.envs.fleet.own import ARRIVALS, SIZES, Own, read_fleet
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
+from reverie.settings.config import WorldConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "your-fleet.md"
 FILE = """
@@ -47,9 +50,18 @@ def test_a_fleet_file_says_when_speeds_change_and_who_is_there(fleet_file):
     task = read_fleet(fleet_file).task(workloads.poisson(1.0, workloads.exponential(1.0)))
     there = {0: [True, False], 49: [True, False], 50: [True, True], 149: [True, True], 150: [True, False]}
     for time, expected in there.items():
-        assert members(task, jnp.float32(time)).tolist() == expected
+        assert members(task, schedules.instant(time)).tolist() == expected
     assert capacity(task, 300.0) == pytest.approx((200 * 1.0 + 100 * 0.25 + 100 * 0.5) / 300)
     assert capacity(task) == 1.0  # in the long run the second one is away
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("leastconn", "is called jsq here"), ("first", "is not here; with maxconn 1"), ("ewma", "is not")],
+)
+def test_a_rule_by_its_name_elsewhere_is_answered_with_ours(name, answer):
+    with pytest.raises(ValueError, match=f"unknown rule '{name}': {name} {answer}.*the known ones are random"):
+        rules([1.0], [1.0], [name])
 
 
 def test_who_is_away_gets_no_jobs_finishes_those_it_has_and_every_rule_respects_it(fleet_file):
@@ -67,8 +79,8 @@ def test_who_is_away_gets_no_jobs_finishes_those_it_has_and_every_rule_respects_
         assert {s for at, s in chosen.items() if at < 50 or at >= 150} == {0}, name
     state, _ = FleetEnv(2, 120).reset(task, jax.random.key(0))
     for _ in range(73):  # the last of them at time 148, three time units of work for the second server
-        state, seen = FleetEnv(2, 120).step(task, state, jnp.int32(state.clock >= 140), jax.random.key(0))
-    assert float(state.clock) == 148.0
+        state, seen = FleetEnv(2, 120).step(task, state, jnp.int32(state.clock.coarse >= 140), jax.random.key(0))
+    assert float(state.clock.coarse) == 148.0
     state, seen = FleetEnv(2, 120).step(task, state, jnp.int32(1), jax.random.key(0))
     assert seen.observation["mask"].tolist() == [True, False]
     assert float(seen.observation["servers"][1, 0]) > 0  # what it has, it finishes
@@ -191,3 +203,16 @@ def test_the_page_about_your_fleet_runs_as_printed(tmp_path, monkeypatch, capsys
     for command in found:
         assert cli.main(shlex.split(command)[1:]) == 0, command
     assert "jsq" in capsys.readouterr().out
+
+
+def test_the_recipe_for_a_workload_makes_a_family_that_trains_and_is_examined(monkeypatch, capsys):
+    page = (PAGE.parent / "how-it-works.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"### Add a workload\n.*?```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    exec(recipe, {})
+    task = families.family("lunch")(np.random.default_rng(0))
+    rate = task.workload.rate
+    assert (np.asarray(rate.value)[1] * np.diff(rate.start)[1]) == pytest.approx(300, rel=1e-3)
+    assert WorldConfig(family="lunch", tasks=3, jobs=10).open(0)[1].mask.shape == (3, 10)
+    assert cli.main(["simulate", "--family", "lunch", "--episodes", "4", "--jobs", "20", "--policy", "jsq"]) == 0
+    assert "lunch" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Schedules against a float64 reference that walks the segments one by one, and against what integrals must satisfy."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,10 @@ def draw_schedules(draw, periods=(False, True)) -> Schedule:
 
 times = st.floats(0, 200, width=32)
 amounts = st.floats(0, 500, width=32)
-at, integral, inverse = (jax.jit(f) for f in (schedules.at, schedules.integral, schedules.inverse))
+at, integral, inverse = (
+    jax.jit(lambda s, time, *rest, f=f: f(s, schedules.instant(time), *rest))
+    for f in (schedules.at, schedules.integral, schedules.inverse)
+)
 
 
 @properties
@@ -107,6 +112,20 @@ def test_a_clock_that_is_far_along_costs_no_precision():
         assert float(integral(s, time, amount)) == pytest.approx(walk(s, 9.25, duration=amount)[1], rel=1e-6)
 
 
+@properties
+@given(st.floats(0, 2.0**24, width=32), st.lists(st.floats(0, 100, width=32), min_size=20, max_size=60))
+def test_a_time_that_is_added_up_is_the_exact_sum(first, durations):
+    time = schedules.instant(first)
+    for duration in durations:
+        time = step(time, np.float32(duration))
+    exact = math.fsum([first, *durations])
+    assert float(time.coarse) == pytest.approx(exact, rel=2.0**-24, abs=0)
+    assert float(time.coarse) + float(time.fine) == pytest.approx(exact, rel=1e-12)
+
+
+step = jax.jit(schedules.later)
+
+
 def test_a_million_periods_are_crossed_exactly():
     s = schedules.schedule([0, 1], [2.0, 0.0], period=4.0)
     assert float(integral(s, 0.5, 4e6)) == 2e6
@@ -135,9 +154,9 @@ def test_rounding_at_the_edge_of_a_failure_never_divides_by_zero(start, values, 
     edges = np.cumsum(np.asarray(values, np.float32) * np.diff([*start, period]).astype(np.float32), dtype=np.float32)
     nearby = jnp.concatenate([edges * np.float32(1 + k * 2.0**-23) for k in range(-8, 9)])
     amount = jnp.concatenate([nearby + np.float32(wraps) * edges[-1] for wraps in range(3)])
-    durations = jax.vmap(schedules.inverse, (None, None, 0))(s, jnp.zeros(()), amount)
+    durations = jax.vmap(schedules.inverse, (None, None, 0))(s, schedules.instant(0.0), amount)
     assert np.isfinite(durations).all()
-    reached = jax.vmap(schedules.integral, (None, None, 0))(s, jnp.zeros(()), durations)
+    reached = jax.vmap(schedules.integral, (None, None, 0))(s, schedules.instant(0.0), durations)
     np.testing.assert_allclose(reached, amount, rtol=2e-6)
 
 
@@ -192,5 +211,5 @@ def test_impossible_schedules_are_refused(start, value, period, message):
 
 def test_functions_work_inside_a_compiled_batch():
     rows = schedules.stack([schedules.schedule([0, 1], [1.0, 2.0], 3.0), schedules.constant(0.5)])
-    capacity = jax.jit(jax.vmap(schedules.integral, (0, None, None)))(rows, jnp.float32(0.5), jnp.float32(2.0))
+    capacity = jax.jit(jax.vmap(schedules.integral, (0, None, None)))(rows, schedules.instant(0.5), jnp.float32(2.0))
     np.testing.assert_allclose(capacity, [0.5 + 3.0, 1.0])

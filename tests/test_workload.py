@@ -59,9 +59,9 @@ def stream(workload: Workload, seed: int, jobs: int) -> workloads.Job:
 
     def following(clock, index):
         job = workloads.draw_job(workload, key, index, clock)
-        return clock + job.gap, job
+        return schedules.later(clock, job.gap), job
 
-    return jax.lax.scan(following, jnp.zeros(()), jnp.arange(jobs))[1]
+    return jax.lax.scan(following, schedules.instant(0.0), jnp.arange(jobs))[1]
 
 
 def arrivals(workload: Workload, seed: int, jobs: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_rare_events_beyond_the_24_bits_of_a_float_happen():
 
     def extremes(seed):
         draw = jax.vmap(workloads.draw_job, (None, None, 0, None))
-        job = draw(workload, jax.random.key(seed), jnp.arange(2**17), jnp.zeros(()))
+        job = draw(workload, jax.random.key(seed), jnp.arange(2**17), schedules.instant(0.0))
         return job.gap.max(), job.size.max()
 
     gaps, sizes = jax.jit(lambda seeds: jax.lax.map(extremes, seeds))(jnp.arange(128))
@@ -146,10 +146,13 @@ def test_sizes_and_gaps_are_independent_of_each_other_and_of_the_past():
 def test_a_job_depends_on_key_and_index_alone():
     workload = workloads.poisson(3.0, workloads.pareto(1.5, 100.0))
     draw = jax.jit(workloads.draw_job)
-    job = draw(workload, jax.random.key(1), 5, 0.0)
-    again = draw(workload, jax.random.key(1), 5, 1234.5)
+    job = draw(workload, jax.random.key(1), 5, schedules.instant(0.0))
+    again = draw(workload, jax.random.key(1), 5, schedules.instant(1234.5))
     assert (float(job.size), float(job.gap)) == (float(again.size), float(again.gap))
-    for other in (draw(workload, jax.random.key(1), 6, 0.0), draw(workload, jax.random.key(2), 5, 0.0)):
+    for other in (
+        draw(workload, jax.random.key(1), 6, schedules.instant(0.0)),
+        draw(workload, jax.random.key(2), 5, schedules.instant(0.0)),
+    ):
         assert float(job.size) != float(other.size)
         assert float(job.gap) != float(other.gap)
 
@@ -178,7 +181,7 @@ def test_arrivals_follow_their_rate(name):
     rate = changing_workloads()[name].rate
     gap = stream(changing_workloads()[name], 0, 20_000).gap
     clock = jnp.concatenate([jnp.zeros((1,)), jnp.cumsum(gap)[:-1]])
-    amount = jax.jit(jax.vmap(schedules.integral, (None, 0, 0)))(rate, clock, gap)
+    amount = jax.jit(jax.vmap(schedules.integral, (None, 0, 0)))(rate, schedules.instant(clock), gap)
     assert stats.kstest(np.asarray(amount, np.float64), stats.expon.cdf).pvalue > 0.01
 
 
@@ -231,7 +234,7 @@ def test_diurnal_rate_integrates_to_its_sine():
         wave = swing * day / (2 * np.pi) * (1 - np.cos(2 * np.pi * hours / day))
         exact = (hours + wave) / interval
         step = abs(hours % 2)  # the steps are 2 long: exact at their borders
-        got = float(jax.jit(schedules.integral)(rate, 0.0, hours))
+        got = float(jax.jit(schedules.integral)(rate, schedules.instant(0.0), hours))
         assert got == pytest.approx(exact, rel=1e-5 if step == 0 else 1e-2)
     assert schedules.mean(rate) == pytest.approx(1 / interval)
 

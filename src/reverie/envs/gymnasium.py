@@ -51,7 +51,7 @@ def no_info(state: State) -> dict[str, Array]:
 
 def job_info(state: FleetState) -> dict[str, Array]:
     """What became of the job dispatched last: `server`, `size`, `arrival`, `response`, and `clock`, the time of now."""
-    return {**state.record._asdict(), "clock": state.clock}
+    return {**state.record._asdict(), "clock": state.clock.coarse}
 
 
 class ReverieEnv(gymnasium.Env[Any, Any]):

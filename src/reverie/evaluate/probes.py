@@ -79,7 +79,7 @@ def _play(env: FleetEnv, policy: Policy, task: Task, key: Key[Array, ""], episod
     def keep(before: Play, after: Play):
         clock = before.states.clock
         speed = jax.vmap(jax.vmap(schedules.at, (0, None)))(task.speed, clock) * task.mask
-        return (before.timesteps.observation, after.policy_state), (clock, speed)
+        return (before.timesteps.observation, after.policy_state), (clock.coarse, speed)
 
     tasks = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (episodes, *leaf.shape)), task)
     return trials(env, policy, tasks, key, env.jobs, keep)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from reverie.envs.core import ArraySpec, Discrete, TimeStep, first, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.schedule import Schedule, Time
 from reverie.envs.fleet.workload import Job, Workload
 from reverie.ranges import at_least, checked
 
@@ -111,7 +111,8 @@ class Ledger(NamedTuple):
 
 
 class FleetState(NamedTuple):
-    clock: Float[Array, "*B"]
+    clock: Time
+    """Time since the episode began."""
     backlog: Float[Array, "*B N"]
     """Work units that each server still has to do, the job in service included."""
     job: Job
@@ -175,11 +176,13 @@ class FleetEnv:
                 f"FleetEnv: the task has {task.mask.shape[-1]} rows of servers and the environment {self.servers}: "
                 "give `servers=` the same number to FleetEnv and to fleet_task"
             )
-        clock = jnp.zeros(())
-        job = workloads.draw_job(task.workload, key, jnp.int32(0), clock)
+        start, zero = schedules.instant(0.0), jnp.zeros(())
+        job = workloads.draw_job(task.workload, key, jnp.int32(0), start)
         ledger = _empty_ledger(self.servers, self.jobs, self.view, job.gap) if self.keeps_ledger else None
-        record = Record(jnp.int32(0), clock, clock, clock)
-        state = FleetState(job.gap, jnp.zeros((self.servers,)), job, jnp.int32(0), key, record, ledger)
+        record = Record(jnp.int32(0), zero, zero, zero)
+        state = FleetState(
+            schedules.later(start, job.gap), jnp.zeros((self.servers,)), job, jnp.int32(0), key, record, ledger
+        )
         return state, first(self.observe(task, state))
 
     def step(
@@ -195,7 +198,7 @@ class FleetEnv:
         backlog = state.backlog[action]
         response = schedules.inverse(speed, state.clock, backlog + state.job.size)
         response = jnp.where(forbidden, jnp.nan, response)
-        record = Record(jnp.asarray(action, jnp.int32), state.job.size, state.clock, response)
+        record = Record(jnp.asarray(action, jnp.int32), state.job.size, state.clock.coarse, response)
 
         dispatched = state.dispatched + 1
         is_last = dispatched == self.jobs
@@ -211,7 +214,7 @@ class FleetEnv:
             ledger, elapsed = _advance(ledger, jnp.where(is_last, jnp.inf, job.gap))
         left = jnp.where(is_last, 0.0, left)  # the last step runs the system empty; the clock stays at the last arrival
 
-        state = FleetState(state.clock + job.gap, left, job, dispatched, state.stream, record, ledger)
+        state = FleetState(schedules.later(state.clock, job.gap), left, job, dispatched, state.stream, record, ledger)
         reward = jnp.where(forbidden, jnp.nan, -elapsed) if self.reward == "elapsed" else -response
         no = jnp.zeros((), bool)
         return state, TimeStep(self.observe(task, state), reward, is_first=no, is_last=is_last, is_terminal=is_last)
@@ -240,7 +243,7 @@ class FleetEnv:
         return {"vector": jnp.append(waiting + remaining, job.size), "mask": mask}
 
 
-def members(task: Task, time: Float[Array, ""]) -> Bool[Array, " N"]:
+def members(task: Task, time: Time) -> Bool[Array, " N"]:
     """Which servers may be given a job at `time`: those that are there. It is what an observation's mask says."""
     there = task.speed._replace(value=task.member.astype(jnp.float32))
     return task.mask & (jax.vmap(schedules.at, (0, None))(there, time) > 0)

@@ -8,6 +8,7 @@ job sizes. Nothing here knows of servers or jobs.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -24,6 +25,29 @@ class Schedule(NamedTuple):
     start: Float[Array, "*B P"]
     value: Float[Array, "*B P"]
     period: Float[Array, "*B"]
+
+
+class Time(NamedTuple):
+    """A time as the sum of two float32, `coarse` the nearest: 48 bits, so that millions of jobs neither shift the clock
+    nor blur where in its period a schedule is."""
+
+    coarse: Float[Array, "*B"]
+    fine: Float[Array, "*B"]
+
+
+def instant(time: jax.typing.ArrayLike) -> Time:
+    """A time that one float32 holds."""
+    coarse = jnp.asarray(time, jnp.float32)
+    return Time(coarse, jnp.zeros_like(coarse))
+
+
+def later(time: Time, duration: Float[Array, ""]) -> Time:
+    """`time + duration`, with what rounding takes away kept in `fine` (Knuth's two-sum)."""
+    coarse = time.coarse + duration
+    added = coarse - time.coarse
+    fine = time.fine + ((time.coarse - (coarse - added)) + (duration - added))
+    nearest = coarse + fine
+    return Time(nearest, fine - (nearest - coarse))
 
 
 def schedule(start: ArrayLike, value: ArrayLike, period: float = np.inf) -> Schedule:
@@ -71,26 +95,26 @@ def padded(s: Schedule, segments: int) -> Schedule:
     return s if extra == 0 else s._replace(start=longer(s.start), value=longer(s.value))
 
 
-def at(s: Schedule, time: Float[Array, ""]) -> Float[Array, ""]:
+def at(s: Schedule, time: Time) -> Float[Array, ""]:
     """The value at `time`."""
     if s.start.shape[-1] == 1:
         return s.value[0]
-    return s.value[(s.start <= _phase(s, time)).sum() - 1]
+    return s.value[(_until(s.start, _phase(s, time)) <= 0).sum() - 1]
 
 
-def integral(s: Schedule, time: Float[Array, ""], duration: Float[Array, ""]) -> Float[Array, ""]:
+def integral(s: Schedule, time: Time, duration: Float[Array, ""]) -> Float[Array, ""]:
     """The integral over [time, time + duration): for a server, the work it can do in that time."""
     if s.start.shape[-1] == 1:
         return s.value[0] * duration
     phase = _phase(s, time)
-    rest = s.period - phase
+    rest = _until(s.period, phase)
     within = _partial(s, phase, jnp.minimum(duration, rest))
     beyond = jnp.maximum(duration - rest, 0)
     whole = jnp.where(jnp.isinf(s.period), 0.0, jnp.floor(beyond / s.period))
-    return within + whole * _total(s) + _partial(s, jnp.zeros(()), _remainder(beyond, whole, s.period))
+    return within + whole * _total(s) + _partial(s, instant(0.0), _remainder(beyond, whole, s.period))
 
 
-def inverse(s: Schedule, time: Float[Array, ""], amount: Float[Array, ""]) -> Float[Array, ""]:
+def inverse(s: Schedule, time: Time, amount: Float[Array, ""]) -> Float[Array, ""]:
     """The shortest duration whose integral from `time` on reaches `amount` >= 0: for a server, the time to do the work.
 
     Exact segment by segment and relative to `time`, so nothing is lost to rounding when the clock is far along.
@@ -98,14 +122,14 @@ def inverse(s: Schedule, time: Float[Array, ""], amount: Float[Array, ""]) -> Fl
     if s.start.shape[-1] == 1:
         return amount / s.value[0]
     phase = _phase(s, time)
-    rest = s.period - phase
+    rest = _until(s.period, phase)
     within = jnp.where(jnp.isinf(s.period), jnp.inf, _partial(s, phase, rest))
     beyond = jnp.where(amount > within, amount - within, 0.0)
     total = _total(s)
     # A last period that is filled to the brim belongs to the search below, hence ceil - 1 and not floor.
     whole = jnp.where(jnp.isinf(s.period), 0.0, jnp.maximum(jnp.ceil(beyond / total) - 1, 0))
     wrapped = rest + jnp.where(whole > 0, whole * s.period, 0.0)
-    wrapped = wrapped + _search(s, jnp.zeros(()), _remainder(beyond, whole, total))
+    wrapped = wrapped + _search(s, instant(0.0), _remainder(beyond, whole, total))
     return jnp.where(amount > within, wrapped, _search(s, phase, amount))
 
 
@@ -122,30 +146,37 @@ def mean(s: Schedule, until: float = np.inf) -> float:
     return float(np.diff(border) @ np.asarray(s.value, float)) / until
 
 
-def _phase(s: Schedule, time: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(jnp.isinf(s.period), time, jnp.mod(time, s.period))
+def _phase(s: Schedule, time: Time) -> Time:
+    """The time since the current period began, as exact as the period; the time itself where nothing repeats."""
+    once = jnp.isinf(s.period)
+    within = jnp.mod(jnp.mod(time.coarse, s.period) + jnp.mod(time.fine, s.period), s.period)
+    return Time(jnp.where(once, time.coarse, within), jnp.where(once, time.fine, 0.0))
+
+
+def _until(then: Array, time: Time) -> Array:
+    return (then - time.coarse) - time.fine
 
 
 def _remainder(x: Array, whole: Array, unit: Array) -> Array:
     return jnp.where(whole > 0, x - whole * unit, x)
 
 
-def _overlaps(s: Schedule, phase: Float[Array, ""]) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+def _overlaps(s: Schedule, phase: Time) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     """When each segment begins and ends, counted from `phase`; 0 where that has passed."""
     end = jnp.concatenate([s.start[1:], s.period[None]])
-    return jnp.maximum(s.start - phase, 0), jnp.maximum(end - phase, 0)
+    return jnp.maximum(_until(s.start, phase), 0), jnp.maximum(_until(end, phase), 0)
 
 
-def _partial(s: Schedule, phase: Float[Array, ""], duration: Float[Array, ""]) -> Float[Array, ""]:
+def _partial(s: Schedule, phase: Time, duration: Float[Array, ""]) -> Float[Array, ""]:
     begin, end = _overlaps(s, phase)
     return (s.value * (jnp.clip(duration, begin, end) - begin)).sum()
 
 
 def _total(s: Schedule) -> Float[Array, ""]:
-    return _partial(s, jnp.zeros(()), jnp.where(jnp.isinf(s.period), 0.0, s.period))
+    return _partial(s, instant(0.0), jnp.where(jnp.isinf(s.period), 0.0, s.period))
 
 
-def _search(s: Schedule, phase: Float[Array, ""], amount: Float[Array, ""]) -> Float[Array, ""]:
+def _search(s: Schedule, phase: Time, amount: Float[Array, ""]) -> Float[Array, ""]:
     """`inverse` within the period that holds `phase`; the last segment is taken to go on for ever."""
     begin, end = _overlaps(s, phase)
     done = jnp.cumsum(s.value[:-1] * (end - begin)[:-1])  # [P - 1] at the end of each segment but the last

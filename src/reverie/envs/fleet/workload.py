@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from reverie.envs.fleet import schedule as schedules
-from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.schedule import Schedule, Time
 
 
 class Sizes(NamedTuple):
@@ -72,7 +72,7 @@ class Job(NamedTuple):
     gap: Float[Array, "*B"]
 
 
-def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clock: Float[Array, ""]) -> Job:
+def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clock: Time) -> Job:
     """Job number `index` of the stream `key`, the job before it (or the start) having come at `clock`."""
     # A key that is folded with a number is itself 64 fresh random bits: nothing else is drawn from it.
     bits = jax.random.key_data(jax.random.fold_in(key, index))[:2]
@@ -81,7 +81,7 @@ def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clo
     amount = jnp.where(workload.regular > 0, 1.0, -jnp.log(survival[0]))
     gap = schedules.inverse(workload.rate, clock, amount)
     size = sample_size(workload.sizes, survival[1])
-    drawn = Job(size * schedules.at(workload.scale, clock + gap), gap)
+    drawn = Job(size * schedules.at(workload.scale, schedules.later(clock, gap)), gap)
     recording = workload.recording
     if not recording.gap.shape[-1]:  # no task of the batch has one
         return drawn
@@ -118,7 +118,7 @@ def span(workload: Workload, jobs: int) -> float:
     recorded = workload.recording
     if recorded.length > 0:
         return float(recorded.gap[: recorded.length].mean()) * jobs
-    return float(schedules.inverse(workload.rate, jnp.zeros(()), jnp.float32(jobs)))
+    return float(schedules.inverse(workload.rate, schedules.instant(0.0), jnp.float32(jobs)))
 
 
 def padded(workload: Workload, rates: int, scales: int, recorded: int) -> Workload:
