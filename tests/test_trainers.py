@@ -132,8 +132,9 @@ def test_a_trace_is_trained_on_in_its_first_half(tmp_path: Path):
 
 
 def test_averaged_weights_follow_each_update_however_often_one_logs_and_counters_stay_whole():
-    plan = replace(PLAN, agent=replace(PLAN.agent, averaging=0.3))
-    one, four = (build(replace(plan, agent=replace(plan.agent, chunk=chunk))) for chunk in (1, 4))
+    network, experience = NetworkConfig(units=8, layers=1), OnPolicyConfig(streams=2, steps=2, workers=1)
+    agent = OnPolicyRun(A2CConfig(network=network), experience, averaging=0.3)
+    one, four = (build(replace(PLAN, agent=replace(agent, chunk=chunk))) for chunk in (1, 4))
     state = begun = one.init(jax.random.key(0))
     step, expected = jax.jit(one.train), begun.averaged
     for rate in (1.0, 1 / 2, 1 / 3, 0.3):  # the mean of all, until there are enough
