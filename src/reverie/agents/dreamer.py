@@ -273,11 +273,11 @@ class Dreamer:
         # Act better (REINFORCE), and judge better.
         acted = but_last(dreams.features), dreamt[:-1]
         policy = networks.actor(*acted)
-        surprise = returns - worth[:-1]
+        gain = returns - worth[:-1]
         if c.siblings > 1:
-            advantage = beyond_siblings(surprise, c.siblings)
+            advantage = beyond_siblings(gain, c.siblings)
         else:
-            advantage = surprise / jnp.maximum(1.0, learner.high - learner.low)[scale]
+            advantage = gain / jnp.maximum(1.0, learner.high - learner.low)[scale]
         entropy = policy.entropy()
         actor_loss = -(weight * (policy.log_prob(dreams.action) * advantage + c.entropy * entropy)).mean()
         slow_worth = learner.slow_critic(*stop_gradient(acted)).mean()
@@ -442,7 +442,7 @@ def in_families(imagine: Callable[..., ModelState], siblings: int) -> Callable[.
     return together
 
 
-def beyond_siblings(surprise: Float[Array, "H n"], siblings: int) -> Float[Array, "H n"]:
+def beyond_siblings(gain: Float[Array, "H n"], siblings: int) -> Float[Array, "H n"]:
     """How much more each dream went beyond its critic's word than its siblings did, over the spread within the family.
 
     What happens to all siblings alike, such as a burst of jobs, is no merit of an action. An input-dependent baseline
@@ -450,10 +450,10 @@ def beyond_siblings(surprise: Float[Array, "H n"], siblings: int) -> Float[Array
     baseline that the action cannot influence. The spread makes light and heavy loads count alike; being divided by
     that of the own family is GRPO's (Shao et al. 2024, arXiv 2402.03300).
     """
-    families = surprise.reshape(surprise.shape[0], siblings, -1)  # [H, siblings, starts]
+    families = gain.reshape(gain.shape[0], siblings, -1)  # [H, siblings, starts]
     beyond = (families - families.mean(1, keepdims=True)) * (siblings / (siblings - 1))
     spread = jnp.sqrt(jnp.square(beyond).mean((0, 1), keepdims=True))
-    return (beyond / (spread + 1e-8)).reshape(surprise.shape)
+    return (beyond / (spread + 1e-8)).reshape(gain.shape)
 
 
 def percentiles(returns: Float[Array, "H n"], scale: Int[Array, " n"], scales: int) -> Float[Array, "2 K"]:
