@@ -6,11 +6,12 @@ a power cut or a full disk leaves the previous version as it was. What the files
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,33 @@ def locked(path: Path, what: str) -> Generator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+SEALS = "SHA256SUMS"
+"""In a folder of tables: their checksums, as the program sha256sum writes and checks them."""
+
+
+def seal(folder: Path, names: Iterable[str]) -> None:
+    """Put down the checksums of files, beside those that the folder has."""
+    found = {name: digest for name, digest in seals(folder).items() if (folder / name).exists()}
+    found |= {name: _checksum(folder / name) for name in names}
+    write_text(folder / SEALS, "".join(f"{digest}  {name}\n" for name, digest in sorted(found.items())))
+
+
+def is_sealed(folder: Path, name: str) -> bool:
+    """Whether a file is there and is what was sealed: neither damaged nor edited."""
+    return (folder / name).is_file() and seals(folder).get(name) == _checksum(folder / name)
+
+
+def seals(folder: Path) -> dict[str, str]:
+    """The checksums that were put down, by the names of the files."""
+    path = folder / SEALS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def remove_partial(folder: Path) -> None:

@@ -29,6 +29,8 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """The folder of the run, or a policy that `reverie export` wrote; its tables go into a folder beside it."""
     examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
+    trust: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Import the module that the run's game is in, such as MODULE in gym:MODULE:X-v0, which executes what is in it."""
     output: Output = "table"
     """A table, or JSON."""
 
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ValueError(
                 f"{game.game} is a game: --episodes and --seed are all that can be said of how it is played"
             )
-        row = evaluate_player(run, game, exam.episodes, exam.seed)
+        row = evaluate_player(run, game, exam.episodes, exam.seed, asked.trust)
         if asked.output == "json":
             print_json({"run": str(asked.run), "rows": [row]})
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from reverie.evaluate.agents import training_runs
-from reverie.evaluate.players import RETURNS, evaluate_player, game_of
+from reverie.evaluate.players import evaluate_player, game_of, was_evaluated
 from reverie.evaluate.results import Examination, Results, examine_agent
 from reverie.report.output import say
 from reverie.report.run_page import write_player_report, write_report
@@ -24,6 +24,8 @@ class Report:
 
     run: tyro.conf.Positional[Path]
     """The folder of a run, or of a verdict."""
+    trust: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Import the module that the run's game is in, such as MODULE in gym:MODULE:X-v0, which executes what is in it."""
 
 
 def parse(arguments: Sequence[str]) -> Report:
@@ -31,17 +33,21 @@ def parse(arguments: Sequence[str]) -> Report:
 
 
 def main(arguments: Sequence[str]) -> None:
-    run = RunFolder.open(parse(arguments).run)
+    asked = parse(arguments)
+    run = RunFolder.open(asked.run)
     if (game := game_of(run)) is not None:
-        if not (run.tables / RETURNS).exists():
+        if not was_evaluated(run):
             exam = Examination().exam
-            evaluate_player(run, game, exam.episodes, exam.seed)
+            evaluate_player(run, game, exam.episodes, exam.seed, asked.trust)
         write_player_report(run)
         say(f"written: {run.report}")
         return
     trained = training_runs(run)
     if Results.are_in(run.tables):
         results = Results.of(run.tables)
+    elif trained[0].path != run.path:
+        made = " ".join(run.versions()[-1]["command"]) if run.versions() else "the command that made this folder"
+        raise ValueError(f"tables in {run.tables} are damaged or missing; {made} makes them anew")
     else:
         results = examine_agent(run.path, run.tables, Examination(), say)
     write_report(run, trained, results, f"Report on {run.path.name}")

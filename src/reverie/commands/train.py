@@ -13,7 +13,7 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Seed, at_least, checked
 from reverie.report.output import say
-from reverie.runs.build import build
+from reverie.runs.build import build, stored
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Interrupted
@@ -49,6 +49,9 @@ class Choice:
     (runs/AGENT-SEED unless --out is given). This is for GPUs: on a CPU it is no faster than one after the other."""
     resume: bool = False
     """Go on with the run in that folder, to the same numbers as if it had never stopped."""
+    trust: bool = False
+    """With --resume: import the module that the run's game is in, such as MODULE in gym:MODULE:X-v0, which executes
+    what is in it."""
     quiet: bool = False
     """Show no progress."""
 
@@ -118,7 +121,7 @@ def parse(arguments: Sequence[str]) -> Train:
         for name in ("preset", "model", "optimiser", "game"):
             if (value := getattr(choice, name)) is not None:
                 raise ValueError(f"--{name} {value} is for a new run; one that goes on keeps what it began with")
-        default = RunFolder.open(choice.folder("", choice.seed)).config(TrainConfig)
+        default = stored(RunFolder.open(choice.folder("", choice.seed)), choice.trust)
         _check_agent(default, arguments)
     else:
         default = choice.plan

@@ -50,5 +50,5 @@ def _places(path: Path) -> list[Path]:
 def _newest(path: Path, servers: int | None) -> tuple[TrainConfig, Policy]:
     run = RunFolder(path)
     config = run.config(TrainConfig)
-    trainer = build(config)
+    trainer = build(replace(config, world=config.fleet))  # never a game: its name could import a module
     return config, trainer.policy(loop.newest_state(trainer, run)[1], servers=servers)

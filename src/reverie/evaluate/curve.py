@@ -1,5 +1,6 @@
 """The learning curve: a policy in training plays the same few episodes again and again, beside the classical rules."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -10,7 +11,9 @@ from reverie.envs.fleet.env import Task
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.trials import Contestant, play
 from reverie.policies.core import Policy
+from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig, stream_seed
+from reverie.tables import read_csv, write_csv
 
 CURVE_RULES = "curve_rules.csv"
 """In `tables/` of a run: mean response time of each rule on the episodes of the learning curve."""
@@ -52,6 +55,27 @@ def learning_curve(config: TrainConfig) -> LearningCurve:
     rules = [c for c in opponents(tasks, config.fleet.view) if c.role == "rule"]
     key = jax.random.key(seed)
     return LearningCurve(config, batch, key, _responses(rules, batch, key, config.curve.jobs))
+
+
+def curve_rules(run: RunFolder) -> dict[str, float]:
+    """Mean response time of each rule on the episodes of a run's learning curve, the best first; they play again where
+    the table is gone or damaged."""
+    try:
+        rows = read_csv(run.tables / CURVE_RULES)
+        means = {str(row["agent"]): float(str(row["response"])) for row in rows}
+    except (OSError, ValueError, KeyError):
+        means = {}
+    if not means:
+        means = write_curve_rules(learning_curve(run.config(TrainConfig)), [run])
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def write_curve_rules(judged: LearningCurve, runs: Sequence[RunFolder]) -> dict[str, float]:
+    """Put the rules' mean response times down in runs, and return them."""
+    means = {name: float(response.mean()) for name, response in judged.rules.items()}
+    for run in runs:
+        write_csv(run.tables / CURVE_RULES, [{"agent": name, "response": mean} for name, mean in means.items()])
+    return means
 
 
 def _responses(

@@ -4,17 +4,20 @@
     tables/results-PART.csv       one row per contestant, trial, episode and level, as `evaluate/trials.py` has them
     tables/responses-PART.csv     the distributions of response times
     tables/jobs.csv, servers.csv  one episode job by job, for the picture of the fleet
+    tables/SHA256SUMS             what they have to be: a table that is not is made anew
 
 A part is what was examined together: the rules, or one trained agent. All parts are of one examination.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,11 +32,12 @@ from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, all_settings
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched
-from reverie.files import write_text
+from reverie.files import SEALS, is_sealed, locked, read_json, seal, seals, write_text
 from reverie.ranges import above, checked
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.tables import Row, read_csv, write_csv
 
+_DESCRIBED = "examination.json"
 _WATCHED_SETTING, _WATCHED_JOBS = "hard", 300
 
 
@@ -73,12 +77,11 @@ class Results:
         """Go on with the tables in `folder`; those of another examination, or of an older version, are removed."""
         self.folder = folder
         self.examination = examination
-        text = json.dumps(config_to_json(examination), indent=2) + "\n"
-        described = folder / "examination.json"
-        if not described.exists() or described.read_text(encoding="utf-8") != text or _outdated(folder):
-            for old in (*folder.glob("re*-*.csv"), folder / "jobs.csv", folder / "servers.csv"):
+        if not self.is_in(folder):
+            for old in _files(folder):
                 old.unlink(missing_ok=True)
-            write_text(described, text)
+            write_text(folder / _DESCRIBED, json.dumps(config_to_json(examination), indent=2) + "\n")
+            seal(folder, [_DESCRIBED])
 
     @classmethod
     def of(cls, folder: Path) -> "Results":
@@ -86,14 +89,21 @@ class Results:
 
         Raises:
             FileNotFoundError: nothing was examined yet.
+            ValueError: it is of another version.
         """
-        described = folder / "examination.json"
-        return cls(folder, config_from_json(Examination, json.loads(described.read_text(encoding="utf-8"))))
+        return cls(folder, config_from_json(Examination, read_json(folder / _DESCRIBED)))
 
     @staticmethod
     def are_in(folder: Path) -> bool:
-        """Whether a whole examination was kept in `folder`."""
-        return (folder / "servers.csv").exists() and not _outdated(folder)  # it is written last
+        """Whether a whole examination is in `folder`, as it was written."""
+        whole = {name: is_sealed(folder, name) for name in seals(folder)}
+        rules = any(name.startswith("results-rules-") for name in whole)
+        return rules and {_DESCRIBED, "jobs.csv", "servers.csv"} <= whole.keys() and all(whole.values())
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether what was examined in `folder` is what this examines."""
+        described = folder / _DESCRIBED
+        return is_sealed(folder, _DESCRIBED) and read_json(described) == config_to_json(self.examination)
 
     @cached_property
     def trace(self) -> Trace:
@@ -119,33 +129,36 @@ class Results:
             least = [row for setting in self.settings for row in bounds(setting, exam)]
             self._keep(part, played, least)
 
-    def examine_agent(self, agent: Contestant, again: bool = False) -> bool:
-        """Let an agent play, unless it has, or `again`; returns whether it played."""
-        part = f"{agent.name}-{agent.training_seed}"
-        if plays := again or not self._is_there(part):
+    def examine_agent(self, agent: Contestant) -> None:
+        """Let an agent play, unless it has."""
+        if not self._is_there(part := f"{agent.name}-{agent.training_seed}"):
             self._keep(part, [hold(setting, [agent], self.examination.exam) for setting in self.settings])
-        return plays
 
     def tables(self) -> Tables:
         """All parts together."""
         results, responses = (
-            [row for path in sorted(self.folder.glob(f"{name}-*.csv")) for row in read_csv(path)]
-            for name in ("results", "responses")
+            [
+                row
+                for name in sorted(seals(self.folder))
+                if name.startswith(kind)
+                for row in read_csv(self.folder / name)
+            ]
+            for kind in ("results-", "responses-")
         )
         return Tables(results, responses)
 
-    def watch(self, agents: Sequence[Contestant], view: View, again: bool = False) -> None:
-        """Keep one episode of the best rule and of agents, job by job, unless that was done, or `again`."""
+    def watch(self, agents: Sequence[Contestant], view: View) -> None:
+        """Keep one episode of the best rule and of agents, job by job, unless that was done."""
         known = {episode.jobs[0]["agent"] for episode in self.watched()} if self.are_in(self.folder) else set()
-        if not again and known and known.issuperset(agent.name for agent in agents):
+        if known and known.issuperset(agent.name for agent in agents):
             return
         (setting,) = (setting for setting in self.settings if setting.name == _WATCHED_SETTING)
         rows = [row for row in self.tables().results if row["task"] == _WATCHED_SETTING and row["role"] != "agent"]
         best = str(verdict(rows)[0]["against"])
         exam = self.examination.exam
         watched = episode_of(setting, [*rules_of(setting, view, [best]), *agents], exam, min(exam.jobs, _WATCHED_JOBS))
-        write_csv(self.folder / "jobs.csv", [row for episode in watched for row in episode.jobs])
-        write_csv(self.folder / "servers.csv", [row for episode in watched for row in episode.servers])
+        self._write("jobs.csv", [row for episode in watched for row in episode.jobs])
+        self._write("servers.csv", [row for episode in watched for row in episode.servers])
 
     def watched(self) -> list[Watched]:
         """The episodes that `watch` kept."""
@@ -158,32 +171,63 @@ class Results:
         return [Watched(jobs[agent], servers[agent]) for agent in jobs]
 
     def _is_there(self, part: str) -> bool:
-        return (self.folder / f"responses-{part}.csv").exists()  # it is written last
+        return all(is_sealed(self.folder, f"{kind}-{part}.csv") for kind in ("results", "responses"))
 
     def _keep(self, part: str, played: Sequence[Tables], more: Sequence[Row] = ()) -> None:
-        write_csv(self.folder / f"results-{part}.csv", [row for tables in played for row in tables.results] + [*more])
-        write_csv(self.folder / f"responses-{part}.csv", [row for tables in played for row in tables.responses])
+        self._write(f"results-{part}.csv", [row for tables in played for row in tables.results] + [*more])
+        self._write(f"responses-{part}.csv", [row for tables in played for row in tables.responses])
 
-
-def _outdated(folder: Path) -> bool:
-    """Whether results were written when windows of a trace that overlap counted as episodes."""
-    return any(
-        "windows" not in path.read_text(encoding="utf-8").partition("\n")[0] for path in folder.glob("results-*")
-    )
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_csv(self.folder / name, rows)
+        seal(self.folder, [name])
 
 
 def examine_agent(path: Path, tables: Path, examination: Examination, tell: Callable[[str], None]) -> Results:
-    """Examine the agent of a run or of an exported policy and the rules, and keep the tables in a folder; `tell` is
-    called with what goes on."""
-    examination.read()  # a mistake in it should leave the tables as they are
+    """Examine the agent of a run or of an exported policy and the rules; `tell` is called with what goes on. The tables
+    in a folder are replaced when all new ones are whole.
+
+    Raises:
+        ValueError: the examination is impossible, or there are several agents.
+        BlockingIOError: another process examines into this folder.
+    """
+    examination.read()
     agent, *others = load_agents([path])
     if others:
         raise ValueError(f"{path} holds {1 + len(others)} agents: evaluate each, or all by `reverie compare`")
     tables.mkdir(exist_ok=True)
-    results = Results(tables, examination)
-    tell("examining the rules")
-    results.examine_rules(agent.view)
-    tell(f"examining {agent.name}")
-    results.examine_agent(agent, again=True)
-    results.watch([agent], agent.view, again=True)
-    return results
+    with locked(tables / "lock", str(tables)):
+        new = tables / "new"
+        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        new.mkdir()
+        try:
+            _copy_rules(tables, new)
+            results = Results(new, examination)
+            tell("examining the rules")
+            results.examine_rules(agent.view)
+            tell(f"examining {agent.name}")
+            results.examine_agent(agent)
+            results.watch([agent], agent.view)
+            _replace(tables, new)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    return Results(tables, examination)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The tables of an examination, and what says what they are."""
+    return [*folder.glob("re*-*.csv"), *(folder / name for name in ("jobs.csv", "servers.csv", _DESCRIBED, SEALS))]
+
+
+def _copy_rules(old: Path, new: Path) -> None:
+    """Rules need not play again under the same examination."""
+    for file in (*old.glob("re*-rules-*.csv"), old / _DESCRIBED, old / SEALS):
+        if file.is_file():
+            shutil.copy(file, new)
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Put whole tables in the place of others; a kill in between leaves what does not pass for an examination."""
+    for file in reversed(_files(old)):  # the seals first
+        file.unlink(missing_ok=True)
+    for file in sorted(_files(new), key=lambda file: file.name == SEALS):  # the seals last
+        os.replace(file, old / file.name)

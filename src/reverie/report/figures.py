@@ -128,6 +128,7 @@ def survival(
             axis.set_yscale("log")
             axis.set_title(textwrap.fill(task, 70 // columns, break_on_hyphens=False))
             axis.set_xlabel(f"response time [{units.get(task, UNIT)}]")
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
         for axis in axes[::columns]:
             axis.set_ylabel("share of jobs that take longer")

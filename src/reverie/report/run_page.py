@@ -5,7 +5,7 @@ from typing import Any
 
 from reverie.envs.fleet.traces import describe
 from reverie.evaluate.about import about_view
-from reverie.evaluate.curve import CURVE_RULES
+from reverie.evaluate.curve import curve_rules
 from reverie.evaluate.players import RETURNS
 from reverie.evaluate.results import Results
 from reverie.evaluate.statistics import verdict
@@ -127,8 +127,7 @@ def learning_section(trained: Sequence[RunFolder], judged: Sequence[Mapping[str,
         for line in run.metrics()
         if "evaluation/response" in line
     ]
-    rules = sorted(read_csv(trained[0].tables / CURVE_RULES), key=lambda row: float(str(row["response"])))
-    shown = {str(row["agent"]): float(str(row["response"])) for row in rules[:_CURVE_RULES_SHOWN]}
+    shown = dict(list(curve_rules(trained[0]).items())[:_CURVE_RULES_SHOWN])
     agents = [row["agent"] for row in judged if row["role"] == "agent"]
     caption = (
         "Mean response time on the same few episodes while training went on, one line per run; dashed are the best of "

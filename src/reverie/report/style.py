@@ -7,6 +7,7 @@ it is compared with are grey. A figure's colours are names of a theme, so that o
 import html
 import io
 import re
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,7 @@ _SETTINGS: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with a $ is a name
 }
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
@@ -93,7 +95,8 @@ class Look(NamedTuple):
 @contextmanager
 def setting() -> Generator[None]:
     """Within this context matplotlib makes and draws figures in our style."""
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # a page has fonts enough
         yield
 
 

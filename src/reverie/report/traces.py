@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 from reverie.envs.fleet.traces import Tenths, Trace, TraceSummary, tenths
 from reverie.report.style import as_text
@@ -44,7 +45,7 @@ def draw_trace(trace: Trace, summary: TraceSummary) -> Figure:
         _load(axes["l"], course, trace.span)
     _gaps(axes["g"], trace, summary)
     _sizes(axes["s"], trace, summary)
-    figure.text(0.015, 0.96, trace.name, fontsize=13, fontweight="bold", color=_INK, va="center")
+    figure.text(0.015, 0.96, trace.name, fontsize=13, fontweight="bold", color=_INK, va="center", parse_math=False)
     figure.text(
         0.015,
         0.915,
@@ -139,6 +140,8 @@ def _survival(ax: Axes, values: Float64[np.ndarray, " K"], mean: float) -> None:
     at_least = np.concatenate([positive[-rank], [low]]), np.concatenate([rank, [len(positive)]]) / len(values)
     ax.step(*at_least, where="post", color=_DATA, lw=1.8, label="this trace")
     ax.set(xscale="log", yscale="log", xlim=(low, 1.15 * high), ylim=(0.5 / len(values), 1.6))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
     ax.minorticks_off()
 
 

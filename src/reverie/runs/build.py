@@ -12,6 +12,7 @@ from reverie.agents.ppo import PPO, PPOConfig
 from reverie.agents.sac import SAC, SACConfig
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
+from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, TrainConfig, WorldConfig, stream_seed
 from reverie.train.collect import pool_size
 from reverie.train.trainers import WorldTrainer
@@ -20,6 +21,30 @@ AGENTS: Mapping[type, Callable[..., Any]] = MappingProxyType(
     {DreamerConfig: Dreamer, SACConfig: SAC, A2CConfig: A2C, PPOConfig: PPO}
 )
 """Which agent a configuration describes; each is made of it and of the specs of observations and actions."""
+
+
+def stored(run: RunFolder, trust: bool = False) -> TrainConfig:
+    """The configuration of a training run, to be built.
+
+    Raises:
+        ValueError: its game names a module, which building would import, and there is no `trust`: whoever wrote the
+            folder would say what this process executes.
+    """
+    config = run.config(TrainConfig)
+    if (module := module_of(config)) is not None and not trust:
+        raise ValueError(
+            f"{run.path} was trained in a world of the module {module!r}, and to import that executes what is in it: "
+            "give --trust if you know whose it is"
+        )
+    return config
+
+
+def module_of(config: TrainConfig) -> str | None:
+    """The module that a world outside is imported from by name: MODULE in gym:MODULE:X-v0."""
+    match config.world:
+        case GameConfig(game=game) if game.count(":") > 1:
+            return game.split(":")[1]
+    return None
 
 
 def build(config: TrainConfig) -> WorldTrainer:

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from reverie.evaluate.curve import CURVE_RULES, LearningCurve, learning_curve
+from reverie.evaluate.curve import LearningCurve, learning_curve, write_curve_rules
 from reverie.evaluate.returns import ReturnCurve, return_curve
 from reverie.files import locked, write_text
 from reverie.policies.core import Policy
 from reverie.runs import checkpoint, loop
-from reverie.runs.build import build
+from reverie.runs.build import build, module_of, stored
 from reverie.runs.config_json import config_differences, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Outcome
 from reverie.settings.config import GameConfig, TrainConfig
-from reverie.tables import write_csv
 from reverie.train.seeds import SeedsTrainer
 from reverie.train.trainers import InWorld, WorldTrainer
 
@@ -52,7 +51,8 @@ def train_run(
     def start() -> InWorld:
         assert config.start is not None
         before = RunFolder.open(config.start)
-        _, state = loop.newest_state(build(before.config(TrainConfig)), before)
+        trust = module_of(config) == module_of(before.config(TrainConfig))  # its name was given for this training
+        _, state = loop.newest_state(build(stored(before, trust)), before)
         return build(config).continued(state, config.seed)
 
     beginning = None if config.start is None else start
@@ -90,9 +90,7 @@ def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | Re
     if isinstance(config.world, GameConfig):
         return return_curve(config.world, config.curve.episodes)
     judged = learning_curve(config)
-    means = [{"agent": name, "response": float(response.mean())} for name, response in judged.rules.items()]
-    for run in runs:
-        write_csv(run.tables / CURVE_RULES, means)
+    write_curve_rules(judged, runs)
     return judged
 
 

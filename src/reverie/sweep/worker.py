@@ -29,14 +29,13 @@ def work(folder: Path, command: Sequence[str]) -> str | None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     try:
         from reverie import runtime
-        from reverie.runs.build import build
+        from reverie.runs.build import build, stored
         from reverie.runs.folder import RunFolder
-        from reverie.settings.config import TrainConfig
         from reverie.sweep.training import train_run
 
         runtime.configure()
         run = RunFolder.open(folder)
-        config = run.config(TrainConfig)
+        config = stored(run)
         train_run(config, build(config), run, command, quiet=True)
     except Exception as error:
         with (folder / LOG).open("a", encoding="utf-8") as log:
