@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverie import cli
+from reverie.commands import simulate
 from reverie.commands.train import Choice
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.traces import TokenCost
@@ -195,7 +196,7 @@ def test_numbers_that_are_none_or_would_take_all_memory_are_refused_at_once(caps
 
 def test_the_help_of_an_option_shows_its_range(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["simulate", "--help"])
+        simulate.parse(["--help"])
     assert "at least 2)" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 

@@ -14,7 +14,7 @@ Axes: S sequences, T steps, A actions, a the actions that stand for all: A discr
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -29,7 +29,7 @@ from reverie.agents.inputs import Inputs
 from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal
-from reverie.ranges import Layers, Positive, Share, Width, checked
+from reverie.ranges import Layers, Positive, Share, Width, between, checked
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SACConfig:
     """Rate at which the target critics follow the critics, each update (tau)."""
     temperature: Positive = 1.0
     """Weight of entropy against scaled rewards (alpha) at the beginning."""
-    target_entropy: float | None = None
+    target_entropy: Annotated[float | None, *between(-1_000, 1_000)] = None
     """Entropy in nats that the temperature steers to; None is the papers': minus the numbers of a continuous action, or
     0.98 of the most that a discrete one can have."""
     reward_scale: Positive = 1.0
