@@ -153,8 +153,8 @@ def _phase(s: Schedule, time: Time) -> Time:
     return Time(jnp.where(once, time.coarse, within), jnp.where(once, time.fine, 0.0))
 
 
-def _until(then: Array, time: Time) -> Array:
-    return (then - time.coarse) - time.fine
+def _until(then: Array | np.ndarray, time: Time) -> Array:
+    return (jnp.asarray(then) - time.coarse) - time.fine
 
 
 def _remainder(x: Array, whole: Array, unit: Array) -> Array:
