@@ -265,7 +265,13 @@ def test_a_trace_is_described_and_drawn(capsys):
 
 
 def test_rules_are_ranked_by_mean_response(capsys):
-    found = answer(capsys, "simulate", "--family", "easy", "--policy", "random", "--policy", "sed", *EXAM)
+    assert (
+        cli.main(["simulate", "--family", "easy", "--policy", "random", "--policy", "sed", *EXAM, "--output", "json"])
+        == 0
+    )
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert "0 of 2 have played easy" in captured.err
     assert [row["rule"] for row in found["rows"]] == ["sed", "random"]
     assert found["unit"] == "time units"
     for row in found["rows"]:

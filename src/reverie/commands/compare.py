@@ -11,10 +11,10 @@ from reverie.commands.worlds import World
 from reverie.envs.fleet.env import View
 from reverie.evaluate.about import about_view
 from reverie.evaluate.agents import load_agents
-from reverie.evaluate.examination import hold, rules_of
+from reverie.evaluate.examination import hold_in_turn, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.policies.objectives import objective
-from reverie.report.output import Output, print_json, print_lines, print_table
+from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.tables import rich_table, verdict_tables
 
 
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> None:
     view = asked.view or seen.pop()
     about = [*setting.about, about_view(view)]
     rules = rules_of(setting, view, asked.policy or None)
-    judged = verdict(hold(setting, [*agents, *rules], asked.world.exam, wanted.deadline).results, metric=wanted.metric)
+    played = hold_in_turn(setting, [*agents, *rules], asked.world.exam, say, wanted.deadline)
+    judged = verdict(played.results, metric=wanted.metric)
     if asked.output == "json":
         print_json({"task": setting.name, "unit": asked.world.unit, "about": about, "rows": judged})
     else:

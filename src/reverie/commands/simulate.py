@@ -9,9 +9,9 @@ import tyro
 from reverie.commands.worlds import World
 from reverie.envs.fleet.env import View
 from reverie.evaluate.about import about_view
-from reverie.evaluate.examination import hold, rules_of
+from reverie.evaluate.examination import hold_in_turn, rules_of
 from reverie.evaluate.summary import summarise
-from reverie.report.output import Output, print_json, print_lines, print_table
+from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.tables import rich_table, summary_table
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     setting = asked.world.setting()
     rules = rules_of(setting, asked.view, asked.policy or None)
     about = [*setting.about, about_view(asked.view)]
-    found = summarise(hold(setting, rules, asked.world.exam).results)
+    found = summarise(hold_in_turn(setting, rules, asked.world.exam, say).results)
     if asked.output == "json":
         print_json(
             {"task": setting.name, "unit": asked.world.unit, "about": about, "rows": [rule.row() for rule in found]}

@@ -5,7 +5,7 @@ that are examined under one `Exam` meet the same jobs. Comparing the results is 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -145,6 +145,24 @@ def hold(setting: Setting, contestants: Sequence[Contestant], exam: Exam, deadli
         [_in_unit(row, setting.unit, _TIMES) for row in played.results],
         [_in_unit(row, setting.unit, ("response",)) for row in played.responses],
     )
+
+
+def hold_in_turn(
+    setting: Setting,
+    contestants: Sequence[Contestant],
+    exam: Exam,
+    tell: Callable[[str], None],
+    deadline: float | None = None,
+) -> Tables:
+    """`hold`, one compiled program after the other; `tell` is called with who plays next."""
+    results, responses, done = [], [], 0
+    for members in trials.programs(contestants).values():
+        playing = [contestants[number] for number in members]
+        names = ", ".join(c.name for c in playing)
+        tell(f"{done} of {len(contestants)} have played {setting.name}; now {names}")
+        played = hold(setting, playing, exam, deadline)
+        results, responses, done = [*results, *played.results], [*responses, *played.responses], done + len(playing)
+    return Tables(results, responses)
 
 
 def bounds(setting: Setting, exam: Exam) -> list[Row]:

@@ -175,7 +175,7 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     """Let every contestant play the trials of one task (leaves [K, E, ...]) and say what became of their jobs."""
     servers = task.mask.shape[-1]
     played: dict[int, Jobs] = {}
-    for (world, _), members in _programs(contestants).items():
+    for (world, _), members in programs(contestants).items():
         env = replace(world, servers=servers, jobs=jobs)
         record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
         for row, c in enumerate(members):
@@ -185,7 +185,7 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     return [played[c] for c in range(len(contestants))]
 
 
-def _programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetEnv, int | None], list[int]]:
+def programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetEnv, int | None], list[int]]:
     """Who plays in one compiled program: all that is not trained and sees the same; what is trained plays alone, as its
     runs differ in their weights only and share the compilation."""
     programs: dict[tuple[FleetEnv, int | None], list[int]] = {}
