@@ -41,10 +41,12 @@ Role = Literal["agent", "rule", "oracle"]
 """What is judged (something was trained), what it is compared with, and what was told more than the agents are."""
 
 SURVIVAL_POINTS = 80
-LATE_BINDING = frozenset({"shortest-wait"})
+LATE_BINDING = frozenset({"shortest-wait", "late-binding"})
 """Rules that every operator of first-come-first-served servers has, whatever is hidden: to send a job where it waits
-the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`). Here it
-breaks ties between idle servers by their speed, as a proxy does that lists its servers in that order."""
+the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`). The first
+takes the fastest of several idle servers, as a proxy does that lists its servers in that order; the second any."""
+_TELLS = ("counts", "latency", "full")
+"""Views by how much they tell; `park` tells work and sizes too."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def contenders(rules: Mapping[str, Rule], view: View) -> list[Contestant]:
         world = FleetEnv(view=rule.view)
         if name in LATE_BINDING:
             return Contestant(name, rule, world, "rule", knows="who is idle")
-        hidden = view in ("counts", "latency") and rule.view == "full"
+        hidden = view in _TELLS and _TELLS.index(rule.view) > _TELLS.index(view)
         return Contestant(name, rule, world, "oracle" if hidden else "rule")
 
     return [contestant(name, rule) for name, rule in rules.items()]

@@ -13,11 +13,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from reverie.envs.core import TimeStep
-from reverie.policies.adaptive import AdaptiveLeastConnections, ValueFunctionDispatch
+from reverie.policies.adaptive import AdaptiveLeastConnections, ServerMemory, ValueFunctionDispatch
+from reverie.policies.latency import ResponseRule
 from reverie.policies.views import Rule, View, allowed_servers, as_speeds, counts_view, full_view, pick
 
 
@@ -30,7 +31,7 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
     """
     nominal, sample = np.asarray(as_speeds(speeds)), _as_sizes(sizes)
     equal = np.where(nominal > 0, 1.0, 0.0)
-    mean_service = sample.mean() / nominal[nominal > 0].mean()
+    patience = 20 * float(sample.mean() / nominal[nominal > 0].mean())
     known: dict[str, Rule] = {
         "random": Random(equal),
         "random-speed": Random(nominal),
@@ -40,9 +41,16 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
         "p2c": PowerOfTwoChoices(nominal, equal),
         "p2c-speed": PowerOfTwoChoices(nominal, nominal),
         "sed": ShortestExpectedDelay(nominal),
-        "adaptive-least-connections": AdaptiveLeastConnections(nominal, tau=20 * float(mean_service)),
+        "adaptive-least-connections": AdaptiveLeastConnections(nominal, tau=patience),
+        "orca": UtilisationWeights(AdaptiveLeastConnections(equal, tau=patience)),
+        "ewma": ResponseRule(equal, "ewma"),
+        "c3": ResponseRule(equal, "c3"),
+        "normalised-service": ResponseRule(equal, "normalised", tau=patience),
+        "peak-ewma": ResponseRule(equal, "peak", tau=patience),
+        "p2c-peak-ewma": ResponseRule(equal, "peak", tau=patience, two=True),
         "least-work": LeastWork(),
         "shortest-wait": WaitPlusService(0.0),
+        "late-binding": LateBinding(),
         "wait-plus-service": WaitPlusService(),
         "least-completion": WaitPlusService(1.0),
         "fpi": ValueFunctionDispatch(),
@@ -65,10 +73,10 @@ ELSEWHERE = {
     "roundrobin": "is called round-robin here, and with weights weighted-round-robin",
     "round_robin": "is called round-robin here, and with weights weighted-round-robin",
     "random(2)": "is called p2c here",
-    "maxconn": "1 is called shortest-wait here",
+    "maxconn": "1 is called late-binding here, and shortest-wait where the fastest idle server is taken",
     "first": "is not here; with maxconn 1 and the fastest server first it is shortest-wait",
-    "ewma": "is not here; adaptive-least-connections also learns from what servers complete",
-    "least_time": "is not here; adaptive-least-connections also learns from what servers complete",
+    "least_time": "is called ewma here",
+    "peak_ewma": "is called p2c-peak-ewma here, and over all servers peak-ewma",
 }
 """What rules are called in HAProxy, nginx and Envoy."""
 
@@ -110,10 +118,40 @@ class RoundRobin(eqx.Module):
     ) -> tuple[Int[Array, " B"], Float[Array, "B N"]]:
         allowed = allowed_servers(timestep, self.weights)
         weights = jnp.where(allowed, self.weights, 0.0)  # [B, N]
-        credit = jnp.where(timestep.is_first[:, None], 0.0, state) + weights
-        action = pick(-credit, self.weights, allowed)
-        price = jax.nn.one_hot(action, weights.shape[-1]) * weights.sum(-1, keepdims=True)
-        return action, credit - price
+        credit = jnp.where(timestep.is_first[:, None], 0.0, state)
+        return _smooth(credit, weights, self.weights, allowed)
+
+
+class UtilisationWeights(eqx.Module):
+    """Weighted round robin by what each server completes while it is busy: the weights of ORCA reports (Envoy and gRPC
+    A58: requests per second over utilisation), which are refreshed at each arrival here, and no jobs in progress."""
+
+    view: ClassVar[View] = "counts"
+    estimates: AdaptiveLeastConnections
+    """What takes the part of the reports: completions over busy time."""
+
+    def initial_state(self, batch: int) -> tuple[ServerMemory, Float[Array, "B N"]]:
+        memory = self.estimates.initial_state(batch)
+        return memory, jnp.zeros_like(memory.jobs)
+
+    def act(
+        self, state: tuple[ServerMemory, Float[Array, "B N"]], timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], tuple[ServerMemory, Float[Array, "B N"]]]:
+        memory, credit = state
+        seen, memory = self.estimates.watch(memory, timestep)
+        rates = self.estimates.rates(memory)
+        credit = jnp.where(timestep.is_first[:, None], 0.0, credit)
+        action, credit = _smooth(credit, jnp.where(seen.allowed, rates, 0.0), rates, seen.allowed)
+        return action, (self.estimates.dispatched(memory, action), credit)
+
+
+def _smooth(
+    credit: Float[Array, "B N"], weights: Float[Array, "B N"], speed: Float[Array, "*#B N"], allowed: Bool[Array, "B N"]
+) -> tuple[Int[Array, " B"], Float[Array, "B N"]]:
+    """One turn of smooth weighted round robin: the server, and what credit is left."""
+    credit = credit + weights
+    action = pick(-credit, speed, allowed)
+    return action, credit - jax.nn.one_hot(action, weights.shape[-1]) * weights.sum(-1, keepdims=True)
 
 
 # --- rules that see the jobs in progress -----------------------------------------------------------------------------
@@ -190,6 +228,21 @@ class WaitPlusService(_Memoryless):
     def act(self, state: tuple[()], timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], tuple[()]]:
         seen = full_view(timestep)
         return pick((seen.work + self.c * seen.size) / seen.speed, seen.speed, seen.allowed), state
+
+
+class LateBinding(_Memoryless):
+    """One queue in the proxy, `maxconn 1`: a job goes to an idle server, whichever, or waits for the first that frees.
+
+    Where nobody is idle, to send it where the wait is shortest is the same: the head of such a queue starts when the
+    first slot frees. So of what this rule reads, an operator needs nothing. Jobs are served one at a time.
+    """
+
+    view: ClassVar[View] = "full"
+
+    def act(self, state: tuple[()], timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], tuple[()]]:
+        seen = full_view(timestep)
+        chance = jax.random.uniform(key, seen.speed.shape, minval=0.5)
+        return pick(seen.work / seen.speed, chance, seen.allowed), state
 
 
 class SizeIntervals(_Memoryless):

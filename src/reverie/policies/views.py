@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from reverie.envs.core import TimeStep
 from reverie.policies.core import Policy
 
-View = Literal["full", "counts"]
+View = Literal["full", "counts", "latency"]
 
 
 @runtime_checkable
@@ -61,12 +61,28 @@ class CountsView(NamedTuple):
     allowed: Bool[Array, "B N"]
 
 
+class LatencyView(NamedTuple):
+    """What the view `latency` shows: what any proxy sees without being told anything."""
+
+    jobs: Float[Array, "B N"]
+    """Jobs in progress."""
+    finished: Float[Array, "B N"]
+    """Jobs that ended since the last arrival."""
+    total: Float[Array, "B N"]
+    """The sum of their response times."""
+    longest: Float[Array, "B N"]
+    """The longest of them."""
+    gap: Float[Array, "B 1"]
+    """Time since the last arrival."""
+    allowed: Bool[Array, "B N"]
+
+
 def full_view(timestep: TimeStep) -> FullView:
     """Name the parts of a `full` observation; failed servers are not allowed while another one runs.
 
     Errors: ValueError where the observation is of another view.
     """
-    servers, job = _entries(timestep, "full", features=2)
+    servers, job = _entries(timestep, "full", features=2, of_job=2)
     work, speed = servers[..., 0], servers[..., 1]
     allowed = _running(timestep.observation["mask"], speed)
     return FullView(work, _nonzero(speed), job[..., :1], job[..., 1], allowed)
@@ -77,8 +93,18 @@ def counts_view(timestep: TimeStep, speeds: Float[Array, " N"]) -> CountsView:
 
     Errors: ValueError where the observation is of another view or fleet size.
     """
-    servers, job = _entries(timestep, "counts", features=1)
+    servers, job = _entries(timestep, "counts", features=1, of_job=1)
     return CountsView(servers[..., 0], _nonzero(speeds), job, allowed_servers(timestep, speeds))
+
+
+def latency_view(timestep: TimeStep, servers: Float[Array, " N"]) -> LatencyView:
+    """Name the parts of a `latency` observation; `servers` is 0 for padding.
+
+    Errors: ValueError where the observation is of another view or fleet size.
+    """
+    rows, job = _entries(timestep, "latency", features=6, of_job=1)
+    jobs, finished, total, longest = (rows[..., i] for i in range(4))
+    return LatencyView(jobs, finished, total, longest, job, allowed_servers(timestep, servers))
 
 
 def allowed_servers(timestep: TimeStep, speeds: Float[Array, " N"]) -> Bool[Array, "B N"]:
@@ -108,11 +134,13 @@ def as_speeds(values: ArrayLike) -> Float[Array, " N"]:
     return jnp.asarray(speeds)
 
 
-def _entries(timestep: TimeStep, view: View, features: int) -> tuple[Float[Array, "B N F"], Float[Array, "B F"]]:
+def _entries(
+    timestep: TimeStep, view: View, features: int, of_job: int
+) -> tuple[Float[Array, "B N F"], Float[Array, "B D"]]:
     shapes = {name: entry.shape for name, entry in timestep.observation.items()}
-    if any(shapes.get(name, ())[-1:] != (features,) for name in ("servers", "job")):
+    if any(shapes.get(name, ())[-1:] != (width,) for name, width in (("servers", features), ("job", of_job))):
         raise ValueError(
-            f"this rule reads the view {view!r} (servers [B, N, {features}], job [B, {features}]), but the observation "
+            f"this rule reads the view {view!r} (servers [B, N, {features}], job [B, {of_job}]), but the observation "
             f"has {shapes}: run it on an environment with view={view!r}"
         )
     return timestep.observation["servers"], timestep.observation["job"]
