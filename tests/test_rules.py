@@ -58,6 +58,13 @@ def counts(jobs, gap=0.0, mask=None, **border) -> TimeStep:
     return timestep({"servers": jobs[..., None], "job": job, "mask": mask.astype(bool)}, **border)
 
 
+def latency(rows, gap=0.0, mask=None, **border) -> TimeStep:
+    """A `latency` observation from rows [B, N, 6]."""
+    mask = np.ones(rows.shape[:2], bool) if mask is None else np.atleast_2d(mask)
+    job = np.full((len(rows), 1), gap, np.float32)
+    return timestep({"servers": rows.astype(np.float32), "job": job, "mask": mask.astype(bool)}, **border)
+
+
 def choose(rule, step, key=KEY) -> list[int]:
     batch = step.observation["mask"].shape[0]
     action, _ = ACT(rule, rule.initial_state(batch), step, key)
@@ -70,6 +77,9 @@ def random_step(rule, rng, batch=64, first=True, mask=None) -> TimeStep:
     mask = np.ones((batch, n), bool) if mask is None else mask
     if rule.view == "counts":
         return counts(rng.integers(0, 6, (batch, n)), rng.exponential(), mask, first=first)
+    if rule.view == "latency":
+        rows = np.stack([*rng.integers(0, 6, (2, batch, n)), *rng.exponential(1, (4, batch, n))], -1)
+        return latency(rows, rng.exponential(), mask, first=first)
     size, gap = rng.exponential(1, batch), rng.exponential(1, batch)
     return full(rng.exponential(2, (batch, n)), rng.uniform(0.1, 2, (batch, n)), size, gap, mask, first=first)
 
@@ -399,7 +409,7 @@ def test_a_compiled_scan_chooses_what_single_steps_choose(name):
 
 def test_all_rules_have_names_and_a_view():
     assert len(NAMES) == 22
-    assert {rule.view for rule in rules(SPEEDS, SIZES).values()} == {"full", "counts"}
+    assert {rule.view for rule in rules(SPEEDS, SIZES).values()} == {"full", "counts", "latency"}
     assert list(rules(SPEEDS, SIZES, ["sita", "jsq"])) == ["sita", "jsq"]
     assert set(rules([1.0], SIZES)) == set(NAMES)
 
@@ -435,7 +445,7 @@ def test_impossible_values_are_errors(make, message):
 def test_a_rule_on_another_view_or_fleet_says_so(name):
     rule = rules(SPEEDS, SIZES)[name]
     if name not in ("random", "random-speed", "round-robin", "weighted-round-robin"):  # these see the mask only
-        other = full(np.ones(5), SPEEDS, 1.0) if rule.view == "counts" else counts(np.ones(5))
+        other = full(np.ones(5), SPEEDS, 1.0) if rule.view != "full" else counts(np.ones(5))
         with pytest.raises(ValueError, match=f"reads the view '{rule.view}'"):
             choose(rule, other)
     if rule.view == "counts":
