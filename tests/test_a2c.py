@@ -418,7 +418,8 @@ def test_rung_a_cut_is_no_end():
 @pytest.mark.parametrize("memory", [0, 8])
 def test_rung_memory_across_time(memory, kind):
     env = Recall(gap=3)
-    agent, networks = trained(env, jnp.arange(2), memory, kind=kind)
+    # PPO unlearns it again with the larger step size: after 400 updates three of five seeds were at chance.
+    agent, networks = trained(env, jnp.arange(2), memory, kind=kind, learning_rate={A2C: 1e-2, PPO: 3e-3}[kind])
     found = mean_return(env, agent.policy(networks, greedy=True), BOTH, 6)
     if memory:
         assert found == env.optimal_return

@@ -592,7 +592,7 @@ def test_only_dreamer_trains_there_and_each_seed_by_itself():
 
 def test_actions_are_repeated_outside_alone():
     assert GameConfig("gym:CartPole-v1", repeat=2).open(1)[0]._repeat == 2
-    with pytest.raises(ValueError, match="repeat is for worlds outside"):
+    with pytest.raises(ValueError, match="repeat, limit and arguments are for worlds outside"):
         GameConfig("repeat_previous/easy", repeat=2)
 
 

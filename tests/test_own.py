@@ -57,7 +57,11 @@ def test_a_fleet_file_says_when_speeds_change_and_who_is_there(fleet_file):
 
 @pytest.mark.parametrize(
     ("name", "answer"),
-    [("leastconn", "is called jsq here"), ("first", "is not here; with maxconn 1"), ("ewma", "is not")],
+    [
+        ("leastconn", "is called jsq here"),
+        ("first", "is not here; with maxconn 1"),
+        ("least_time", "is called ewma here"),
+    ],
 )
 def test_a_rule_by_its_name_elsewhere_is_answered_with_ours(name, answer):
     with pytest.raises(ValueError, match=f"unknown rule '{name}': {name} {answer}.*the known ones are random"):

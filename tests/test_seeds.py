@@ -162,7 +162,7 @@ def test_a_seed_that_diverges_is_named(tmp_path, trainer):
             return train_and_break(state)
 
     broken = Broken(trainer.one, trainer.pools)
-    with pytest.raises(loop.DivergedError, match=r"actor/loss .* at update 2\. .*run-4"):
+    with pytest.raises(loop.DivergedError, match=r"actor/loss of .*run-4 .* at update 2\."):
         train(folders, broken, SEEDS, trainer.env_steps)
 
 

@@ -134,14 +134,19 @@ def test_acting_is_what_was_compared_and_reset_forgets(files):
         {"servers": np.stack([rng.exponential(500, 10), rng.uniform(0.5, 1, 10)], -1), "job": rng.exponential(300, 2)}
         for _ in range(30)
     ]
-    first = [served.act(observation) for observation in seen]
-    on = [served.act(observation) for observation in seen]
+
+    def decide():
+        return [(served._logits(each, None, None)[0], served.act(each)) for each in seen]
+
+    first, on = decide(), decide()
     served.reset()
-    assert [served.act(observation) for observation in seen] == first
-    assert on != first  # it remembered
+    again = decide()
+    assert [action for _, action in again] == [action for _, action in first]
+    np.testing.assert_array_equal(again[-1][0], first[-1][0])
+    assert (on[0][0] != first[0][0]).any()  # it remembered
     lists = {name: value.tolist() for name, value in seen[0].items()}
     served.reset()
-    assert served.act(lists) == first[0]  # plain numbers
+    assert served._logits(lists, None, None)[0].tolist() == first[0][0].tolist()  # plain numbers
 
 
 def test_a_policy_that_knows_queues_reckons_the_reward_itself(files):

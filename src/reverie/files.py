@@ -100,6 +100,13 @@ def seal(folder: Path, names: Iterable[str]) -> None:
     write_text(folder / SEALS, "".join(f"{digest}  {name}\n" for name, digest in sorted(found.items())))
 
 
+def forget_damaged(folder: Path) -> None:
+    """Put down only the checksums of files that are there and whole: what is gone or damaged is to be made anew."""
+    found = seals(folder)
+    if found != (whole := {name: digest for name, digest in found.items() if is_sealed(folder, name)}):
+        write_text(folder / SEALS, "".join(f"{digest}  {name}\n" for name, digest in sorted(whole.items())))
+
+
 def is_sealed(folder: Path, name: str) -> bool:
     """Whether a file is there and is what was sealed: neither damaged nor edited."""
     return (folder / name).is_file() and seals(folder).get(name) == _checksum(folder / name)

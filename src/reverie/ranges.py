@@ -83,8 +83,8 @@ def between(
 
 
 def checked[T](cls: type[T]) -> type[T]:
-    """Below `@dataclass`: instances are checked when they are made, before their own `__post_init__`."""
-    own: Callable[[T], None] | None = cls.__dict__.get("__post_init__")
+    """Below `@dataclass`: instances are checked when they are made, before their `__post_init__`, inherited or own."""
+    own: Callable[[T], None] | None = getattr(cls, "__post_init__", None)
 
     def after(self: T) -> None:
         check(self)

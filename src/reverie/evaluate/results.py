@@ -32,7 +32,7 @@ from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, all_settings
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched
-from reverie.files import SEALS, is_sealed, locked, read_json, seal, seals, write_text
+from reverie.files import SEALS, forget_damaged, is_sealed, locked, read_json, seal, seals, write_text
 from reverie.ranges import above, checked
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.tables import Row, read_csv, write_csv
@@ -74,7 +74,8 @@ class Results:
     """The tables of one examination in a folder."""
 
     def __init__(self, folder: Path, examination: Examination):
-        """Go on with the tables in `folder`; those of another examination, or of an older version, are removed."""
+        """Go on with the tables in `folder`; those of another examination, or of an older version, are removed, and
+        those that are gone or damaged have to be made anew."""
         self.folder = folder
         self.examination = examination
         if not self.is_in(folder):
@@ -82,6 +83,7 @@ class Results:
                 old.unlink(missing_ok=True)
             write_text(folder / _DESCRIBED, json.dumps(config_to_json(examination), indent=2) + "\n")
             seal(folder, [_DESCRIBED])
+        forget_damaged(folder)
 
     @classmethod
     def of(cls, folder: Path) -> "Results":

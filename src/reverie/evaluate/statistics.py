@@ -77,17 +77,17 @@ def ratio_of_means(values: Values, baseline: Baseline, confidence: float = 0.95)
 
 def over_episodes(values: Values, confidence: float = 0.95) -> Estimate:
     """The mean of values of any sign over seeds and episodes."""
-    return _interval(values.mean(), _spread(values), confidence)
+    return _interval(float(values.mean()), _spread(values), confidence)
 
 
 def difference(values: Values, baseline: Baseline, confidence: float = 0.95) -> Estimate:
     """The mean of the per-episode differences values - baseline, in their unit; arguments as for `ratio`."""
-    return _interval(values.mean() - baseline.mean(), _spread(values, baseline), confidence)
+    return _interval(float(values.mean() - baseline.mean()), _spread(values, baseline), confidence)
 
 
 def over_seeds(values: Float[np.ndarray, " S"], confidence: float = 0.95) -> Estimate:
     """The mean of one number for each training seed, with Student's interval; NaN for its ends where S is 1."""
-    return _interval(values.mean(), _spread(values[None]), confidence)
+    return _interval(float(values.mean()), _spread(values[None]), confidence)
 
 
 class _Spread(NamedTuple):

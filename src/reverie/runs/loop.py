@@ -277,8 +277,8 @@ def _means(
         names = " and ".join(name for name, at in broken.items() if at == (first, seed))
         folder = run.runs[seed] if isinstance(run, RunFolders) else run
         raise DivergedError(
-            f"{names} became infinite or NaN at update {updates + first + 1}. {_kept(folder)}; start a new run with a "
-            "smaller learning rate or another seed"
+            f"{names} of {folder.path} became infinite or NaN at update {updates + first + 1}. {_kept(folder)}; start "
+            "a new run with a smaller learning rate or another seed"
         )
     return {name: _mean(x) if x.ndim == 1 else np.array([_mean(seed) for seed in x.T]) for name, x in measured.items()}
 
