@@ -21,12 +21,15 @@ from reverie.agents.actor_critic import (
     judge,
     remember,
 )
+from reverie.agents.inputs import Inputs
 from reverie.agents.ppo import PPO, PPOConfig
 from reverie.envs.core import ArraySpec, Continuous, Discrete, TimeStep, first, stack_tasks
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
+from reverie.envs.fleet.families import PARK_SPEEDS, draw_tasks, family
 from reverie.envs.fleet.workload import exponential, poisson
 from reverie.nn.distributions import Categorical
 from reverie.policies.rollout import rollout
+from reverie.policies.rules import rules
 from reverie.train.collect import collect, open_streams
 from reverie.train.on_policy import OnPolicyConfig, as_rollout, init, side_by_side, update
 
@@ -178,13 +181,14 @@ def test_a_fleet_with_padding_gets_no_job_where_there_is_no_server(servers, gree
     assert set(np.unique(actions)) <= {0, 1}
 
 
-def test_servers_as_a_set_know_neither_order_nor_padding():
-    spec = {"servers": ArraySpec((4, 2), "servers"), "job": ArraySpec((1,)), "mask": ArraySpec((4,), "mask")}
-    networks = ActorCritic(NetworkConfig(units=8, servers="set"), spec, Discrete(4), key=jax.random.key(0))
+@pytest.mark.parametrize("servers", ["set", "queue"])
+def test_servers_as_a_set_know_neither_order_nor_padding(servers):
+    spec = {"servers": ArraySpec((4, 2), "servers"), "job": ArraySpec((2,)), "mask": ArraySpec((4,), "mask")}
+    networks = ActorCritic(NetworkConfig(units=8, servers=servers), spec, Discrete(4), key=jax.random.key(0))
     rng = np.random.default_rng(0)
     observation = {
-        "servers": jnp.asarray(rng.normal(size=(5, 4, 2)) * 10, jnp.float32),
-        "job": jnp.asarray(rng.normal(size=(5, 1)), jnp.float32),
+        "servers": jnp.asarray(rng.exponential(size=(5, 4, 2)) * 10, jnp.float32),
+        "job": jnp.asarray(rng.exponential(size=(5, 2)), jnp.float32),
         "mask": jnp.asarray([[True, True, True, False]] * 5),
     }
 
@@ -201,6 +205,26 @@ def test_servers_as_a_set_know_neither_order_nor_padding():
     for found, expected in zip(outputs(padding), (log_probs, value), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert np.ptp(log_probs[:, :3]) > 1e-4
+
+
+def test_queues_tell_what_rules_compare():
+    """Waiting time, service time and their sum of Lindley's recursion: by the smallest of each, three rules decide."""
+    env = FleetEnv(jobs=64)
+    tasks = draw_tasks(family("hard"), 4, 0)
+    rules_named = rules(PARK_SPEEDS, [300.0], ["shortest-wait", "least-completion"])
+    inputs = Inputs.of(env.observation_spec, env.action_spec, "queue")
+
+    def told(state, timestep, action):
+        return timestep.observation, action
+
+    for name, column in (("shortest-wait", 2), ("least-completion", 4)):
+        _, (observation, action) = rollout(env, rules_named[name], tasks, jax.random.key(0), 60, told)
+        rows = inputs.see(observation).servers
+        assert rows.shape[-1] == inputs.rows
+        score = rows[:-1, ..., column]  # an observation is followed by the action of the next step
+        chosen = jnp.take_along_axis(score, action[1:, ..., None], -1)[..., 0]
+        np.testing.assert_allclose(chosen, score.min(-1), rtol=1e-5)
+        np.testing.assert_array_equal(rows[..., 5] == 1, observation["servers"][..., 0] == 0)
 
 
 # --- updates ---------------------------------------------------------------------------------------------------------
@@ -484,6 +508,8 @@ def test_worlds_that_do_not_fit_are_refused():
         build({"servers": ArraySpec((3, 2), "servers")}, Discrete(2), "set")
     with pytest.raises(ValueError, match="a row for each of the 2 actions"):
         build({"vector": ArraySpec((3,))}, Discrete(2), "set")
+    with pytest.raises(ValueError, match="servers='queue' reads"):
+        build({"servers": ArraySpec((2, 1), "servers"), "job": ArraySpec((1,))}, Discrete(2), "queue")
     with pytest.raises(ValueError, match="multiple of workers"):
         OnPolicyConfig(streams=5, workers=2)
     agent = agent_for(Credit(), kind=PPO, minibatches=4)

@@ -11,7 +11,7 @@ A actions, M memory units.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from reverie.agents.heads import SetTower, Tower
-from reverie.agents.inputs import Inputs
+from reverie.agents.inputs import Inputs, Reading
 from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep, select
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, symlog
@@ -43,9 +43,10 @@ class NetworkConfig:
     """Hidden layers of the actor, and of the critic."""
     memory: WidthOr0 = 0
     """Units of the recurrent memory (RL2), which lives through the episodes of a trial; 0 is none."""
-    servers: Literal["flat", "set"] = "flat"
+    servers: Reading = "flat"
     """Servers as one long vector, or as a set: one scorer shared by all servers, a critic that pools over them, and a
-    memory of its own for each server."""
+    memory of its own for each server. `queue` is a set that is told besides what a queue makes of work, speed and the
+    job's size: waiting time, service time and their sum, as the world model of that name is."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ Axes: S sequences, T steps, A actions, a the actions that stand for all: A discr
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Key
 
 from reverie.agents.core import Row
 from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for, per_action
-from reverie.agents.inputs import Inputs
+from reverie.agents.inputs import Inputs, Reading
 from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal
@@ -41,8 +41,10 @@ class SACConfig:
     """Width of the hidden layers of actor and critics."""
     layers: Layers = 2
     """Hidden layers of the actor, and of each critic."""
-    servers: Literal["flat", "set"] = "flat"
-    """Servers as one long vector, or as a set: a scorer shared by all servers, critics that judge each by its row."""
+    servers: Reading = "flat"
+    """Servers as one long vector, or as a set: a scorer shared by all servers, critics that judge each by its row.
+    `queue` is a set that is told besides what a queue makes of work, speed and the job's size: waiting time, service
+    time and their sum, as the world model of that name is."""
     learning_rate: Positive = 3e-4
     """Step size of Adam, for actor, critics and temperature."""
     discount: Share = 0.99

@@ -23,7 +23,7 @@ from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
 from reverie.nn.layers import GRU, Dense, Head, over_time
 from reverie.ranges import Horizon, Positive, Width, checked
 
-_SLOWEST = 1e-3
+SLOWEST = 1e-3
 """The speed that a server which stands still is taken to have: a job given to it waits long, but not for ever."""
 
 
@@ -151,7 +151,7 @@ class QueueModel(WorldModel):
         """One row per server: backlog, speed, waiting time, the job's service time, their sum, and whether it is idle.
         The context: the job, the response time of the one before, and the recurrent state."""
         unit = self.config.unit
-        speed = jnp.maximum(state.speed, _SLOWEST)
+        speed = jnp.maximum(state.speed, SLOWEST)
         size = jnp.minimum(state.size, self.config.largest * unit)
         wait, service = state.backlog / speed, size[..., None] / speed
         lengths = jnp.stack([state.backlog, wait, service, wait + service], -1)
@@ -200,4 +200,4 @@ def _response(
 ) -> Float[Array, "*B"]:
     """How long a job of `size` takes from arrival to finish on the server that `action` marks; 0 if it marks none."""
     work = (action * backlog).sum(-1) + action.sum(-1) * size
-    return work / jnp.maximum((action * speed).sum(-1), _SLOWEST)
+    return work / jnp.maximum((action * speed).sum(-1), SLOWEST)

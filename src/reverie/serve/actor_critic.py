@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from reverie.serve.layers import Array, Layer, Weights, gru, linear, masked_pool, shared_rows, symlog
+from reverie.serve.queue import SLOWEST
 
 
 class ActorCriticTwin:
@@ -13,7 +14,8 @@ class ActorCriticTwin:
 
     def __init__(self, config: Mapping[str, Any], weights: Weights):
         network = config["network"]
-        self._scale, self._units, self._as_set = config["reward_scale"], network["memory"], network["servers"] == "set"
+        self._scale, self._units = config["reward_scale"], network["memory"]
+        self._as_set, self._queues = network["servers"] != "flat", network["servers"] == "queue"
         self._memory = gru(weights.of(".memory")) if self._units else None
         actor = weights.of(".actor")
         self._output = linear(actor.of(".output"))
@@ -36,6 +38,8 @@ class ActorCriticTwin:
         rows = symlog(observation["servers"]) if "servers" in observation else np.empty((0, 0), np.float32)
         if not self._as_set:
             vectors.append(rows.ravel())
+        if self._queues:
+            rows = np.concatenate([rows, _queue_scores(observation["servers"], observation["job"])], -1)
         context = np.concatenate(vectors)
         if self._memory is not None:
             told = self._told(context, rows, len(mask), reward)
@@ -70,3 +74,10 @@ class ActorCriticTwin:
             return np.concatenate([context, done, rest])
         shared = np.concatenate([context, rest])
         return np.concatenate([rows, done[:, None], np.broadcast_to(shared, (actions, len(shared)))], -1)
+
+
+def _queue_scores(servers: Array, job: Array) -> Array:
+    """See `queue_scores` in `agents/inputs.py`."""
+    backlog, speed = servers[:, 0], np.maximum(servers[:, 1], SLOWEST)
+    wait, service = backlog / speed, job[0] / speed
+    return np.stack([*symlog(np.stack([wait, service, wait + service])), backlog == 0], -1, dtype=np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 
 from reverie.serve.layers import Array, Weights, dense, gru
 
-_SLOWEST = np.float32(1e-3)
+SLOWEST = np.float32(1e-3)
 
 
 class State(NamedTuple):
@@ -39,14 +39,14 @@ class QueueTwin:
         response = 0.0
         if action is not None:
             work = state.backlog[action] + state.size
-            response = float(work / max(state.speed[action], _SLOWEST))
+            response = float(work / max(state.speed[action], SLOWEST))
         told = np.log1p(np.array([state.size, state.gap], np.float32) / self._unit)
         deter = self._gru(state.deter, self._read_job(told))
         return State(deter, seen[:, 0], seen[:, 1], float(job[0]), float(job[1]), response)
 
     def features(self, state: State, mask: Array) -> tuple[Array, Array]:
         """The context, and a row for each server."""
-        speed, size = np.maximum(state.speed, _SLOWEST), min(state.size, self._largest)
+        speed, size = np.maximum(state.speed, SLOWEST), min(state.size, self._largest)
         rows = np.empty((len(speed), 6), np.float32)
         rows[:, 0] = state.backlog
         rows[:, 1] = state.backlog / speed
