@@ -1,0 +1,120 @@
+"""One decision: from what the balancer tells to the weights that may be sent. Pure, so that an audit can make it again.
+
+Arm `control` is the configured weights: the other half of a trial. All times are of the monotonic clock; a jump of the
+wall clock changes nothing.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from reverie.serve import rates
+from reverie.serve.balancer import Counts
+from reverie.serve.guards import GUARDS, Guard, Situation, guard, scaled
+from reverie.serve.rates import Rates, Rule
+from reverie.serve.settings import ServeConfig
+
+Arm = Literal["policy", "control"]
+
+type Weigh = Callable[[Rates, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is carried from decision to decision."""
+
+    at: float
+    """When the last was made."""
+    counts: Counts | None
+    """What was seen then."""
+    rates: Rates
+    ended: tuple[float, ...]
+    """Requests that ended lately at each server, and below how many of them failed; forgotten with time."""
+    failed: tuple[float, ...]
+    held: tuple[float, ...]
+    """Weights as decided last, the largest at 256 or on its way there."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided, and why."""
+
+    raw: tuple[float, ...]
+    """The policy's word."""
+    weights: dict[str, int] | None
+    """To be sent, for the servers whose weights are ours to set; None: the configured ones."""
+    fired: tuple[str, ...]
+    """Guards that changed it; the last one, where there are no weights; or `control`."""
+
+
+def begin(at: float, counts: Counts | None) -> Memory:
+    """The memory that knows nothing but the configured weights."""
+    count = len(counts.names) if counts else 0
+    none = (0.0,) * count
+    return Memory(at, counts, rates.nothing_known(count), none, none, _configured(counts) if counts else ())
+
+
+def decide(
+    config: ServeConfig,
+    rule: Rule,
+    memory: Memory,
+    counts: Counts,
+    now: float,
+    arm: Arm = "policy",
+    halted: bool = False,
+    weigh: Weigh = rates.estimate,
+    guards: Mapping[str, Guard] = GUARDS,
+) -> tuple[Decision, Memory]:
+    """The decision at the time `now`, and the memory after it.
+
+    Arguments: `counts`, the newest there are; `halted`, whether a trial was lost; `weigh` and `guards`, for tests.
+    """
+    last = memory.counts
+    if last is None or last.names != counts.names:
+        memory, last = begin(memory.at, counts), counts
+    elif last.process != counts.process:  # its counters begin anew; what was learned of the servers still holds
+        last = counts
+    gap = max(counts.at - last.at, 0.0)
+    ended = np.maximum(_ended(counts) - _ended(last), 0)
+    failed = np.maximum(np.subtract(counts.failed, last.failed), 0)
+    in_progress = np.asarray(counts.in_progress)
+    learned = rates.watch(rule, memory.rates, gap, in_progress, ended, failed)
+    kept = math.exp(-gap / config.limits.memory)
+    all_ended = kept * np.asarray(memory.ended) + np.maximum(ended, failed)
+    all_failed = kept * np.asarray(memory.failed) + failed
+    raw = weigh(learned, np.asarray(counts.configured))
+    since = now - memory.at
+    situation = Situation(
+        config.limits,
+        known=sorted(counts.names) == sorted(config.names),
+        age=max(now - counts.at, since - 1 / config.hz),
+        since=max(since, 0.0),
+        held=np.asarray(memory.held),
+        failed=all_failed / np.maximum(all_ended, 1),
+        failed_fleet=all_failed.sum() / max(all_ended.sum(), 1),
+        halted=halted,
+    )
+    allowed, fired = guard(raw, situation, guards)
+    if arm == "control":
+        allowed, fired = None, ("control",)
+    weights = None if allowed is None else _sent(counts, allowed)
+    held = _configured(counts) if allowed is None else tuple(allowed.tolist())
+    after = Memory(now, counts, learned, tuple(all_ended.tolist()), tuple(all_failed.tolist()), held)
+    return Decision(tuple(raw.tolist()), weights, fired), after
+
+
+def _ended(counts: Counts) -> np.ndarray:
+    return np.subtract(counts.started, counts.in_progress)
+
+
+def _configured(counts: Counts) -> tuple[float, ...]:
+    return tuple(scaled(np.asarray(counts.configured, float)).tolist())
+
+
+def _sent(counts: Counts, allowed: np.ndarray) -> dict[str, int]:
+    rounded = np.clip(np.rint(allowed), 1, 256).astype(int).tolist()
+    rows = zip(counts.names, counts.takes, rounded, strict=True)
+    return {name: weight for name, takes, weight in rows if takes}

