@@ -16,7 +16,9 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Array
 
+from reverie import colours
 from reverie.envs.core import ArraySpec, Continuous, Task, TimeStep, first
+from reverie.envs.fleet import picture
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.park import ParkLoadBalance
@@ -97,6 +99,10 @@ def test_the_fleet_passes_the_checker_of_gymnasium(view):
 @pytest.mark.parametrize("world", [CartPole(), Reaching()])
 def test_other_worlds_pass_it_too(world):
     check_env(ReverieEnv(world, scales), skip_render_check=True)
+
+
+def test_park_passes_it_too():
+    check_env(gymnasium.make("reverie/ParkLoadBalance-v0", num_jobs=20).unwrapped)
 
 
 def test_park_is_registered():
@@ -281,6 +287,78 @@ def test_impossible_batches_are_refused():
         envs.step(np.array([0, 2]))
     envs.step(np.array([0, 1]))
     envs.step(np.array([0, 2]))  # both rows begin anew and their actions are ignored
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def bar(frame: np.ndarray, row: int, colour: str) -> int:
+    """How many pixels of a colour the middle of a row of servers has; row -1 is the job at the door."""
+    y = picture._HEAD + (row * picture._TALLEST) + picture._TALLEST // 2
+    line = frame[y, picture._LEFT : -picture._RIGHT]
+    return int((line == np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])).all(-1).sum())
+
+
+def test_a_picture_shows_how_long_each_job_still_takes():
+    env = gymnasium.make(
+        "reverie/Fleet-v0", speeds=[1.0, 4.0], sizes="fixed:8", arrivals="regular:1", jobs=9, render_mode="rgb_array"
+    )
+    env.reset(seed=0)
+    empty = env.render()
+    assert (empty.shape, empty.dtype) == ((picture._HEAD + 2 * picture._TALLEST + picture._FOOT, 640, 3), np.uint8)
+    assert not any(bar(empty, row, c) for row in (0, 1) for c in (colours.BLUE, colours.SKY, colours.VERMILLION))
+    for server in (0, 0, 1):  # 1 is the fastest, and on top
+        env.step(server)
+    frame = env.render()
+    # Jobs came at 1, 2 and 3. At 4 the first has 5 of its 8 to go, the second waits, the last has 1 of 2 to go.
+    pixel = (640 - picture._LEFT - picture._RIGHT) / picture.horizon(np.array([8.0, 15.0, 2.0]))
+    seen = [bar(frame, row, c) for row, c in ((1, colours.BLUE), (1, colours.SKY), (0, colours.VERMILLION))]
+    assert seen == pytest.approx([5 * pixel, 8 * pixel, 1 * pixel], abs=2)
+    assert bar(frame, -1, colours.VERMILLION) == pytest.approx(8 * pixel, abs=2)
+    for _ in range(6):
+        env.step(1)
+    assert bar(env.render(), -1, colours.VERMILLION) == 0  # nobody comes after the last job
+
+
+def test_a_vector_of_fleets_has_a_picture_of_each_and_forgets_what_ended():
+    envs = gymnasium.make_vec("reverie/Fleet-v0", num_envs=2, jobs=2, family="hard", render_mode="rgb_array")
+    opening = [envs.reset(seed=0), envs.render()][1]
+    assert not np.array_equal(*opening)
+    for _ in range(2):
+        envs.step(np.array([9, 0]))
+    for frame, row in zip(envs.render(), (0, 9), strict=True):  # Park's servers are in order of speed
+        assert bar(frame, row, colours.BLUE) + bar(frame, row, colours.VERMILLION) > 0
+    envs.step(np.array([0, 0]))
+    for frame in envs.render():
+        assert not any(bar(frame, row, c) for row in range(10) for c in (colours.BLUE, colours.VERMILLION))
+
+
+def test_parks_picture_foresees_when_jobs_end(monkeypatch):
+    scenes = []
+    env = gymnasium.make("reverie/ParkLoadBalance-v0", num_jobs=40, render_mode="rgb_array")
+    monkeypatch.setattr(picture, "draw", lambda scene: scenes.append(scene) or np.zeros((1, 1, 3), np.uint8))
+    env.reset(seed=1)
+    env.action_space.seed(0)
+    for _ in range(40):
+        info = env.step(env.action_space.sample())[4]
+        env.render()
+    for j, seen in enumerate(scenes, 1):
+        np.testing.assert_array_equal(seen.arrival + seen.response, info["jobs"]["finish"][:j])
+    assert [seen.door is None for seen in scenes] == [False] * 39 + [True]
+
+
+def test_a_mode_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="'human': there is rgb_array, which"):
+        gymnasium.make("reverie/Fleet-v0", render_mode="human")
+    with pytest.raises(ValueError, match="this world has no pictures"):
+        ReverieEnv(Reaching(), scales, render_mode="rgb_array")
+    env = make_fleet("hard", render_mode="rgb_array")
+    with pytest.raises(gymnasium.error.ResetNeeded, match="before render"):
+        env.render()
+    quiet = make_fleet("hard")
+    quiet.reset(seed=0)
+    with pytest.warns(UserWarning, match="without a mode"):
+        assert quiet.render() is None
 
 
 # --- masks and processes ---------------------------------------------------------------------------------------------

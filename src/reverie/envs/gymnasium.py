@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, UInt8
 
 from reverie.envs.core import (
     ActionSpec,
@@ -33,6 +33,7 @@ from reverie.envs.core import (
     batch_step,
     stack_tasks,
 )
+from reverie.envs.fleet import picture
 from reverie.envs.fleet.env import FleetEnv, FleetState, Reward, View
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
@@ -42,6 +43,12 @@ ACTION_MASK = "action_mask"
 """What `info` calls the mask of actions."""
 Info = Callable[[State], dict[str, Array]]
 """What is told of a state beside the observation, by name."""
+
+
+Told = dict[str, Any]
+"""The info of one step."""
+Draw = Callable[[Any, Task, Any, Sequence[Told]], UInt8[np.ndarray, "H W 3"]]
+"""A picture of a world, its task and its state, and of what the steps of the episode told."""
 
 
 def no_info(state: State) -> dict[str, Array]:
@@ -54,18 +61,31 @@ def job_info(state: FleetState) -> dict[str, Array]:
     return {**state.record._asdict(), "clock": state.clock.coarse}
 
 
+def draw_fleet(world: FleetEnv, task: Any, state: FleetState, told: Sequence[Told]) -> UInt8[np.ndarray, "H W 3"]:
+    """The fleet, the jobs at each server and the one at the door, see `picture.draw`."""
+    return picture.draw(picture.scene(world, task, state, told))
+
+
 class ReverieEnv(gymnasium.Env[Any, Any]):
     """A built-in world. Each episode draws its task from `family`, and everything random from the seed of `reset`.
 
     Arguments: `world`, which is stepped in compiled code; `family`, the distribution over its tasks; `info`, what each
-    step tells beside the observation. Where the observation has a mask, reset and step tell it as `action_mask` too.
-    Errors: ValueError for an action that the space does not hold or the observation's mask forbids, ResetNeeded for a
-    step after the end of an episode.
+    step tells beside the observation; `draw`, what `render` shows with the `render_mode` rgb_array. Where the
+    observation has a mask, reset and step tell it as `action_mask` too.
+    Errors: ValueError for an action that the space does not hold or the observation's mask forbids, and for a mode of
+    rendering that there is not; ResetNeeded for a step after the end of an episode.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it so
-
-    def __init__(self, world: Environment, family: TaskFamily, info: Info = no_info):
+    def __init__(
+        self,
+        world: Environment,
+        family: TaskFamily,
+        info: Info = no_info,
+        draw: Draw | None = None,
+        render_mode: str | None = None,
+    ):
+        self.metadata = _metadata(draw)
+        self.render_mode, self._draw, self._past = _checked_mode(render_mode, draw), draw, []
         self.observation_space = observation_space(world.observation_spec)
         self.action_space = action_space(world.action_spec)
         self._world, self._family, self._info = world, family, info
@@ -80,6 +100,7 @@ class ReverieEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         self._task = self._family(self.np_random)
         self._state, self._timestep, self._key = _reset(self._world, self._task, _key(self.np_random))
+        self._past = []
         return _as_numpy(self._timestep, self._dtypes), self._told({})
 
     def action_masks(self) -> np.ndarray:
@@ -104,8 +125,18 @@ class ReverieEnv(gymnasium.Env[Any, Any]):
         )
         terminal, last = bool(self._timestep.is_terminal), bool(self._timestep.is_last)
         info = self._told({name: value.item() for name, value in info.items()})
+        if self.render_mode:
+            self._past.append(info)
         observation = _as_numpy(self._timestep, self._dtypes)
         return observation, float(self._timestep.reward), terminal, last and not terminal, info
+
+    def render(self) -> UInt8[np.ndarray, "H W 3"] | None:
+        """What has become of the episode, as pixels; None, with a warning, without a `render_mode`."""
+        if self._timestep is None:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before render()")
+        if self._draw is None or self.render_mode is None:
+            return _warn_no_mode()
+        return self._draw(self._world, self._task, self._state, self._past)
 
     def _told(self, info: dict[str, Any]) -> dict[str, Any]:
         return info | {ACTION_MASK: self.action_masks()} if self._mask else info
@@ -117,16 +148,24 @@ class ReverieVectorEnv(VectorEnv):
     Autoreset is NEXT_STEP: a step after the end of an episode ignores that row's action, draws a new task for it from
     `family` and returns the opening observation with reward 0.
 
-    Arguments: as for `ReverieEnv`, and `num_envs`, B.
+    Arguments: as for `ReverieEnv`, and `num_envs`, B. `render` gives a picture of each.
     Errors: ValueError for actions of another shape, that the space does not hold or that a mask forbids, and for fewer
     than one environment; ResetNeeded before the first reset.
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
-
-    def __init__(self, world: Environment, family: TaskFamily, num_envs: int, info: Info = no_info):
+    def __init__(
+        self,
+        world: Environment,
+        family: TaskFamily,
+        num_envs: int,
+        info: Info = no_info,
+        draw: Draw | None = None,
+        render_mode: str | None = None,
+    ):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.metadata = _metadata(draw) | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.render_mode, self._draw, self._past = _checked_mode(render_mode, draw), draw, []
         self.num_envs = num_envs
         self.single_observation_space = observation_space(world.observation_spec)
         self.single_action_space = action_space(world.action_spec)
@@ -145,6 +184,7 @@ class ReverieVectorEnv(VectorEnv):
         self._rows = [self._family(self.np_random) for _ in range(self.num_envs)]
         self._tasks = stack_tasks(self._rows)
         self._states, self._timesteps, self._key = _batch_reset(self._world, self._tasks, _key(self.np_random))
+        self._past = [[] for _ in range(self.num_envs)]
         return _as_numpy(self._timesteps, self._dtypes), self._told({})
 
     def action_masks(self) -> np.ndarray:
@@ -177,8 +217,22 @@ class ReverieVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         for name, values in info.items():
             infos |= {name: np.array(values), f"_{name}": ~begins}
+        if self.render_mode:
+            for row, past in enumerate(self._past):
+                past.append({name: infos[name][row].item() for name in info})
+                if begins[row]:
+                    past.clear()
         observation = _as_numpy(self._timesteps, self._dtypes)
         return observation, reward, terminal, last & ~terminal, self._told(infos)
+
+    def render(self) -> tuple[UInt8[np.ndarray, "H W 3"], ...] | None:
+        """A picture of each episode, [B]; None, with a warning, without a `render_mode`."""
+        if self._timesteps is None:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before render()")
+        if self._draw is None or self.render_mode is None:
+            return _warn_no_mode()
+        states = [jax.tree.map(lambda leaf, row=row: leaf[row], self._states) for row in range(self.num_envs)]
+        return tuple(map(partial(self._draw, self._world), self._rows, states, self._past))
 
     def _told(self, infos: dict[str, Any]) -> dict[str, Any]:
         if self._mask:
@@ -196,6 +250,25 @@ class ReverieVectorEnv(VectorEnv):
                     f"the actions {actions[wrong].tolist()} of the environments {wrong} are forbidden by the "
                     f"observation's entry {self._mask!r}"
                 )
+
+
+_FRAMES_PER_SECOND = 10
+"""Jobs, that is: slow enough to be followed."""
+
+
+def _metadata(draw: Draw | None) -> dict[str, Any]:
+    return {"render_modes": ["rgb_array"] if draw else [], "render_fps": _FRAMES_PER_SECOND}
+
+
+def _checked_mode(mode: str | None, draw: Draw | None) -> str | None:
+    if mode is not None and (draw is None or mode != "rgb_array"):
+        there_is = "there is rgb_array, which gymnasium.wrappers.HumanRendering shows in a window"
+        raise ValueError(f"render_mode {mode!r}: {there_is if draw else 'this world has no pictures'}")
+    return mode
+
+
+def _warn_no_mode() -> None:
+    gymnasium.logger.warn("render() was called without a mode: make the environment with render_mode='rgb_array'")
 
 
 def observation_space(spec: Mapping[str, ArraySpec]) -> spaces.Space:
@@ -232,17 +305,19 @@ def make_fleet(
     view: View = "full",
     reward: Reward = "admission",
     load: float | None = None,
+    render_mode: str | None = None,
     **own: Any,
 ) -> ReverieEnv:
     """The fleet simulator, `reverie/Fleet-v0`: each step dispatches one job.
 
     Arguments: `family`, a name (see `reverie.envs.fleet.families`) or a function that draws tasks of `servers` rows;
-    `jobs`, `view` and `reward`, see `FleetEnv`; `load`, at which the tasks are offered in place of their own; `own`,
-    your servers and jobs in place of the family's: `speeds` (a list of numbers), `fleet` (a file), `arrivals`, `sizes`
-    (see `Own`) and `trace` (a file or `conversation-like`, at load 0.8 unless given).
+    `jobs`, `view` and `reward`, see `FleetEnv`; `load`, at which the tasks are offered in place of their own;
+    `render_mode`, rgb_array for pictures; `own`, your servers and jobs in place of the family's: `speeds` (a list of
+    numbers), `fleet` (a file), `arrivals`, `sizes` (see `Own`) and `trace` (a file or `conversation-like`, at load 0.8
+    unless given).
     """
     draw, servers = _fleets(family, servers, load, jobs, **own)
-    return ReverieEnv(FleetEnv(servers, jobs, view, reward), draw, job_info)
+    return ReverieEnv(FleetEnv(servers, jobs, view, reward), draw, job_info, draw_fleet, render_mode)
 
 
 def make_fleet_vector(
@@ -253,11 +328,12 @@ def make_fleet_vector(
     view: View = "full",
     reward: Reward = "admission",
     load: float | None = None,
+    render_mode: str | None = None,
     **own: Any,
 ) -> ReverieVectorEnv:
     """`num_envs` fleets in one compiled step; the other arguments are those of `make_fleet`."""
     draw, servers = _fleets(family, servers, load, jobs, **own)
-    return ReverieVectorEnv(FleetEnv(servers, jobs, view, reward), draw, num_envs, job_info)
+    return ReverieVectorEnv(FleetEnv(servers, jobs, view, reward), draw, num_envs, job_info, draw_fleet, render_mode)
 
 
 def _fleets(

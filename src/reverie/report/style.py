@@ -17,11 +17,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from reverie.colours import BLUE, GREEN, GREY, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, SILVER, SKY, VERMILLION
 from reverie.files import replacing
-
-INK, MUTED, GRID, PAPER = "#1f2328", "#656d76", "#d8dee4", "#ffffff"
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-GREY, SILVER = "#8c959f", "#afb8c1"
 
 LIGHT = {
     "ink": INK,

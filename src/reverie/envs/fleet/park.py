@@ -15,7 +15,9 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 import gymnasium
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
+
+from reverie.envs.fleet import picture
 
 PARK_SERVICE_RATES = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.05)
 """Park's ten servers, slowest first, in work per time."""
@@ -46,12 +48,14 @@ class ParkLoadBalance(gymnasium.Env[Float64[np.ndarray, " D"], np.int64]):
         job_size_pareto_scale: smallest job size before rounding down, in work units.
         observation_cap: largest value of an observation's entries.
         service_rates: speed of each of the N servers, in work per time.
+        render_mode: None, or rgb_array, with which `render` shows the servers and their jobs.
 
     Raises:
-        ValueError: an argument is not positive and finite, or allows jobs that last longer than a float can hold.
+        ValueError: an argument is not positive and finite, or allows jobs that last longer than a float can hold, or
+            there is no such mode of rendering.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it so
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium declares it so
 
     def __init__(
         self,
@@ -61,7 +65,11 @@ class ParkLoadBalance(gymnasium.Env[Float64[np.ndarray, " D"], np.int64]):
         job_size_pareto_scale: SupportsFloat = 100.0,
         observation_cap: SupportsFloat = 500_000.0,
         service_rates: Iterable[SupportsFloat] = PARK_SERVICE_RATES,
+        render_mode: str | None = None,
     ):
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode {render_mode!r}: there is rgb_array")
+        self.render_mode = render_mode
         self._num_jobs = _at_least_one("num_jobs", num_jobs)
         self._interval = _positive("job_interval", job_interval)
         self._shape = _positive("job_size_pareto_shape", job_size_pareto_shape)
@@ -141,6 +149,21 @@ class ParkLoadBalance(gymnasium.Env[Float64[np.ndarray, " D"], np.int64]):
             "start": np.array(self._start, np.float64),
             "finish": np.array(self._finish, np.float64),
         }
+
+    def render(self) -> UInt8[np.ndarray, "H W 3"] | None:
+        """The servers with their jobs, and the job at the door; None, with a warning, without a `render_mode`."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() was called without a mode: make it with render_mode='rgb_array'")
+            return None
+        jobs, free = self.jobs(), [0.0] * len(self._rates)
+        for job, server in enumerate(self._server):
+            begin = max(self._arrival[job], free[server])
+            free[server] = jobs["finish"][job] = begin + math.floor(self._size[job] / self._rates[server])
+        response, door = jobs["finish"] - jobs["arrival"], None if self._terminated else float(self._size[-1])
+        speed = np.array(self._rates)
+        order, there = np.argsort(-speed, kind="stable"), speed > 0
+        seen = jobs["server"], jobs["size"], jobs["arrival"], response
+        return picture.draw(picture.Scene(float(self._clock), *seen, door, self._num_jobs, speed, there, order))
 
     @property
     def _terminated(self) -> bool:
