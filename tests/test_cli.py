@@ -349,6 +349,13 @@ def test_train_resume_compare_evaluate_and_report(capsys):
     assert "seen (full)" in lead
     assert page.count("<svg") >= 4
     assert "a2c" in page
+    assert cli.main(["report", "whole", "--gif", "--policy", "jsq", "--policy", "a2c"]) == 0
+    assert Path("whole/fleet.gif").read_bytes().startswith(b"GIF89a")
+    assert cli.main(["report", "whole", "--policy", "jsq"]) == 1
+    assert cli.main(["report", "whole", "--gif", "--policy", "jqs"]) == 1
+    errors = capsys.readouterr().err
+    assert "give --gif too" in errors
+    assert "jqs" in errors
 
 
 @pytest.mark.slow

@@ -4,16 +4,20 @@ import io
 import itertools
 import json
 import re
+from contextlib import nullcontext
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
+from PIL import Image
 from rich.console import Console
 
+from reverie.envs.fleet import picture
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.watch import Watched
-from reverie.report import figures, page, style
+from reverie.report import figures, film, page, style
 from reverie.report.tables import rich_table, verdict_tables
 from reverie.report.words import lead, number, per_cent, ratio, sentence
 
@@ -402,6 +406,41 @@ def test_learning_curves_leave_out_what_lies_far_above_the_rules():
     low, high = axis.get_ylim()
     assert low < 6
     assert high == pytest.approx(21)
+
+
+def test_a_film_has_a_frame_for_each_job_and_one_that_stays(tmp_path):
+    film.write_film(tmp_path / "fleet.gif", [episode("sed"), episode("jsq")], "time units")
+    with Image.open(tmp_path / "fleet.gif") as shown:
+        assert (shown.n_frames, shown.info["loop"]) == (41, 0)
+        frames, durations = [], []
+        for frame in range(41):
+            shown.seek(frame)
+            frames.append(np.asarray(shown.convert("RGB")).astype(int))
+            durations.append(shown.info["duration"])
+    assert durations == [100] * 40 + [2000]
+    height = picture._HEAD + 3 * picture._TALLEST + picture._FOOT
+    assert frames[0].shape == (2 * height, picture.WIDTH, 3)
+    assert np.abs(frames[7][60:height] - frames[7][height + 60 :]).max() == 0  # but for their names they are the same
+    orange = np.abs(frames[7] - np.array([0xD5, 0x5E, 0x00])).max(-1) < 12
+    rows = [orange[picture._HEAD + (row * 2 + 1) * picture._TALLEST // 2, picture._LEFT :].any() for row in range(3)]
+    assert rows == [False, True, False]  # the seventh job went to server 0, second by speed
+
+
+def test_a_server_that_stands_still_is_called_down(monkeypatch):
+    scenes = []
+    drawn = np.zeros((4, 4, 3), np.uint8)
+    monkeypatch.setattr(film, "draw", lambda scene, *_: scenes.append(scene) or drawn)
+    monkeypatch.setattr(film, "replacing", lambda path: nullcontext(io.BytesIO()))
+    film.write_film(Path("fleet.gif"), [episode()], "seconds")
+    stopped = {scene.now for scene in scenes if scene.speed[1] == 0}
+    assert stopped == {10.0, 11.0, 12.0, 13.0, 14.0}
+    assert {tuple(scene.order) for scene in scenes} == {(2, 0, 1)}
+
+
+def test_the_best_rule_and_the_best_agent_are_worth_watching():
+    agents = [episode(name) for name in ("sed", "a2c", "dreamer")]
+    assert film.best_of(agents, JUDGED) == ["sed", "dreamer"]
+    assert film.best_of(agents[:1], JUDGED) == ["sed"]
 
 
 def test_figures_can_be_saved_for_a_readme(tmp_path):

@@ -9,6 +9,7 @@ import tyro
 from reverie.evaluate.agents import training_runs
 from reverie.evaluate.players import evaluate_player, game_of, was_evaluated
 from reverie.evaluate.results import Examination, Results, examine_agent
+from reverie.report.film import best_of, write_film
 from reverie.report.output import say
 from reverie.report.run_page import write_player_report, write_report
 from reverie.runs.folder import RunFolder
@@ -20,10 +21,17 @@ class Report:
     that was not evaluated yet is evaluated first.
 
     Example: reverie report runs/first
+
+    Example: reverie report runs/first --gif --policy jsq --policy dreamer-rl2
     """
 
     run: tyro.conf.Positional[Path]
     """The folder of a run, or of a verdict."""
+    gif: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write fleet.gif beside the page: a fleet at work over one episode, job by job."""
+    policy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Whose fleet the GIF shows, those of several below one another: an agent of the run, or a rule. The best rule and
+    the best agent unless given."""
     trust: tyro.conf.FlagCreatePairsOff[bool] = False
     """Import the module that the run's game is in, such as MODULE in gym:MODULE:X-v0, which executes what is in it."""
 
@@ -34,8 +42,12 @@ def parse(arguments: Sequence[str]) -> Report:
 
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
+    if asked.policy and not asked.gif:
+        raise ValueError("--policy says whose fleet a GIF shows: give --gif too")
     run = RunFolder.open(asked.run)
     if (game := game_of(run)) is not None:
+        if asked.gif:
+            raise ValueError(f"{run.path} learned the game {game.game}: a GIF shows a fleet, and it has none")
         if not was_evaluated(run):
             exam = Examination().exam
             evaluate_player(run, game, exam.episodes, exam.seed, asked.trust)
@@ -50,5 +62,9 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"tables in {run.tables} are damaged or missing; {made} makes them anew")
     else:
         results = examine_agent(run.path, run.tables, Examination(), say)
-    write_report(run, trained, results, f"Report on {run.path.name}")
+    judged = write_report(run, trained, results, f"Report on {run.path.name}")
     say(f"written: {run.report}")
+    if asked.gif:
+        film = run.path / "fleet.gif"
+        write_film(film, results.episodes(asked.policy or best_of(results.watched(), judged)), "time units")
+        say(f"written: {film}")

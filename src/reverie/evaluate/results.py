@@ -162,6 +162,20 @@ class Results:
         self._write("jobs.csv", [row for episode in watched for row in episode.jobs])
         self._write("servers.csv", [row for episode in watched for row in episode.servers])
 
+    def episodes(self, names: Sequence[str]) -> list[Watched]:
+        """One episode of each policy: of agents as `watch` kept it, of other rules as they play it now.
+
+        Raises:
+            ValueError: nobody has that name.
+        """
+        kept = {str(episode.jobs[0]["agent"]): episode for episode in self.watched()}
+        if missing := [name for name in names if name not in kept]:
+            (setting,) = (setting for setting in self.settings if setting.name == _WATCHED_SETTING)
+            count, exam = len(next(iter(kept.values())).jobs), self.examination.exam
+            played = episode_of(setting, rules_of(setting, "full", missing), exam, count)
+            kept |= dict(zip(missing, played, strict=True))
+        return [kept[name] for name in names]
+
     def watched(self) -> list[Watched]:
         """The episodes that `watch` kept."""
 
