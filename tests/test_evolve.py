@@ -12,9 +12,9 @@ from reverie import cli
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import PARK_SPEEDS, draw_tasks, family
 from reverie.evaluate.tuning import tune
-from reverie.policies.adaptive import AdaptiveLeastConnections
+from reverie.policies.adaptive import AdaptiveLeastConnections, ValueFunctionDispatch
 from reverie.policies.rollout import rollout
-from reverie.policies.rules import WaitPlusService
+from reverie.policies.rules import SizeIntervals, WaitPlusService
 from reverie.policies.tunable import tunable
 from reverie.runs.tuned import TuneConfig, load_rule
 from reverie.settings.config import WorldConfig
@@ -43,6 +43,8 @@ def actions(rule, jobs: int = 100):
     [
         ("scored-work", WaitPlusService(0.3)),
         ("scored-counts", AdaptiveLeastConnections(PARK_SPEEDS, tau=20 * 300 / PARK_SPEEDS.mean())),
+        ("sita", SizeIntervals.of_equal_load(PARK_SPEEDS, SIZES)),
+        ("fpi", ValueFunctionDispatch()),
     ],
 )
 def test_zeros_are_the_rule_as_it_stands(name, plain):

@@ -4,6 +4,7 @@ The reference: Park's ten speeds at load .8, exponential sizes, time in mean siz
 jobs of a simulation that shares no code with this one and was checked against theory.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,9 @@ from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_SPEEDS
 from reverie.policies.latency import ResponseRule
+from reverie.policies.residual import ResidualLife
 from reverie.policies.rollout import rollout
-from reverie.policies.rules import rules
+from reverie.policies.rules import Guarded, LateBinding, rules
 
 KEY = jax.random.key(0)
 REFERENCE = {"shortest-wait": 1.92, "late-binding": 2.08, "c3": 2.10, "ewma": 2.33, "normalised-service": 2.32}
@@ -103,7 +105,104 @@ def test_late_binding_takes_any_idle_server_and_else_the_first_to_free():
     def act(work, key):
         servers = jnp.stack([jnp.asarray(work), jnp.array([1.0, 1.0, 4.0])], -1)[None]
         timestep = first({"servers": servers, "job": jnp.ones((1, 2)), "mask": jnp.ones((1, 3), bool)})
-        return rule.act((), timestep, key)[0].item()
+        _, state = rule.act(rule.initial_state(1), idle, KEY)  # all have had a job, as far as this rule knows
+        return rule.act(jnp.zeros_like(state), timestep._replace(is_first=jnp.zeros(1, bool)), key)[0].item()
 
+    idle = first(
+        {
+            "servers": jnp.stack([jnp.zeros(3), jnp.ones(3)], -1)[None],
+            "job": jnp.ones((1, 2)),
+            "mask": jnp.ones((1, 3), bool),
+        }
+    )
+    idle = idle._replace(is_first=jnp.ones(1, bool))
     assert {act([0.0, 0.0, 1.0], key) for key in jax.random.split(KEY, 20)} == {0, 1}
     assert act([2.0, 3.0, 4.0], KEY) == 2
+
+
+@pytest.mark.parametrize("cap", [1, 2, 4])
+def test_a_cap_starts_jobs_where_a_slot_frees_first(cap):
+    """Beside a list of finish times in double precision: a job goes where the fewest are in progress while anyone has
+    less than `cap`, else to the server at which so many have finished first that a slot is free."""
+    rule, jobs = LateBinding(PARK_SPEEDS, cap), 400
+    env = FleetEnv(jobs=jobs)
+    load = workloads.poisson(1 / (0.95 * PARK_SPEEDS.sum()), workloads.exponential(1.0))
+    tasks = stack_tasks([fleet_task(constant_speeds(PARK_SPEEDS), load)])
+    record = rollout(env, rule, tasks, KEY, jobs, lambda state, *_: state.record)[1]
+    finish, waited = [[] for _ in PARK_SPEEDS], 0
+    for job in range(jobs):
+        server, size, now = (float(leaf[job, 0]) for leaf in (record.server, record.size, record.arrival))
+        counts = np.array([sum(end > now + 1e-3 for end in ends) for ends in finish])
+        frees = np.array(
+            [sorted(ends)[-cap] if count >= cap else now for ends, count in zip(finish, counts, strict=True)]
+        )
+        if (counts < cap).any():
+            assert counts[int(server)] == counts.min()
+        else:
+            waited += 1
+            assert frees[int(server)] == pytest.approx(frees.min(), abs=1e-2)
+        ends = finish[int(server)]
+        ends.append(max([now, *ends]) + size / PARK_SPEEDS[int(server)])
+        assert ends[-1] - now == pytest.approx(float(record.response[job, 0]), rel=1e-3, abs=1e-3)
+    assert waited > 20
+
+
+def test_guardrails_keep_each_class_of_sizes_even_and_wide_ones_do_nothing():
+    """A rule that sends everything to one server is held back; g says how far it may go."""
+    speeds, jobs = np.ones(4), 300
+    env = FleetEnv(servers=4, jobs=jobs)
+    task = fleet_task(constant_speeds(speeds), workloads.regular(0.2, workloads.deterministic(1.0)))
+    tasks = stack_tasks([task])
+
+    def servers(g):
+        rule = Guarded(Stubborn(), speeds, smallest=1.0, g=g)
+        return np.asarray(rollout(env, rule, tasks, KEY, jobs, lambda state, *_: state.record.server)[1][:, 0])
+
+    counts = np.bincount(servers(1.0), minlength=4)  # at load 1.25 nobody runs empty once all have work
+    assert np.ptp(counts) <= 2  # g base^(0 + 1), in jobs
+    assert np.ptp(np.bincount(servers(4.0), minlength=4)) > 2
+    np.testing.assert_array_equal(servers(1e9), 0)
+
+
+class Stubborn(eqx.Module):
+    """The first server that it may choose."""
+
+    view = "full"
+
+    def initial_state(self, batch):
+        return ()
+
+    def act(self, state, timestep, key):
+        return timestep.observation["mask"].argmax(-1), state
+
+
+def test_residual_life_is_the_mean_of_what_longer_responses_had_left():
+    rule = ResidualLife(jnp.ones(1), unit=1.0)
+    state = rule.initial_state(1)
+    for response in (1.0, 1.0, 10.0, 40.0):
+        _, state = rule.act(state, seen([[0, 1, response, response]]), KEY)
+    left = rule.residual(state, jnp.array([[[0.0, 5.0, 20.0, 80.0]]]))
+    np.testing.assert_allclose(left[0, 0], [13.0, 20.0, 20.0, 80.0])  # of all; of 10 and 40; of 40; as long again
+
+
+def test_an_old_job_is_avoided_where_sizes_have_heavy_tails():
+    rule = ResidualLife(jnp.ones(2), unit=1.0)
+    state = rule.initial_state(1)
+    for _ in range(8):
+        _, state = rule.act(state, seen([[0, 1, 1.0, 1.0], [0, 1, 1.0, 1.0]]), KEY)
+    state = state._replace(
+        count=state.count.at[..., 20].add(1.0),
+        total=state.total.at[..., 20].add(100.0),
+        age=state.age.at[0, 0, 0].set(8.0).at[0, 1, 0].set(0.0),
+    )
+    assert rule.act(state, seen([[1, 0, 0, 0], [1, 0, 0, 0]]), KEY)[0].tolist() == [1]
+
+
+def test_impossible_numbers_of_rules_are_named():
+    for make, name in (
+        (lambda: LateBinding(np.ones(2), cap=0), "cap"),
+        (lambda: Guarded(Stubborn(), np.ones(2), smallest=0.0), "smallest"),
+        (lambda: ResidualLife(np.ones(2), unit=np.nan), "unit"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            make()

@@ -198,19 +198,20 @@ def test_round_robin_goes_round_skips_what_is_not_allowed_and_starts_again_with_
 # --- value-function dispatch -----------------------------------------------------------------------------------------
 
 
-def fpi_costs(work, speed, size, rate, mean_size):
-    """Facts A1 for the base split in proportion to speed: b + s + l (2 b s + s^2) / (2 (1 - rho))."""
-    b, s, rho = work / speed, size / speed, rate * mean_size / speed.sum()
-    split = rate * speed / speed.sum()
-    return b + s + split * (2 * b * s + s**2) / (2 * (1 - rho))
+def fpi_costs(work, speed, size, rate, mean_size, power=1.0):
+    """b + s + l (2 b s + s^2) / (2 (1 - rho)) for a base split in proportion to a power of speed."""
+    b, s, split = work / speed, size / speed, rate * speed**power / (speed**power).sum()
+    rho = np.minimum(split * mean_size / speed, 0.95)
+    return b + s + rho * speed / mean_size * (2 * b * s + s**2) / (2 * (1 - rho))
 
 
-def test_fpi_follows_its_formula_with_the_load_it_was_given():
-    rng, rule = np.random.default_rng(1), ValueFunctionDispatch(load=0.7, prior_jobs=1e12)
+@pytest.mark.parametrize("power", [1.0, 1.4])
+def test_fpi_follows_its_formula_with_the_load_it_was_given(power):
+    rng, rule = np.random.default_rng(1), ValueFunctionDispatch(load=0.7, prior_jobs=1e12, split=power)
     work, size = rng.exponential(2, (500, 10)), rng.exponential(3, 500)
     state = LoadMemory(jnp.full(500, 1e5), jnp.full(500, 3.0), jnp.full(500, 123.0))
     action, _ = rule.act(state, full(work, PARK, size, gap=9.0), KEY)
-    costs = fpi_costs(work, PARK, size[:, None], 0.7 * PARK.sum() / 3, 3.0)
+    costs = fpi_costs(work, PARK, size[:, None], 0.7 * PARK.sum() / 3, 3.0, power)
     assert (costs[np.arange(500), action] <= costs.min(-1) * 1.001).all()
     greedy = choose(WaitPlusService(1.0), full(work, PARK, size))
     assert (costs[np.arange(500), greedy] > costs.min(-1) * 1.01).mean() > 0.05  # the last term decides something
@@ -250,6 +251,14 @@ def test_size_intervals_bring_work_in_proportion_to_speed(sizes, small_jobs):
     work = np.bincount(chosen, sizes, minlength=5)
     # of one job more or less at each border the largest is 1 % of this sample's work
     np.testing.assert_allclose(work / work.sum(), SPEEDS / SPEEDS.sum(), atol=0.012)
+
+
+def test_intervals_bring_the_shares_that_are_asked_for():
+    sizes, shares = np.random.default_rng(3).pareto(1.5, 40_000) + 1, np.array([0.5, 0.1, 0.1, 0.1, 0.2])
+    rule = SizeIntervals.of_shares(shares, np.array([2, 0, 1, 3, 4]), sizes)
+    chosen = np.array(choose(rule, full(np.zeros((len(sizes), 5)), SPEEDS, sizes)))
+    work = np.bincount(chosen, sizes, minlength=5) / sizes.sum()
+    np.testing.assert_allclose(work[[2, 0, 1, 3, 4]], shares, atol=0.012)
 
 
 def test_small_jobs_go_to_the_fast_servers_and_no_two_intervals_overlap():
@@ -408,7 +417,7 @@ def test_a_compiled_scan_chooses_what_single_steps_choose(name):
 
 
 def test_all_rules_have_names_and_a_view():
-    assert len(NAMES) == 22
+    assert len(NAMES) == 25
     assert {rule.view for rule in rules(SPEEDS, SIZES).values()} == {"full", "counts", "latency"}
     assert list(rules(SPEEDS, SIZES, ["sita", "jsq"])) == ["sita", "jsq"]
     assert set(rules([1.0], SIZES)) == set(NAMES)

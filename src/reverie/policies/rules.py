@@ -18,7 +18,9 @@ from numpy.typing import ArrayLike
 
 from reverie.envs.core import TimeStep
 from reverie.policies.adaptive import AdaptiveLeastConnections, ServerMemory, ValueFunctionDispatch
+from reverie.policies.core import PolicyState
 from reverie.policies.latency import ResponseRule
+from reverie.policies.residual import ResidualLife
 from reverie.policies.views import Rule, View, allowed_servers, as_speeds, counts_view, full_view, pick
 
 
@@ -50,8 +52,11 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
         "p2c-peak-ewma": ResponseRule(equal, "peak", tau=patience, two=True),
         "least-work": LeastWork(),
         "shortest-wait": WaitPlusService(0.0),
-        "late-binding": LateBinding(),
+        "residual-life": ResidualLife(equal, unit=patience / 20),
+        "late-binding": LateBinding(nominal),
+        "late-binding-4": LateBinding(nominal, cap=4),
         "wait-plus-service": WaitPlusService(),
+        "guarded-wait-plus-service": Guarded(WaitPlusService(), nominal, smallest=float(sample.min())),
         "least-completion": WaitPlusService(1.0),
         "fpi": ValueFunctionDispatch(),
         "sita": SizeIntervals.of_equal_load(nominal, sample),
@@ -73,7 +78,7 @@ ELSEWHERE = {
     "roundrobin": "is called round-robin here, and with weights weighted-round-robin",
     "round_robin": "is called round-robin here, and with weights weighted-round-robin",
     "random(2)": "is called p2c here",
-    "maxconn": "1 is called late-binding here, and shortest-wait where the fastest idle server is taken",
+    "maxconn": "1 is called late-binding here (4: late-binding-4), and shortest-wait where the fastest is taken",
     "first": "is not here; with maxconn 1 and the fastest server first it is shortest-wait",
     "least_time": "is called ewma here",
     "peak_ewma": "is called p2c-peak-ewma here, and over all servers peak-ewma",
@@ -230,19 +235,96 @@ class WaitPlusService(_Memoryless):
         return pick((seen.work + self.c * seen.size) / seen.speed, seen.speed, seen.allowed), state
 
 
-class LateBinding(_Memoryless):
-    """One queue in the proxy, `maxconn 1`: a job goes to an idle server, whichever, or waits for the first that frees.
+class LateBinding(eqx.Module):
+    """One queue in the proxy and at most `cap` jobs at a server (`maxconn`): a job goes where the fewest are in
+    progress, whichever, or waits in the proxy until the first slot frees.
 
-    Where nobody is idle, to send it where the wait is shortest is the same: the head of such a queue starts when the
-    first slot frees. So of what this rule reads, an operator needs nothing. Jobs are served one at a time.
+    To be sent at once to the server whose slot frees first is the same, since slots take the head of that queue in
+    order. With a cap of 1 it is who is idle that decides, and else where the wait is shortest: so of what this rule
+    reads, an operator needs nothing. Jobs are served one at a time.
     """
 
     view: ClassVar[View] = "full"
+    servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
+    """Anything above 0 for a server, 0 for padding."""
+    cap: int = eqx.field(static=True, default=1)
+    """Jobs that a server may have (K)."""
 
-    def act(self, state: tuple[()], timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], tuple[()]]:
+    def __check_init__(self) -> None:
+        if self.cap < 1:
+            raise ValueError(f"late binding: cap must be at least 1, got {self.cap!r}")
+
+    def initial_state(self, batch: int) -> Float[Array, "B N K"]:
+        """The work that was sent to a server after each of its last K jobs, the newest first."""
+        return jnp.full((batch, self.servers.shape[0], self.cap), jnp.inf)
+
+    def act(
+        self, state: Float[Array, "B N K"], timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], Float[Array, "B N K"]]:
         seen = full_view(timestep)
+        behind = jnp.where(timestep.is_first[:, None, None], jnp.inf, state)
+        left = seen.work[..., None] - behind  # until that job is done
+        jobs = (left > 1e-6 * seen.work[..., None]).sum(-1)
+        wait = left[..., -1] / seen.speed  # until there are fewer than K
         chance = jax.random.uniform(key, seen.speed.shape, minval=0.5)
-        return pick(seen.work / seen.speed, chance, seen.allowed), state
+        action = pick(jnp.where(jobs < self.cap, jobs - self.cap, wait), chance, seen.allowed)
+        chosen = jax.nn.one_hot(action, jobs.shape[-1], dtype=bool)[..., None]
+        later = behind[..., :-1] + seen.size[..., None]
+        return action, jnp.where(chosen, jnp.concatenate([jnp.zeros_like(behind[..., :1]), later], -1), behind)
+
+
+class Guarded(eqx.Module):
+    """Guardrails around any rule: among servers with about as much work from jobs of this class of sizes, its choice.
+
+    Grosof, Scully and Harchol-Balter, "Load balancing guardrails: keeping your heavy traffic on the road to low
+    response times", SIGMETRICS 2019: sizes are classes, each `base` times as large; a dispatch is safe if what a server
+    was given of the class then exceeds the least of all by at most g base^(class + 1); a server that runs empty is set
+    to the least. They have equal servers; here work is counted in the server's own time, and the server that would have
+    least is always safe.
+    """
+
+    view: ClassVar[View] = "full"
+    rule: Rule
+    servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
+    """Nominal speeds, 0 for padding."""
+    smallest: float
+    """Work units where the first class begins; smaller jobs are of it too."""
+    g: float = 4.0
+    """How tight: 1 allows no rule much, infinity allows it all."""
+    base: float = eqx.field(static=True, default=2.0)
+    classes: int = eqx.field(static=True, default=24)
+    """Classes of sizes (R)."""
+
+    def __check_init__(self) -> None:
+        if not (self.smallest > 0 and self.g > 0 and self.base > 1):
+            raise ValueError(
+                f"guardrails: smallest and g must be positive and base above 1, got {self.smallest!r}, {self.g!r} and "
+                f"{self.base!r}"
+            )
+
+    def initial_state(self, batch: int) -> tuple[PolicyState, Float[Array, "B N R"]]:
+        return self.rule.initial_state(batch), jnp.zeros((batch, self.servers.shape[0], self.classes))
+
+    def act(
+        self, state: tuple[PolicyState, Float[Array, "B N R"]], timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], tuple[PolicyState, Float[Array, "B N R"]]]:
+        seen, (inner, given) = full_view(timestep), state
+        given = jnp.where(timestep.is_first[:, None, None], 0.0, given)
+        least = jnp.where(seen.allowed[..., None], given, jnp.inf).min(-2, keepdims=True)
+        given = jnp.where((seen.work == 0)[..., None], least, given)
+        place = jnp.log(jnp.maximum(seen.size / self.smallest, 1.0)) / np.log(self.base)
+        rank = jnp.minimum(place.astype(jnp.int32), self.classes - 1)  # [B, 1]
+        service = seen.size / seen.speed
+        then = jnp.take_along_axis(given, rank[..., None], -1)[..., 0] + service
+        then = jnp.where(seen.allowed, then, jnp.inf)
+        lowest = jnp.take_along_axis(least, rank[..., None], -1)[..., 0]
+        mean_speed = self.servers.sum() / (self.servers > 0).sum()
+        width = self.g * self.smallest * self.base ** (rank + 1.0) / mean_speed
+        safe = (then <= lowest + width) | (then == then.min(-1, keepdims=True))
+        guarded = timestep._replace(observation={**timestep.observation, "mask": seen.allowed & safe})
+        action, inner = self.rule.act(inner, guarded, key)
+        chosen = jax.nn.one_hot(action, service.shape[-1])[..., None] * jax.nn.one_hot(rank, self.classes)
+        return action, (inner, given + chosen * service[..., None])
 
 
 class SizeIntervals(_Memoryless):
@@ -273,16 +355,23 @@ class SizeIntervals(_Memoryless):
         """
         if small_jobs not in ("fast", "slow"):
             raise ValueError(f"SITA: small_jobs must be 'fast' or 'slow', got {small_jobs!r}")
-        speed, sample = np.asarray(as_speeds(speeds), float), _as_sizes(sizes)
-        size, count = np.unique(sample, return_counts=True)
-        work = size * count / (size * count).sum()  # share of all work that comes in jobs of each size
-        upto = np.cumsum(work)
+        speed = np.asarray(as_speeds(speeds), float)
         order = np.argsort(-speed if small_jobs == "fast" else speed, kind="stable")
-        wanted = np.cumsum(speed[order])[:-1] / speed.sum()
-        at = np.minimum(np.searchsorted(upto, wanted), size.size - 1)
-        splits = np.clip(1 - (upto[at] - wanted) / work[at], 0, 1)
+        return cls.of_shares(speed[order] / speed.sum(), order, sizes)
+
+    @classmethod
+    def of_shares(cls, shares: ArrayLike, order: ArrayLike, sizes: ArrayLike) -> "SizeIntervals":
+        """Intervals that bring the server `order[i]` the i-th of these `shares` [N] of all work, which may be traced.
+
+        Arguments: shares sum to 1; `sizes`, as for `of_equal_load`.
+        """
+        size, count = np.unique(_as_sizes(sizes), return_counts=True)
+        work = size * count / (size * count).sum()  # share of all work that comes in jobs of each size
+        upto, wanted = jnp.asarray(np.cumsum(work)), jnp.cumsum(jnp.asarray(shares))[:-1]
+        at = jnp.minimum(jnp.searchsorted(upto, wanted), size.size - 1)
+        splits = jnp.clip(1 - (upto[at] - wanted) / jnp.asarray(work)[at], 0, 1)
         intervals = np.argsort(order)  # the inverse permutation
-        return cls(*(jnp.asarray(values, jnp.float32) for values in (intervals, size[at], splits)))
+        return cls(*(jnp.asarray(values, jnp.float32) for values in (intervals, jnp.asarray(size)[at], splits)))
 
     def act(self, state: tuple[()], timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], tuple[()]]:
         seen = full_view(timestep)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from reverie.policies.adaptive import AdaptiveLeastConnections
-from reverie.policies.rules import rules
+from reverie.policies.rules import SizeIntervals, rules
 from reverie.policies.scoring import HIDDEN, INPUTS, Correction, ScoredCounts, ScoredWork, no_correction
 from reverie.policies.views import Rule
 
@@ -57,7 +57,8 @@ def _tunables(speeds: Float[np.ndarray, " N"], sizes: Float[np.ndarray, " M"]) -
     return {
         "wait-plus-service": _constants(known["wait-plus-service"], "c"),
         "adaptive-least-connections": _constants(adaptive, "c", "tau"),
-        "fpi": _constants(known["fpi"], "prior_jobs"),
+        "fpi": _constants(known["fpi"], "prior_jobs", "split"),
+        "sita": _intervals(speeds, sizes),
         "scored-work": _scored(work, "c"),
         "scored-counts": _scored(counts, "c", "estimates.tau"),
     }
@@ -66,6 +67,18 @@ def _tunables(speeds: Float[np.ndarray, " N"], sizes: Float[np.ndarray, " M"]) -
 def _constants(rule: Rule, *names: str) -> Tunable:
     """Some positive numbers of a rule, each multiplied by exp(x)."""
     return Tunable(names, lambda x: _scaled(rule, names, x), spread=0.5)
+
+
+def _intervals(speeds: Float[np.ndarray, " N"], sizes: Float[np.ndarray, " M"]) -> Tunable:
+    """Size intervals whose shares of the work are free: exp(x) of each server's speed. Fast servers take small jobs."""
+    order = np.argsort(-speeds, kind="stable")
+    fast = speeds[order]
+
+    def make(x: Float[Array, " D"]) -> Rule:
+        shares = fast * jnp.exp(x)
+        return SizeIntervals.of_shares(shares / shares.sum(), order, sizes)
+
+    return Tunable(tuple(f"share of server {i}" for i in order), make, spread=0.3)
 
 
 def _scored(rule: ScoredWork | ScoredCounts, *names: str) -> Tunable:
