@@ -189,7 +189,7 @@ def test_an_old_job_is_avoided_where_sizes_have_heavy_tails():
     rule = ResidualLife(jnp.ones(2), unit=1.0)
     state = rule.initial_state(1)
     for _ in range(8):
-        _, state = rule.act(state, seen([[0, 1, 1.0, 1.0], [0, 1, 1.0, 1.0]]), KEY)
+        _, state = rule.act(state, seen([[0, 1, 3.0, 3.0], [0, 1, 3.0, 3.0]]), KEY)
     state = state._replace(
         count=state.count.at[..., 20].add(1.0),
         total=state.total.at[..., 20].add(100.0),
