@@ -18,6 +18,7 @@ from reverie.envs.memory.memory_chain import LENGTHS
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import PRESETS, S3MConfig
+from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -127,7 +128,8 @@ def test_a_game_is_chosen_by_its_name(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "model"), [("--model s3m", S3MConfig), ("--model rssm --agent.model.units 32", RSSMConfig)]
+    ("words", "model"),
+    [("--model s3m", S3MConfig), ("--model storm", StormConfig), ("--model rssm --agent.model.units 32", RSSMConfig)],
 )
 def test_the_world_model_is_chosen_by_its_kind(words, model):
     chosen = parse(["--preset", "learned", *words.split()]).config

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from reverie.envs.core import ArraySpec
-from reverie.models import rssm, s3m
+from reverie.models import rssm, s3m, storm
 from reverie.models.build import build_model
 from reverie.models.core import Sequence, WorldModel
 from reverie.models.counts import CountsConfig
@@ -50,6 +50,7 @@ class Case(NamedTuple):
 FLAT = dataclasses.replace(rssm.PRESETS["tiny"], free_nats=0.0)
 SET = SetRSSMConfig(units=16, deter=16, stoch=4, world_deter=16, world_stoch=4, classes=4, free_nats=0.0)
 LONG = dataclasses.replace(s3m.PRESETS["tiny"], free_nats=0.0)
+STORM = dataclasses.replace(storm.PRESETS["tiny"], window=2, free_nats=0.0)
 DRIFT = recipe()
 QUEUE = QueueConfig(units=16, deter=16, unit=1.0)
 MODELS = {
@@ -60,6 +61,8 @@ MODELS = {
     "s3m": Case(LONG),
     "s3m-full-parallel": Case(dataclasses.replace(LONG, policy="full", scan="parallel", discretisation="zoh")),
     "s3m-all-of-ours": Case(dataclasses.replace(LONG, modes="ring", posterior="recurrent", product=True, recall=3)),
+    "storm": Case(STORM),
+    "storm-foretold": Case(dataclasses.replace(STORM, acts="prior", window=3, servers="set", recall=3)),
     "queue": Case(QUEUE, 2),
     "queue-any": Case(dataclasses.replace(QUEUE, rewards="any"), 2),
     "counts": Case(CountsConfig(units=16, deter=16, unit=1.0)),
@@ -230,8 +233,10 @@ def test_what_replay_keeps_of_a_state_comes_back(case, luck):
     _, states, _ = observe(model, model.initial(B), sequence)
     stored = model.compress(states)
     back = model.expand(stored)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), back) == jax.tree.map(lambda x: (x.shape, x.dtype), states)
-    close(back, states, 2.0**-8)
+    close(read(model, back), read(model, states), 2.0**-6)
+    if not model.context:  # a model to which rows are lent makes the rest of them (`resume`)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), back) == jax.tree.map(lambda x: (x.shape, x.dtype), states)
+        close(back, states, 2.0**-8)
     bits = [sum(x.nbytes for x in jax.tree.leaves(tree) if x.dtype != bool) for tree in (stored, states)]
     assert bits[0] <= 0.6 * bits[1]
 

@@ -38,7 +38,8 @@ class Choice:
     outside such as gym:CartPole-v1 or dmc:walker_walk. A wrong name is answered by those there are."""
     model: ModelKind | None = None
     """Dreamer's kind of world model, instead of the preset's: `queue` and `counts` know what a queue is, `set_rssm`
-    learns servers as a set; `rssm` (DreamerV3's) and `s3m` (R2I's, with a long memory) read anything."""
+    learns servers as a set; `rssm` (DreamerV3's), `s3m` (R2I's, with a long memory) and `storm` (a Transformer) read
+    anything."""
     optimiser: OptimiserKind | None = None
     """Dreamer's kind of optimiser at its published values, instead of the preset's: `single` is DreamerV3's, for all
     networks at once; `groups` is R2I's, Adam with a learning rate and a clip of its own for each part."""

@@ -12,8 +12,9 @@ from reverie.models.queue import QueueConfig, QueueModel
 from reverie.models.rssm import BlockGRU, RSSMConfig
 from reverie.models.s3m import S3MConfig, StateSpace
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
+from reverie.models.storm import Storm, StormConfig
 
-ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig | S3MConfig
+ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig | S3MConfig | StormConfig
 
 
 def build_model(
@@ -31,3 +32,5 @@ def build_model(
             return CountsModel(config, observation_spec, actions, key=key)
         case S3MConfig():
             return LatentModel(config, StateSpace, observation_spec, actions, key=key)
+        case StormConfig():
+            return Storm(config, observation_spec, actions, key=key)

@@ -1,4 +1,4 @@
-"""What a world model is: the one contract behind which RSSM, S3M, set and queue models stand.
+"""What a world model is: the one contract behind which RSSM, S3M, STORM, set and queue models stand.
 
 A world model is an Equinox module (a pytree of parameters); its state is a NamedTuple that it alone understands. It
 knows observations, actions, rewards, ends of episodes and borders of trials, and nothing of actors, critics or replay.

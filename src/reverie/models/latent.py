@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Key
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Border, Features, Sequence, WorldModel
 from reverie.models.encoders import Decoder, Encoder
-from reverie.models.latents import LatentKind, Latents, kl_losses, latents, weighted
+from reverie.models.latents import LatentKind, Latents, Precision, computed_in, kl_losses, latents, weighted
 from reverie.models.recall import Recall
 from reverie.nn.distributions import Bernoulli, TwoHot
 from reverie.nn.layers import Head
@@ -66,7 +66,7 @@ class LatentConfig:
     """Weight of the loss that moves the posterior towards the prior."""
     horizon: Horizon = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead; the continue head learns it with the ends of episodes."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Type of the computations; `auto` is bfloat16 on a GPU and float32 elsewhere. Parameters, norms and losses stay
     float32."""
 
@@ -80,9 +80,7 @@ class LatentConfig:
     @property
     def dtype(self) -> str:
         """Type of the computations on this machine."""
-        if self.precision == "auto":
-            return "bfloat16" if jax.default_backend() == "gpu" else "float32"
-        return self.precision
+        return computed_in(self.precision)
 
     @property
     def deter_size(self) -> int:

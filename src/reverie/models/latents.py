@@ -16,6 +16,7 @@ from jaxtyping import Array, BFloat16, Float, Key, PyTree, UInt8
 from reverie.nn.distributions import Categorical, Normal
 
 LatentKind = Literal["discrete", "gaussian"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 Stored = UInt8[Array, "*B S"] | BFloat16[Array, "*B S K"]
 """z as replay keeps it."""
@@ -126,3 +127,10 @@ def weighted(
     metrics = {name: term.mean() for name, term in terms.items()}
     scales = {"model/dyn": dyn_scale, "model/rep": rep_scale}
     return sum((scales.get(name, 1.0) * value for name, value in metrics.items()), jnp.zeros(())), metrics
+
+
+def computed_in(precision: Precision) -> str:
+    """The type of a model's computations on this machine."""
+    if precision == "auto":
+        return "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    return precision

@@ -4,8 +4,9 @@
 `hidden` sees how many jobs each server holds and nothing else: neither sizes nor speeds (`models/counts.py`).
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
 by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
-is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. Games have
-settings of their own (`settings/games.py`).
+is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. `storm` is STORM's
+recipe in full size (Zhang et al. 2023, arXiv 2310.09615; docs/storm.md), for a GPU. Games have settings of their own
+(`settings/games.py`).
 
 `with_model` exchanges the world model of a preset for one of another kind, of a size for two cores (`MODELS`);
 `with_optimiser`, the optimiser for R2I's, which has a learning rate and a clip for each part of the agent, or back;
@@ -31,13 +32,14 @@ from reverie.models.queue import QueueConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.models.set_rssm import SetRSSMConfig
+from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.off_policy import OffPolicyConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo", "sac"]
-Preset = Literal["cpu", "hidden", "learned", "paper"]
-ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m"]
+Preset = Literal["cpu", "hidden", "learned", "paper", "storm"]
+ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m", "storm"]
 OptimiserKind = Literal["single", "groups"]
 
 MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
@@ -58,9 +60,12 @@ MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
             continue_layers=1,
             servers="set",
         ),
+        "storm": StormConfig(
+            units=64, deter=128, heads=4, dropout=0.0, stoch=8, classes=8, servers="set", horizon=333.0
+        ),
     }
 )
-"""World models of each kind, of a size for two cores. The last two read anything."""
+"""World models of each kind, of a size for two cores. The last three read anything."""
 
 _CPU_WORLD = WorldConfig(family="calm", jobs=250)  # without giants, less of what happens is luck
 _CPU_LOOP = LoopConfig(steps=160_000, evaluate_every=20_000)
@@ -113,6 +118,23 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                 "paper": TrainConfig(
                     agent=OffPolicyRun(algorithm=DreamerConfig(model=rssm.PRESETS["size1m"], memory=256)),
                     world=WorldConfig(family="hard", jobs=1000, view="park", reward="elapsed"),
+                ),
+                "storm": TrainConfig(
+                    agent=OffPolicyRun(
+                        algorithm=DreamerConfig(
+                            model=StormConfig(servers="set"),
+                            optimiser=GroupsConfig(),
+                            memory=0,
+                            units=512,
+                            layers=2,
+                            horizon=16,
+                            unimix=0.0,
+                            replay_critic=0.0,
+                            reward_scale=1 / PARK_MEAN_SIZE,
+                        ),
+                        experience=OffPolicyConfig(streams=1, ratio=1024.0, prefill=1_024),
+                    ),
+                    loop=LoopConfig(steps=102_000, evaluate_every=10_200),
                 ),
             }
         ),

@@ -71,8 +71,12 @@ class OffPolicyConfig:
 
     @property
     def first_steps(self) -> int:
-        """Environment steps, over all streams, before the first update."""
-        return max(self.length + 1, -(-self.prefill // self.streams)) * self.streams
+        """Environment steps, over all streams, before the first update, of an agent that is lent one row."""
+        return self.first_steps_lending(1)
+
+    def first_steps_lending(self, rows: int) -> int:
+        """The same for an agent that is lent so many rows before each sequence."""
+        return max(rows + self.length, -(-self.prefill // self.streams)) * self.streams
 
 
 class OffPolicy(NamedTuple):
@@ -85,15 +89,29 @@ class OffPolicy(NamedTuple):
     key: Key[Array, ""]
 
 
+def first_steps(agent: OffPolicyAgent, config: OffPolicyConfig) -> int:
+    """Environment steps, over all streams, before the first update."""
+    return config.first_steps_lending(agent.context)
+
+
 def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task, key: Key[Array, ""]) -> OffPolicy:
     """Fresh networks, and just enough experience of the untrained policy to draw sequences from.
 
     Arguments: `pool`, the tasks [K, ...] that trials are drawn from.
+
+    Raises:
+        ValueError: replay has no room for a sequence of each stream and the rows that are lent before it.
     """
+    steps = first_steps(agent, config)
+    if config.capacity < steps:
+        raise ValueError(
+            f"OffPolicyConfig: capacity must be at least {steps}, got {config.capacity}: each of {config.streams} "
+            f"streams keeps a sequence of {config.length} steps and {agent.context} rows that the agent is lent"
+        )
     key, agent_key, world_key = jax.random.split(key, 3)
     learner = agent.init(agent_key)
     collector = open_streams(env, pool, agent.policy(learner.networks), config.streams, world_key)
-    collector, rows, _ = gather(agent, config, env, pool, learner, collector, agent.context + config.length)
+    collector, rows, _ = gather(agent, config, env, pool, learner, collector, steps // config.streams)
     ring = replays.empty(jax.tree.map(lambda leaf: leaf[0], rows), config.capacity // config.streams)
     return OffPolicy(learner, collector, replays.add(ring, rows), jnp.int32(0), key)
 

@@ -62,6 +62,11 @@ class OnPolicy(NamedTuple):
     key: Key[Array, ""]
 
 
+def first_steps(agent: OnPolicyAgent, config: OnPolicyConfig) -> int:
+    """Environment steps before the first update: none."""
+    return config.first_steps
+
+
 def init(agent: OnPolicyAgent, config: OnPolicyConfig, env: World, pool: Task, key: Key[Array, ""]) -> OnPolicy:
     """Fresh networks, and a first episode in each stream.
 

@@ -21,7 +21,7 @@ from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 WAYS: Mapping[type, Any] = MappingProxyType({OffPolicyConfig: off_policy, OnPolicyConfig: on_policy})
-"""How experience is gathered and learned from (a module with `init` and `update`), by what says so."""
+"""How experience is gathered and learned from (a module with `first_steps`, `init` and `update`), by what says so."""
 
 
 class InWorld(NamedTuple):
@@ -48,7 +48,7 @@ class WorldTrainer:
 
     @property
     def first_steps(self) -> int:
-        return self.config.first_steps
+        return WAYS[type(self.config)].first_steps(self.agent, self.config)
 
     @property
     def env_steps(self) -> int:
