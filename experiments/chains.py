@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from study import Study, learning_curve, study
 
 from reverie.agents.dreamer import DreamerConfig
-from reverie.envs.memory.games import find_game
+from reverie.envs.games import find_game
 from reverie.evaluate.statistics import over_seeds
 from reverie.models.rssm import RSSMConfig
 from reverie.nn.optimiser import OptimiserConfig

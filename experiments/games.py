@@ -20,7 +20,7 @@ import tyro
 from matplotlib.figure import Figure
 from study import Study, learning_curve, study
 
-from reverie.envs.memory.games import GAMES, find_game
+from reverie.envs.games import GAMES, find_game
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
 from reverie.models import s3m
@@ -113,8 +113,8 @@ def played(run: RunFolder, game: str) -> float:
     """Mean return of the agent of a run in one variant of its game."""
     trainer = build(run.config(TrainConfig))
     _, state = loop.newest_state(trainer, run)
-    world, tasks = find_game(game)
-    return float(returns(world, trainer.policy(state), jax.numpy.resize(np.array(tasks), (EPISODES,)), KEY).mean())
+    world, tasks, _ = find_game(game)
+    return float(returns(world, trainer.policy(state), jax.numpy.resize(tasks, (EPISODES,)), KEY).mean())
 
 
 KEY = jax.random.key(1)
@@ -142,7 +142,7 @@ def summary(game: str, runs: Sequence[RunFolder], scores: Sequence[float]) -> Ro
 
 def chains(runs: Sequence[RunFolder]) -> list[Row]:
     """Mean return at each length of the memory chain, of agents that play all of them."""
-    world, tasks = find_game("memory_length/all")
+    world, tasks, _ = find_game("memory_length/all")
     rows: list[Row] = []
     trainer = build(runs[0].config(TrainConfig))
     policies = [trainer.policy(loop.newest_state(trainer, run)[1]) for run in runs]

@@ -143,7 +143,7 @@ def of_fixed(asked: R2I, fixed: Fixed, policy: str, seed: int, parts: int = 6) -
     """The learning curve of a policy on a data set that never grows."""
     plan = with_model_changes(game_plan(asked.fixed_game), policy=policy)
     trainer = build(plan)
-    agent, config, curve = trainer.agent, trainer.config, return_curve(plan.world, plan.curve.episodes)
+    agent, config, curve = trainer.agent, trainer.config, return_curve(plan.world, plan.curve)
     assert isinstance(agent, Dreamer)
     assert isinstance(config, OffPolicyConfig)
     state = random_play(agent, plan, seed)

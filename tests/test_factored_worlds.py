@@ -7,8 +7,10 @@ import pytest
 
 from reverie.envs import merging
 from reverie.envs.core import batch_reset
+from reverie.envs.factors import grid, inside, outside
+from reverie.envs.games import GAMES
 from reverie.envs.merging import Merging, Road, drive, seen, unseen
-from reverie.envs.point_robot import PointRobot, draw_goals
+from reverie.envs.point_robot import PointRobot
 from reverie.policies.rollout import rollout
 
 KEY = jax.random.key(0)
@@ -33,7 +35,7 @@ class Straight:
 
 
 def test_the_point_robot_pays_the_distance_that_is_left():
-    goals = draw_goals(32, seed=1)
+    goals = jnp.asarray(inside((-1.0, -1.0), (1.0, 1.0), 32, seed=1))
     env = PointRobot()
     _, (paid, last) = rollout(env, Straight(goals), goals, KEY, 20, lambda s, t, a: (t.reward, t.is_last))
     expected = np.zeros(32)
@@ -116,3 +118,43 @@ def test_what_is_best_depends_on_how_they_yield():
 
     assert worth(0.5, -0.1) > worth(0.5, -0.3) + 2
     assert worth(-1.0, -0.3) > worth(-1.0, -0.1) + 2
+
+
+def test_tests_lie_between_the_tasks_to_learn_from_or_outside_of_them():
+    """In every factor between its least and its greatest value; outside, not so in at least one."""
+    with_tests = {name: game for name, game in GAMES.items() if game.tests}
+    assert {"point_robot", "merging", "merging/hidas", "merging/told"} <= set(with_tests)
+    for game in with_tests.values():
+        low, high = game.tasks.min(0), game.tasks.max(0)
+        between, around = (game.tests[name] for name in ("interpolated", "extrapolated"))
+        if len(game.tasks) < 50:  # sparse grids; the 80 goals of the point robot are drawn as those of its tests
+            assert ((between >= low) & (between <= high)).all()
+            assert ((around < low) | (around > high)).any(1).all()
+        assert not set(map(tuple, game.tasks.tolist())) & set(map(tuple, between.tolist()))
+        assert game.tasks.dtype == between.dtype == around.dtype == np.float32
+
+
+def test_a_grid_has_every_combination_once():
+    found = grid((0.0, 1.0), (2.0, 3.0, 4.0))
+    assert sorted(map(tuple, found.tolist())) == [(a, b) for a in (0.0, 1.0) for b in (2.0, 3.0, 4.0)]
+
+
+def test_outside_is_in_the_wider_box_and_all_around():
+    found = outside((-1.0, -1.0), (1.0, 1.0), (-2.0, -2.0), (2.0, 2.0), 500, seed=0)
+    assert (np.abs(found) <= 2).all()
+    assert (np.abs(found).max(1) > 1).all()
+    signs = np.unique(np.sign(found), axis=0)
+    assert len(signs) == 4
+    assert (np.abs(found) < 1).any(), "a task may lie within the range of one factor"
+
+
+@pytest.mark.parametrize("name", ["point_robot", "merging", "merging/hidas"])
+def test_an_oracle_sees_the_same_world_and_its_factors(name):
+    plain, told = GAMES[name].world, GAMES[f"{name}/told"].world
+    task, key = jnp.asarray(GAMES[name].tasks[2]), jax.random.key(3)
+    for act in ("reset", "step"):
+        args = () if act == "reset" else (told.reset(task, key)[0], jnp.ones(plain.action_spec.size))
+        (_, one), (_, other) = (getattr(world, act)(task, *args, key) for world in (plain, told))
+        np.testing.assert_array_equal(other.observation["factors"], task)
+        assert set(other.observation) == {*one.observation, "factors"} == set(told.observation_spec)
+        np.testing.assert_array_equal(one.reward, other.reward)

@@ -12,8 +12,8 @@ from reverie import cli
 from reverie.agents.optimisers import GroupsConfig
 from reverie.commands.train import parse
 from reverie.envs.core import batch_reset, batch_step
+from reverie.envs.games import GAMES, find_game
 from reverie.envs.memory.discounting_chain import DELAYS
-from reverie.envs.memory.games import GAMES, find_game
 from reverie.envs.memory.memory_chain import LENGTHS
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
@@ -22,7 +22,7 @@ from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import GameConfig, LoopConfig
+from reverie.settings.config import CurveConfig, GameConfig, LoopConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import MODELS, preset, with_model, with_optimiser, with_steps
 from reverie.sweep.training import train_run
@@ -43,8 +43,8 @@ class Always:
 
 @pytest.mark.parametrize("name", GAMES)
 def test_games_open_with_the_observation_that_they_announce(name):
-    world, tasks = GAMES[name]
-    opened = jax.eval_shape(lambda key: world.reset(jnp.int32(tasks[-1]), key)[1], jax.random.key(0))
+    world, tasks, _ = GAMES[name]
+    opened = jax.eval_shape(lambda key: world.reset(jnp.asarray(tasks[-1]), key)[1], jax.random.key(0))
     assert {entry: spec.shape for entry, spec in world.observation_spec.items()} == {
         entry: leaf.shape for entry, leaf in opened.observation.items()
     }
@@ -60,7 +60,7 @@ def test_returns_are_those_of_whole_episodes(arm):
     """In the discounting chain whose arm of delay 30 pays most, every arm pays 1 once, and that one 1.1."""
     env, tasks = GameConfig("discounting_chain/30").open(3)
     played = returns(env, Always(arm), tasks, jax.random.key(0))
-    np.testing.assert_allclose(played, 1.1 if DELAYS[arm] == 30 else 1.0, rtol=1e-6)
+    np.testing.assert_allclose(played, [[1.1 if DELAYS[arm] == 30 else 1.0]] * 3, rtol=1e-6)
 
 
 def test_copies_take_turns_at_the_variants_of_a_game():
@@ -74,6 +74,31 @@ def test_copies_take_turns_at_the_variants_of_a_game():
         ended = np.where((ended < 0) & steps.is_last, time, ended)
     np.testing.assert_array_equal(ended, np.resize(LENGTHS, 30) + 1)
     assert build(replace(small(PRESETS["tiny"]), world=GameConfig("memory_length/all"))).pool.tolist() == [*range(23)]
+
+
+def test_the_memory_lives_through_a_trial_and_each_episode_is_counted_by_itself():
+    """A policy that counts its steps turns card 0 in the first episode of Concentration, and lets be in the second."""
+
+    class Counting(Always):
+        def act(self, state, timestep, key):
+            return jnp.where(state < world.limit, 0, (state % 52).astype(jnp.int32)), state + 1
+
+    world = find_game("concentration/easy").world
+    first, second = returns(world, Counting(0), jnp.zeros(2, jnp.int32), jax.random.key(0), 2).T
+    np.testing.assert_allclose(first, -2.0 / world.limit * (world.limit // 2), rtol=1e-5)
+    assert (second > first).all()
+
+
+def test_a_game_of_many_tasks_is_judged_between_and_outside_those_it_was_learned_from():
+    curve = return_curve(GameConfig("point_robot"), CurveConfig(6, trial=2))
+    for name, tasks in zip(("interpolated", "extrapolated"), curve.tasks.values(), strict=True):
+        np.testing.assert_array_equal(tasks, GAMES["point_robot"].tests[name][:6])
+    still = type(
+        "Still", (Always,), {"act": lambda self, state, step, key: (jnp.zeros((*step.reward.shape, 2)), state)}
+    )
+    judged = curve(still(0))
+    for name, tasks in curve.tasks.items():  # who stays pays the distance in each of 20 steps, of the last episode
+        assert judged[name] == pytest.approx(-20 * float(jnp.linalg.norm(tasks, axis=1).mean()), rel=1e-4)
 
 
 def test_episodes_that_end_earlier_are_counted_once():
@@ -97,7 +122,7 @@ def test_a_state_space_model_is_trained_and_judged_in_a_game():
     trainer = build(plan)
     state, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
     assert all(np.isfinite(values).all() for name, values in metrics.items() if name != "episode/return")
-    judged = return_curve(plan.world, 3)(trainer.policy(state))
+    judged = return_curve(plan.world, CurveConfig(3))(trainer.policy(state))
     assert set(judged) == {"evaluation/return"}
     assert round(3 * judged["evaluation/return"], 5) in (-3, -1, 1, 3)  # each game is won or lost
 
@@ -108,7 +133,8 @@ def test_every_game_has_a_plan(name):
     plan = game_plan(name)
     assert plan.world.game == name
     model, experience = plan.agent.algorithm.model, plan.agent.experience
-    assert 0 < model.recall < 2 * experience.length
+    if isinstance(model, S3MConfig):
+        assert 0 < model.recall < 2 * experience.length
     world, tasks = plan.world.open(2)
     _, first = batch_reset(world, tasks, jax.random.key(0))
     assert first.is_first.all()
@@ -203,6 +229,7 @@ def player(tmp_path) -> RunFolder:
 def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):
     assert cli.main(["evaluate", str(player.path), "--episodes", "20", "--output", "json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["tasks"], row["episode"]) == ("trained", 1)
     assert (row["game"], row["episodes"], row["best"]) == ("memory_length/3", 20, 1.0)
     assert -1 <= row["mean_low"] <= row["mean"] <= row["mean_high"] <= 1
     assert cli.main(["evaluate", str(player.path), "--jobs", "5"]) == 1

@@ -364,7 +364,7 @@ def test_an_episode_that_never_ends_is_cut_with_a_word():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         scores = returns(worlds, Drawing(worlds.action_spec), worlds.tasks, jax.random.key(0))
-    np.testing.assert_array_equal(scores, [15.0, 15.0])  # 1 + 2 + ... + 5
+    np.testing.assert_array_equal(scores, [[15.0], [15.0]])  # 1 + 2 + ... + 5
     assert [str(warning.message).partition(": ")[2][:47] for warning in said] == [
         "an episode had not ended after 5 steps and was "
     ]

@@ -48,11 +48,11 @@ def main(arguments: Sequence[str]) -> None:
             raise ValueError(
                 f"{game.game} is a game: --episodes and --seed are all that can be said of how it is played"
             )
-        row = evaluate_player(run, game, exam.episodes, exam.seed, asked.trust)
+        rows = evaluate_player(run, game, exam.episodes, exam.seed, asked.trust)
         if asked.output == "json":
-            print_json({"run": str(asked.run), "rows": [row]})
+            print_json({"run": str(asked.run), "rows": rows})
         else:
-            print_table(rich_table(returns_table(row)))
+            print_table(rich_table(returns_table(rows)))
         return
     tables = asked.run.with_suffix(".tables") if run is None else run.tables
     results = examine_agent(asked.run, tables, asked.examination, say)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import ArraySpec, Continuous, TimeStep, first, later
@@ -52,8 +51,3 @@ class PointRobot:
         reward = -jnp.linalg.norm(position - task)
         going = jnp.zeros((), bool)
         return PointState(position, time), later({"position": position}, reward, going, time >= self.limit)
-
-
-def draw_goals(count: int, seed: int) -> Float[Array, "K 2"]:
-    """Goals uniform in the square: PEARL trains on 80 and tests on 20."""
-    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, 2)), jnp.float32)

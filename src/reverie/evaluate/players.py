@@ -13,7 +13,7 @@ from reverie.settings.config import GameConfig, TrainConfig
 from reverie.tables import Row, write_csv
 
 RETURNS = "returns.csv"
-"""In `tables/` of a run: the mean return of the agent."""
+"""In `tables/` of a run: the mean return of the agent, in each set of tasks and each episode of a trial."""
 
 
 def game_of(run: RunFolder) -> GameConfig | None:
@@ -25,8 +25,11 @@ def game_of(run: RunFolder) -> GameConfig | None:
     return world if isinstance(world, GameConfig) else None
 
 
-def evaluate_player(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool = False) -> Row:
-    """Play whole episodes with the agent of a run, as its newest checkpoint has it, and keep the mean return.
+def evaluate_player(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool = False) -> list[Row]:
+    """Play whole trials with the agent of a run, as its newest checkpoint has it, and keep the mean returns: of the
+    tasks that it learned from and of those that it is tested on, in each episode of a trial.
+
+    Arguments: `episodes`, how many trials of each set of tasks.
 
     Errors: FileNotFoundError where there is no checkpoint yet, ValueError where the game is in a module that is to be
     imported and there is no `trust`, BlockingIOError where another process evaluates the run.
@@ -41,16 +44,20 @@ def was_evaluated(run: RunFolder) -> bool:
     return is_sealed(run.tables, RETURNS)
 
 
-def _evaluate(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool) -> Row:
+def _evaluate(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool) -> list[Row]:
     config = stored(run, trust)
     trainer = build(config)
     step, state = loop.newest_state(trainer, run)
-    world, tasks = game.open(episodes)
-    played = np.asarray(returns(world, trainer.policy(state), tasks, jax.random.key(seed)))
-    estimate = over_seeds(played)  # over episodes here: Student's interval too
-    row: Row = {"agent": config.name, "training_seed": config.seed, "game": game.game, "steps": step}
-    row |= {"episodes": episodes} | dict(zip(("mean", "mean_low", "mean_high"), estimate, strict=True))
-    row |= {"best": getattr(world, "optimal_return", None)}
-    write_csv(run.tables / RETURNS, [row])
+    policy, rows = trainer.policy(state), []
+    for test in (None, *game.tests):
+        world, tasks = game.open(episodes, test)
+        played = np.asarray(returns(world, policy, tasks, jax.random.key(seed), config.curve.trial))
+        for number, each in enumerate(played.T, 1):
+            row: Row = {"agent": config.name, "training_seed": config.seed, "game": game.game, "steps": step}
+            row |= {"tasks": test or "trained", "episode": number, "episodes": episodes}
+            estimate = over_seeds(each)  # over trials here: Student's interval too
+            row |= dict(zip(("mean", "mean_low", "mean_high"), estimate, strict=True))
+            rows.append(row | {"best": getattr(world, "optimal_return", None)})
+    write_csv(run.tables / RETURNS, rows)
     seal(run.tables, [RETURNS])
-    return row
+    return rows

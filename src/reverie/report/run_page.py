@@ -163,13 +163,18 @@ def run_section(run: RunFolder, trained: Sequence[RunFolder]) -> Section:
     return page.run_section(facts)
 
 
-def returns_table(row: Row) -> TextTable:
-    best = "unknown" if row["best"] is None else number(float(str(row["best"])))
-    line = [str(row["agent"]), str(row["game"]), f"{row['steps']:,}", with_interval(row, "mean"), best]
+def returns_table(rows: Sequence[Row]) -> TextTable:
+    """Arguments: `rows`, of one run, as `evaluate_player` gives them."""
+    lines = []
+    for row in rows:
+        best = "unknown" if row["best"] is None else number(float(str(row["best"])))
+        steps = f"{int(str(row['steps'])):,}"
+        names = [str(row[column]) for column in ("agent", "game", "tasks", "episode")]
+        lines.append([*names, steps, with_interval(row, "mean"), best])
     return TextTable(
-        title=f"Returns of {row['episodes']} episodes",
-        columns=["agent", "game", "environment steps", "mean return", "best possible"],
-        rows=[line],
+        title=f"Returns of {rows[0]['episodes']} episodes",
+        columns=["agent", "game", "tasks", "episode of a trial", "environment steps", "mean return", "best possible"],
+        rows=lines,
         caption="The likeliest action is taken; in brackets 95 % intervals over episodes.",
         emphasis=["agent"],
     )
@@ -177,12 +182,13 @@ def returns_table(row: Row) -> TextTable:
 
 def write_player_report(run: RunFolder) -> None:
     """Write the page of a run that learned a game: returns, learning curve, configuration."""
-    row = read_csv(run.tables / RETURNS)[0]
+    rows = read_csv(run.tables / RETURNS)
     curve = [line for line in run.metrics() if "evaluation/return" in line]
     caption = "Mean return of the same few episodes while training went on."
+    row = max(rows, key=lambda each: (each["tasks"] == "interpolated", each["episode"]))  # what the curve is about
     pictures = [Picture(figures.return_curve(curve, None if row["best"] is None else float(str(row["best"]))), caption)]
     sections = [
-        Section("Returns", tables=[returns_table(row)]),
+        Section("Returns", tables=[returns_table(rows)]),
         Section("Learning", pictures=pictures, tables=[training_table([run])]),
         run_section(run, []),
     ]

@@ -25,7 +25,7 @@ from reverie.envs.fleet.families import draw_tasks
 from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.formats.reading import read_trace
 from reverie.envs.fleet.own import Own
-from reverie.envs.memory.games import find_game
+from reverie.envs.games import find_game
 from reverie.envs.outside import LIMIT, open_outside
 from reverie.ranges import Count, Positive, Seed, Weight, above, at_least, between, checked
 from reverie.train.off_policy import OffPolicyConfig
@@ -121,7 +121,8 @@ class WorldConfig:
 @dataclass(frozen=True)
 @checked
 class GameConfig:
-    """A world that is no fleet: one in which nothing is hard but to remember (`envs/memory/`), or one outside."""
+    """A world that is no fleet: one in which nothing is hard but to remember (`envs/memory/`) or to find out which task
+    it is (`envs/games.py`), or one outside."""
 
     game: str = "repeat_previous/easy"
     """Its name and level, or the name of a world outside JAX, such as gym:CartPole-v1 (`envs/outside.py`). A wrong one
@@ -155,9 +156,16 @@ class GameConfig:
         """How many different tasks the game has."""
         return 1 if self.is_outside else len(find_game(self.game).tasks)
 
-    def open(self, copies: int) -> tuple[World, Shaped[Array, " B"]]:
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The sets of tasks that agents of the game are judged on, where these are not those to learn from."""
+        return () if self.is_outside else tuple(find_game(self.game).tests)
+
+    def open(self, copies: int, test: str | None = None) -> tuple[World, Shaped[Array, "B ..."]]:
         """The world, and as many tasks (B) as there are to be copies of it: these take turns at the variants of
         a game, and differ by their random keys otherwise.
+
+        Arguments: `test`, which of `tests` to open instead of the tasks to learn from.
 
         Raises:
             ValueError: there is no such world outside.
@@ -167,7 +175,8 @@ class GameConfig:
             worlds = open_outside(self.game, copies, self.repeat, self.limit, json.loads(self.arguments))
             return worlds, worlds.tasks
         game = find_game(self.game)
-        return game.world, jnp.resize(jnp.asarray(game.tasks, jnp.int32), (copies,))
+        tasks = game.tasks if test is None else game.tests[test]
+        return game.world, jnp.resize(tasks, (copies, *tasks.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,8 @@ class CurveConfig:
     """Episodes of each point."""
     jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 1000
     """Their length in jobs; the games of a `GameConfig` have theirs."""
+    trial: Count = 1
+    """Episodes on one task in a game, of which the last is judged: an agent that adapts has the others to do so."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A game of memory is played with R2I's state-space model (`models/s3m.py`), at a size for two cores. What has to be set
 for each is known before anything is learned: what a right answer pays, how far ahead and how far back one has to look.
-Worlds outside have DreamerV3's model, small, and the same settings for all.
+Worlds outside have DreamerV3's model, small, and the same settings for all; so have those of many tasks, where Dreamer
+has RL2's memory too, which lives through a trial of three episodes.
 """
 
 from collections.abc import Mapping
@@ -112,6 +113,17 @@ OUTSIDE = TrainConfig(
 )
 """Of all worlds outside."""
 
+TASKS = replace(
+    OUTSIDE,
+    agent=replace(
+        OUTSIDE.agent,
+        algorithm=replace(OUTSIDE.agent.algorithm, memory=128),
+        experience=OffPolicyConfig(streams=16, episodes=3, length=64, batch=8, ratio=32.0),
+    ),
+    loop=LoopConfig(steps=200_000, evaluate_every=20_000),
+    curve=CurveConfig(episodes=64, trial=3),
+)
+"""Of games of many tasks."""
 
 OUTSIDE_SAC = TrainConfig(
     agent=OffPolicyRun(
@@ -122,20 +134,31 @@ OUTSIDE_SAC = TrainConfig(
     loop=LoopConfig(steps=50_000, evaluate_every=5_000),
     curve=CurveConfig(episodes=8),
 )
-"""SAC's, of all games: one environment, and an update for each of its steps."""
+"""SAC's, of worlds outside and games of memory: one environment, and an update for each of its steps."""
+
+TASKS_SAC = replace(
+    OUTSIDE_SAC,
+    agent=replace(
+        OUTSIDE_SAC.agent, experience=OffPolicyConfig(batch=256, length=1, ratio=16.0, capacity=500_000, prefill=4_000)
+    ),
+    loop=LoopConfig(steps=200_000, evaluate_every=20_000),
+    curve=CurveConfig(episodes=64),
+)
+"""SAC's, of games of many tasks: an update for every 16 steps."""
 
 
 def game_plan(game: str, agent: Literal["dreamer", "sac"] = "dreamer") -> TrainConfig:
-    """The settings for a game of memory or a world outside.
+    """The settings for a game or a world outside.
 
     Raises:
         ValueError: there is no such game.
     """
     world = GameConfig(game)
+    many = bool(world.tests)
     if agent == "sac":
-        return replace(OUTSIDE_SAC, world=world)
-    if world.is_outside:
-        return replace(OUTSIDE, world=world)
+        return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
+    if world.is_outside or many:
+        return replace(TASKS if many else OUTSIDE, world=world)
     demand = DEMANDS.get(game) or DEMANDS[game.split("/")[0]]
     experience = OffPolicyConfig(
         streams=STREAMS,

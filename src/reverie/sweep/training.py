@@ -88,7 +88,7 @@ def train_seeds(
 def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | ReturnCurve:
     """The learning curve of a configuration; what the rules achieve in a fleet is put down in the runs."""
     if isinstance(config.world, GameConfig):
-        return return_curve(config.world, config.curve.episodes)
+        return return_curve(config.world, config.curve)
     judged = learning_curve(config)
     write_curve_rules(judged, runs)
     return judged

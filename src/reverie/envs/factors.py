@@ -1,0 +1,88 @@
+"""Tasks that are a few numbers, the factors: sparse ones to learn from, ones between and outside them to test on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from reverie.envs.core import ActionSpec, ArraySpec, State, TimeStep
+
+Factors = Float[np.ndarray, "_ _"]
+"""Of several tasks [K, F]."""
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """A world whose task is a vector [F] of factors."""
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """What they are called."""
+        ...
+
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]: ...
+
+    @property
+    def action_spec(self) -> ActionSpec: ...
+
+    def reset(self, task: Float[Array, " F"], key: Key[Array, ""]) -> tuple[State, TimeStep]: ...
+
+    def step(
+        self, task: Float[Array, " F"], state: State, action: Array, key: Key[Array, ""]
+    ) -> tuple[State, TimeStep]: ...
+
+
+@dataclass(frozen=True)
+class Told:
+    """The same world, but the factors of the task are part of what is observed: for oracles, and nobody else."""
+
+    world: Factored
+
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]:
+        return {**self.world.observation_spec, "factors": ArraySpec((len(self.world.factors),))}
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.world.action_spec
+
+    def reset(self, task: Float[Array, " F"], key: Key[Array, ""]) -> tuple[State, TimeStep]:
+        return _told(task, *self.world.reset(task, key))
+
+    def step(
+        self, task: Float[Array, " F"], state: State, action: Array, key: Key[Array, ""]
+    ) -> tuple[State, TimeStep]:
+        return _told(task, *self.world.step(task, state, action, key))
+
+
+def _told(task: Float[Array, " F"], state: State, timestep: TimeStep) -> tuple[State, TimeStep]:
+    return state, timestep._replace(observation={**timestep.observation, "factors": task})
+
+
+def grid(*values: Sequence[float]) -> Factors:
+    """All combinations of the values of each factor."""
+    return np.stack(np.meshgrid(*values, indexing="ij"), -1).reshape(-1, len(values)).astype(np.float32)
+
+
+def inside(low: Sequence[float], high: Sequence[float], count: int, seed: int) -> Factors:
+    """Tasks drawn evenly from a box."""
+    return np.random.default_rng(seed).uniform(low, high, (count, len(low))).astype(np.float32)
+
+
+def outside(
+    low: Sequence[float],
+    high: Sequence[float],
+    lowest: Sequence[float],
+    highest: Sequence[float],
+    count: int,
+    seed: int,
+) -> Factors:
+    """Tasks drawn evenly from the box `lowest` .. `highest` without the box `low` .. `high` within it."""
+    rng, found = np.random.default_rng(seed), np.zeros((0, len(low)), np.float32)
+    while len(found) < count:
+        drawn = rng.uniform(lowest, highest, (4 * count, len(low))).astype(np.float32)
+        found = np.concatenate([found, drawn[((drawn < low) | (drawn > high)).any(1)]])
+    return found[:count]
