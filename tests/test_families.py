@@ -10,7 +10,16 @@ import pytest
 from reverie.envs.core import ArraySpec, Suite, stack_tasks, suite
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import Fleet, FleetEnv, Task, constant_speeds, fleet_task, offered_load, stack_fleets
+from reverie.envs.fleet.env import (
+    Fleet,
+    FleetEnv,
+    Task,
+    capacity,
+    constant_speeds,
+    fleet_task,
+    offered_load,
+    stack_fleets,
+)
 from reverie.envs.fleet.families import (
     FAMILIES,
     PARK_MEAN_SIZE,
@@ -25,6 +34,7 @@ from reverie.envs.fleet.families import (
     with_load,
 )
 from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.suites import fleet_suite
 from reverie.envs.fleet.traces import Trace
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
@@ -345,6 +355,24 @@ def test_families_of_unlike_shapes_are_one_suite_and_each_task_plays_as_alone():
     alone = rollout(world.world, rule, tasks.task, jax.random.key(3), 20, lambda state, *_: state.record.response)[1]
     np.testing.assert_array_equal(response, alone)
     assert np.isfinite(np.asarray(response)).all()
+
+
+def test_the_suite_of_fleets_has_16_tasks_of_one_load_and_unlike_fleets():
+    world, tasks = fleet_suite(jobs=30, view="counts", draws=2)
+    assert len(world.names) == len(set(world.names)) == 16
+    assert np.bincount(tasks.index).tolist() == [2] * 16
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], tasks.task) for i in range(32)]
+    for i, task in enumerate(each):
+        assert capacity(task) == pytest.approx(6.0, rel=1e-4)
+        drawn = "bursty" in world.names[i // 2]  # its mean hangs on how long bursts happened to last
+        assert offered_load(task) == pytest.approx(0.8, rel=0.25 if drawn else 1e-3), world.names[i // 2]
+    assert sorted({int(task.mask.sum()) for task in each}) == [4, 6, 8, 10]
+    assert world.observation_spec["task"] == ArraySpec((), "task", 16)
+    rule = rules([1.0] * 10, [1.0], ["random"])["random"]
+    keep = lambda state, timestep, action: (timestep.observation["task"], state.record.response)  # noqa: E731
+    index, response = rollout(world, rule, tasks, jax.random.key(3), 30, keep)[1]
+    assert (np.asarray(index) == np.asarray(tasks.index)).all()
+    assert (np.asarray(response) > 0).all()
 
 
 def test_another_load_for_recordings_and_changing_sizes():

@@ -16,6 +16,7 @@ from reverie.models import rssm, s3m, storm
 from reverie.models.build import build_model
 from reverie.models.core import Sequence, WorldModel
 from reverie.models.counts import CountsConfig
+from reverie.models.mixture import MixtureConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
 
@@ -24,10 +25,11 @@ B, T, N = 3, 10, 3
 BORDER = 6
 
 
-def fleet(numbers: int) -> dict[str, ArraySpec]:
-    """A view with so many numbers of each server, and of the job that waits."""
+def fleet(numbers: int, tasks: int) -> dict[str, ArraySpec]:
+    """A view with so many numbers of each server, and of the job that waits; in a suite, if there are tasks."""
     servers, job, mask = ArraySpec((N, numbers), "servers"), ArraySpec((numbers,)), ArraySpec((N,), "mask")
-    return {"servers": servers, "job": job, "mask": mask}
+    suite = {"task": ArraySpec((), "task", tasks)} if tasks else {}
+    return {"servers": servers, "job": job, "mask": mask} | suite
 
 
 def recipe() -> dict[str, Any]:
@@ -44,6 +46,8 @@ class Case(NamedTuple):
     config: Any
     numbers: int = 1
     """What a server shows, and a job."""
+    tasks: int = 0
+    """Of the suite that it is told of, if there is one."""
     build: Callable = build_model
 
 
@@ -51,6 +55,15 @@ FLAT = dataclasses.replace(rssm.PRESETS["tiny"], free_nats=0.0)
 SET = SetRSSMConfig(units=16, deter=16, stoch=4, world_deter=16, world_stoch=4, classes=4, free_nats=0.0)
 LONG = dataclasses.replace(s3m.PRESETS["tiny"], free_nats=0.0)
 STORM = dataclasses.replace(storm.PRESETS["tiny"], window=2, free_nats=0.0)
+MIXTURE = MixtureConfig(
+    **{f.name: getattr(STORM, f.name) for f in dataclasses.fields(STORM)} | {"layers": 1},
+    modules=2,
+    experts=3,
+    active=2,
+    trunk=1,
+    embedding=8,
+    harmony="groups",
+)
 DRIFT = recipe()
 QUEUE = QueueConfig(units=16, deter=16, unit=1.0)
 MODELS = {
@@ -63,6 +76,7 @@ MODELS = {
     "s3m-all-of-ours": Case(dataclasses.replace(LONG, modes="ring", posterior="recurrent", product=True, recall=3)),
     "storm": Case(STORM),
     "storm-foretold": Case(dataclasses.replace(STORM, acts="prior", window=3, servers="set", recall=3)),
+    "mixture": Case(MIXTURE, tasks=B + 1),
     "queue": Case(QUEUE, 2),
     "queue-any": Case(dataclasses.replace(QUEUE, rewards="any"), 2),
     "counts": Case(CountsConfig(units=16, deter=16, unit=1.0)),
@@ -73,8 +87,8 @@ MODELS = {
 @pytest.fixture(scope="module", params=MODELS)
 def case(request) -> tuple[WorldModel, dict[str, ArraySpec]]:
     """Parameters are moved off their start, where reward heads are zero and pass no gradient."""
-    (config, numbers, build), rng = MODELS[request.param], np.random.default_rng(0)
-    spec = fleet(numbers)
+    (config, numbers, tasks, build), rng = MODELS[request.param], np.random.default_rng(0)
+    spec = fleet(numbers, tasks)
     model = eqx.filter_jit(build)(config, spec, N, key=KEY)
     return jax.tree.map(lambda x: jnp.asarray(x + 0.05 * rng.normal(size=x.shape), x.dtype), model), spec
 
@@ -99,7 +113,9 @@ def play(spec: dict[str, ArraySpec], seed: int = 0) -> Sequence:
         "job": rng.integers(1, 9, size=(B, T, *spec["job"].shape)),
         "mask": np.ones((B, T, N)),
     }
-    kinds = {"servers": np.float32, "job": np.float32, "mask": bool}
+    kinds = {"servers": np.float32, "job": np.float32, "mask": bool, "task": np.int32}
+    if "task" in spec:
+        seen["task"] = np.cumsum(trial, 1) + np.arange(B)[:, None]
     observation = {name: jnp.asarray(x.astype(kinds[name])) for name, x in seen.items()}
     reward = -rng.random((B, T)).astype(np.float32)
     rest = (jnp.asarray(x) for x in (action.astype(np.float32), reward, first, last, last, trial))
@@ -207,8 +223,8 @@ def test_gradients_reach_every_parameter(case):
     model, spec = case
     sequence = play(spec)
 
-    @jax.jit
-    @jax.grad
+    @eqx.filter_jit
+    @eqx.filter_grad
     def pull(model):
         return model.loss(model.initial(B), sequence, KEY)[0]
 

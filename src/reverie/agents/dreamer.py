@@ -209,6 +209,7 @@ class Dreamer:
             gradient, learner.optimiser, trained(learner.networks)
         )
         networks = eqx.apply_updates(learner.networks, step)
+        networks = eqx.tree_at(lambda n: n.model, networks, networks.model.updated())
         slow = jax.tree.map(
             lambda slow, fast: slow + self.config.slow_rate * (fast - slow), learner.slow_critic, networks.critic
         )

@@ -8,13 +8,14 @@ from reverie.envs.core import ArraySpec
 from reverie.models.core import WorldModel
 from reverie.models.counts import CountsConfig, CountsModel
 from reverie.models.latent import LatentModel
+from reverie.models.mixture import Mixture, MixtureConfig
 from reverie.models.queue import QueueConfig, QueueModel
 from reverie.models.rssm import BlockGRU, RSSMConfig
 from reverie.models.s3m import S3MConfig, StateSpace
 from reverie.models.set_rssm import SetRSSM, SetRSSMConfig
 from reverie.models.storm import Storm, StormConfig
 
-ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig | S3MConfig | StormConfig
+ModelConfig = RSSMConfig | SetRSSMConfig | QueueConfig | CountsConfig | S3MConfig | StormConfig | MixtureConfig
 
 
 def build_model(
@@ -32,5 +33,7 @@ def build_model(
             return CountsModel(config, observation_spec, actions, key=key)
         case S3MConfig():
             return LatentModel(config, StateSpace, observation_spec, actions, key=key)
+        case MixtureConfig():  # also a StormConfig
+            return Mixture(config, observation_spec, actions, key=key)
         case StormConfig():
             return Storm(config, observation_spec, actions, key=key)

@@ -109,6 +109,10 @@ class WorldModel(eqx.Module):
     ) -> tuple[Float[Array, ""], tuple[ModelState, dict[str, Float[Array, ""]]]]:
         """The training loss on a sequence after `state`, its posterior states [B, T, ...] and named metrics."""
 
+    def updated(self) -> "WorldModel":
+        """The model after an update of its parameters, for what else changes with them, such as a temperature."""
+        return self
+
     def compress(self, state: ModelState) -> PyTree[Array]:
         """States as replay keeps them, in fewer bytes: by default, numbers in half precision."""
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, state)

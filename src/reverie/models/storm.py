@@ -354,14 +354,10 @@ class Storm(WorldModel):
         return loss, (states, metrics)
 
     def compress(self, state: StormState) -> Kept:
-        stoch, foretold = jax.tree.map(self.config.latents.compress, (state.stoch, state.foretold))
-        return Kept(state.deter.astype(jnp.bfloat16), stoch, foretold)
+        return compress(self.config, state)
 
     def expand(self, stored: Kept) -> StormState:
-        dtype, known = self.config.dtype, jnp.zeros((*stored.deter.shape[:-1], 0), bool)
-        expand = partial(self.config.latents.expand, dtype=dtype)
-        stoch, foretold = jax.tree.map(expand, (stored.stoch, stored.foretold))
-        return StormState(stored.deter.astype(dtype), stoch, foretold, Past((), known))
+        return expand(self.config, stored)
 
     def resume(self, stored: Kept, lent: Sequence, key: Key[Array, ""]) -> StormState:
         """h and z as they were; the past of the model of now, made from what was lent."""
@@ -399,6 +395,19 @@ class Storm(WorldModel):
         """z drawn from the prior."""
         noise = self.config.latents.noise(deter.shape[:-1], key)
         return self.config.latents.sample(self.heads.prior(deter), noise).astype(deter.dtype)
+
+
+def compress(config: StormConfig, state: StormState) -> Kept:
+    """What replay keeps of states."""
+    stoch, foretold = jax.tree.map(config.latents.compress, (state.stoch, state.foretold))
+    return Kept(state.deter.astype(jnp.bfloat16), stoch, foretold)
+
+
+def expand(config: StormConfig, stored: Kept) -> StormState:
+    """States without a past."""
+    dtype, known = config.dtype, jnp.zeros((*stored.deter.shape[:-1], 0), bool)
+    stoch, foretold = jax.tree.map(partial(config.latents.expand, dtype=dtype), (stored.stoch, stored.foretold))
+    return StormState(stored.deter.astype(dtype), stoch, foretold, Past((), known))
 
 
 def seen(state: StormState) -> Float[Array, "*B S K"]:

@@ -1,0 +1,228 @@
+"""The mixture of world models: with one part of each kind it is STORM; tasks pass their own parts, and no others."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from diagnostic import HiddenArm
+
+from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.envs.core import ArraySpec, Suite, suite
+from reverie.models.build import build_model
+from reverie.models.core import Sequence
+from reverie.models.mixture import FAST, Mixture, MixtureConfig, balance, harmonised
+from reverie.models.storm import PRESETS, StormConfig
+from reverie.nn.grouped import each, groups, stacked
+from reverie.nn.layers import Linear
+from reverie.nn.optimiser import OptimiserConfig
+from reverie.policies.rollout import rollout
+from reverie.train.off_policy import OffPolicyConfig
+from reverie.train.trainers import WorldTrainer
+
+KEY = jax.random.key(5)
+TINY = {f.name: getattr(PRESETS["tiny"], f.name) for f in dataclasses.fields(StormConfig)}
+B, T, A, K = 4, 9, 2, 4
+WORLD = {"vector": ArraySpec((3,))}
+SUITE = WORLD | {"task": ArraySpec((), "task", K)}
+MANY = MixtureConfig(
+    **TINY | {"layers": 1}, modules=2, experts=3, active=2, trunk=1, embedding=8, settle=10, harmony="none"
+)
+
+
+def mixture(config: MixtureConfig = MANY, spec=SUITE) -> Mixture:
+    """Parameters are moved off their start, where reward heads are zero and pass no gradient."""
+    rng = np.random.default_rng(0)
+    made = build_model(config, spec, A, key=KEY)
+    moved = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape) if x.dtype == jnp.float32 else x, made)
+    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), moved, made)
+
+
+def play(task=None, seed: int = 0) -> Sequence:
+    rng = np.random.default_rng(seed)
+    first = np.zeros((B, T), bool)
+    first[:, 5] = True
+    task = np.zeros((B, T), int) if task is None else np.broadcast_to(task, (B, T))
+    observation = {"vector": jnp.asarray(rng.normal(size=(B, T, 3)), jnp.float32)}
+    observation["task"] = jnp.asarray(task, jnp.int32)
+    action = np.eye(A)[rng.integers(A, size=(B, T))] * ~first[..., None]
+    flags = [jnp.asarray(x) for x in (first, np.roll(first, -1, 1), np.roll(first, -1, 1), first)]
+    reward = jnp.asarray(rng.normal(size=(B, T)), jnp.float32)
+    return Sequence(observation, jnp.asarray(action, jnp.float32), reward, *flags, observation["task"])
+
+
+def same(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 10), (3, 10), (5, 3), (7, 100), (12, 1)])
+def test_each_row_passes_its_own_module_in_no_more_blocks_than_there_are_rows_for(count, rows):
+    rng = np.random.default_rng(count)
+    modules = stacked(lambda key: Linear(6, 4, key=key), count, KEY)
+    index, x = jnp.asarray(rng.integers(count, size=rows)), jnp.asarray(rng.normal(size=(rows, 6)), jnp.float32)
+    expected = np.einsum("mi,mio->mo", x, np.asarray(modules.weight)[index])
+    np.testing.assert_allclose(
+        jax.jit(lambda i, x: each(Linear.__call__, modules, i, x))(index, x), expected, atol=1e-5
+    )
+    if count > 1:
+        plan = groups(index, count)
+        laid = np.asarray(plan.source).reshape(-1)
+        assert sorted(laid[laid < rows]) == list(range(rows))
+        assert plan.source.shape[0] <= -(-rows // plan.source.shape[1]) + min(count, rows) - 1
+
+
+def test_with_one_task_and_one_expert_it_is_storm_bit_for_bit():
+    """The same start, and then loss, gradients, states and dreams."""
+    storm = build_model(StormConfig(**TINY | {"dropout": 0.1, "recall": 2}), WORLD, A, key=KEY)
+    config = MixtureConfig(**TINY | {"dropout": 0.1, "recall": 2}, trunk=0)
+    alone = build_model(config, WORLD, A, key=KEY)
+    sequence = play()
+
+    @eqx.filter_jit
+    def learn(model):
+        def loss(model):
+            loss, (states, _) = model.loss(model.initial(B), sequence, KEY)
+            return loss, states
+
+        (loss, states), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+        start = model.starts(model.initial(B), states, jnp.array([3, T + 7]))
+        dream = model.imagine(start, jnp.eye(A), KEY)
+        return loss, gradient, model.features(dream), model.reward(dream), model.continues(dream)
+
+    one, other = learn(storm), learn(alone)
+    same(one[0], other[0])
+    same(one[2:], other[2:])
+    numbers = [sorted(float(jnp.abs(x).sum()) for x in jax.tree.leaves(gradient)) for gradient in (one[1], other[1])]
+    assert numbers[0] == numbers[1]
+
+
+def test_tasks_feel_their_own_module_and_experts_alone():
+    model = mixture()
+    routing = model.route()
+    assert (np.diff(routing.chosen) > 0).all(), "experts are not in the order of their index"
+    np.testing.assert_array_equal(routing.weight, 1.0)
+    for task in range(K):
+
+        def loss(model, task=task):
+            return model.loss(model.initial(B), play(task), KEY)[1][1]["model/reward"]
+
+        gradient = eqx.filter_jit(eqx.filter_grad(loss))(model)
+        felt = np.asarray([jnp.abs(x).sum() > 0 for x in gradient.experts.blocks[0].wide.weight])
+        assert set(np.flatnonzero(felt)) == set(np.asarray(routing.chosen[task]).tolist())
+        modules = np.asarray([jnp.abs(x).sum() > 0 for x in gradient.heads.rew.output.weight])
+        assert np.flatnonzero(modules).tolist() == [task % 2]
+        assert all(jnp.abs(x).sum() > 0 for x in jax.tree.leaves(gradient.router)), "the router learns nothing"
+
+
+def test_tasks_side_by_side_are_what_they_are_alone():
+    """In one batch, also where a row changes its task."""
+    model = mixture()
+    task = np.array([[0] * T, [1] * T, [2] * 5 + [3] * 4, [3] * T])
+    observe = eqx.filter_jit(lambda model, sequence: model.observe(model.initial(B), sequence, KEY)[1])
+    together = model.features(observe(model, play(task))).context
+    for k in range(K):
+        alone = model.features(observe(model, play(k))).context
+        rows = task == k
+        # what is drawn hangs on the place in the batch, which is the same
+        np.testing.assert_allclose(np.asarray(together)[rows], np.asarray(alone)[rows], atol=2e-5)
+
+
+def test_the_temperature_falls_to_one_and_leaves_the_choice_as_it_is():
+    model = mixture()
+    scores = [model.route().scores]
+    for _ in range(12):
+        model = model.updated()
+        scores.append(model.route().scores)
+    entropy = [-(s * jnp.log(s)).sum(-1).mean() for s in scores]
+    assert entropy[0] > entropy[5] > entropy[10]
+    np.testing.assert_array_equal(scores[10], scores[12])
+    np.testing.assert_allclose(scores[12], jax.nn.softmax(model.router(model.embedded())), rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(model.embedded(), axis=-1), 1.0, rtol=1e-6)
+
+
+def test_balance_is_zero_where_all_experts_have_equally_many_tasks_and_moves_the_router_to_it():
+    model = mixture(dataclasses.replace(MANY, experts=4))
+    even = jnp.array([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]])
+    routing = model.route()
+    assert balance(routing._replace(taken=even)) == 0.0
+    assert balance(routing._replace(taken=jnp.tile(even[:1], (K, 1)))) == 4 * 2**2
+    crowded = eqx.tree_at(lambda m: m.router.output.bias, model, jnp.array([3.0, 2.0, 0.0, 0.0]))
+    assert balance(crowded.route()) == 16
+    pull = eqx.filter_grad(lambda m: balance(m.route()))(crowded).router.output.bias
+    assert (pull[:2] > 0).all()
+    assert (pull[2:] < 0).all()
+
+
+def test_a_harmonious_scale_settles_where_the_loss_says():
+    """sigma* = (L + sqrt(L^2 + 4 L)) / 2, where L / sigma + ln(1 + sigma) is least."""
+    for loss in (0.1, 1.0, 50.0):
+        best = (loss + np.sqrt(loss**2 + 4 * loss)) / 2
+        around = jnp.log(best) / FAST + jnp.array([-1e-3, 0.0, 1e-3])
+        low, least, high = harmonised(jnp.full(3, loss), around)
+        assert least < min(low, high)
+        slope = jax.grad(lambda s, loss=loss: harmonised(jnp.full(1, loss), s).sum())(around[1:2])
+        assert abs(slope[0]) < 1e-2
+
+
+@pytest.mark.parametrize("harmony", ["task", "groups"])
+def test_losses_are_harmonised_for_the_tasks_that_there_are(harmony):
+    """With all scales at 1, each task that is present pays ln 2 for each of its scales."""
+    plain, scaled = mixture(), mixture(dataclasses.replace(MANY, harmony=harmony))
+    scaled = eqx.tree_at(lambda m: m.scales, scaled, jnp.zeros_like(scaled.scales))
+    sequence = play(np.array([[0], [0], [2], [2]]))
+    with_scales, without = (m.loss(m.initial(B), sequence, KEY)[0] for m in (scaled, plain))
+    count = 2 * (1 if harmony == "task" else 3)
+    np.testing.assert_allclose(with_scales - without, count * np.log(2), rtol=1e-3)
+    assert plain.scales is None
+    gradient = eqx.filter_grad(lambda m: m.loss(m.initial(B), sequence, KEY)[0])(scaled).scales
+    assert (gradient[jnp.array([0, 2])] != 0).all()
+    assert (gradient[jnp.array([1, 3])] == 0).all()
+
+
+def test_impossible_mixtures_are_refused():
+    with pytest.raises(ValueError, match="active must be at most experts=1, got 2"):
+        MixtureConfig(active=2)
+    with pytest.raises(ValueError, match="clusters must name modules from 0 to 1"):
+        MixtureConfig(modules=2, clusters=(0, 2))
+    with pytest.raises(ValueError, match="each of 4 tasks, got 2"):
+        mixture(dataclasses.replace(MANY, clusters=(0, 1)))
+    with pytest.raises(ValueError, match="one task has nothing to be routed by"):
+        mixture(MANY, WORLD)
+
+
+def test_dreamer_learns_a_suite_whose_tasks_want_opposite_things():
+    """One of two arms pays, and which one is the task: 1.0 is the most, and half of it for who does not know the task.
+    Replay draws both tasks alike, and each has returns of its own scale."""
+    env = Suite(HiddenArm(), ("left", "right"))
+    pool = suite({"left": [jnp.int32(0)], "right": [jnp.int32(1)]})
+    model = dataclasses.replace(MANY, horizon=10.0, free_nats=0.1, experts=2, active=1, harmony="task")
+    config = DreamerConfig(
+        model=model,
+        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=50),
+        memory=0,
+        units=32,
+        layers=1,
+        horizon=3,
+        starts=64,
+        entropy=1e-2,
+        scales=2,
+    )
+    agent = Dreamer(config, env.observation_spec, env.action_spec)
+    gathering = OffPolicyConfig(streams=8, capacity=4_000, batch=8, length=16, ratio=8.0, by_task=True)
+    trainer = WorldTrainer(agent, gathering, env, pool, 200)
+    ended, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
+    networks = ended.learning.learner.networks
+    assert networks.model.updates == 200
+
+    @jax.jit
+    def mean_return(networks):
+        policy = agent.policy(networks, greedy=True)
+        keep = lambda state, timestep, action: (timestep.reward, timestep.is_last)  # noqa: E731
+        _, (reward, is_last) = rollout(env, policy, pool, jax.random.key(1), 40, keep)
+        return reward.sum(0) / is_last.sum(0)
+
+    assert (mean_return(networks) >= 0.95).all()
+    assert metrics["model/task"][-20:].mean() < 0.1 * np.log(2)
