@@ -73,7 +73,8 @@ class StormConfig:
     continue_layers: Layers = 2
     """Hidden layers of the continue head."""
     servers: Literal["flat", "set"] = "flat"
-    """Whether the encoder reads servers in their order or as a set."""
+    """Whether the encoder reads servers in their order or as a set. z sees nothing but the present observation: of a
+    set it cannot know which server is which."""
     recall: Whole = 0
     """Most steps back (R) of the recall loss, which reconstructs earlier observations from h; 0 is none, as published.
     Without it nothing asks h for what the policy has to remember: the reward after it can be read off older tokens."""

@@ -60,9 +60,7 @@ MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
             continue_layers=1,
             servers="set",
         ),
-        "storm": StormConfig(
-            units=64, deter=128, heads=4, dropout=0.0, stoch=8, classes=8, servers="set", horizon=333.0
-        ),
+        "storm": StormConfig(units=64, deter=128, heads=4, dropout=0.0, stoch=8, classes=8, horizon=333.0),
     }
 )
 """World models of each kind, of a size for two cores. The last three read anything."""
@@ -122,7 +120,7 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                 "storm": TrainConfig(
                     agent=OffPolicyRun(
                         algorithm=DreamerConfig(
-                            model=StormConfig(servers="set"),
+                            model=StormConfig(),
                             optimiser=GroupsConfig(),
                             memory=0,
                             units=512,
