@@ -120,6 +120,17 @@ def test_late_binding_takes_any_idle_server_and_else_the_first_to_free():
     assert act([2.0, 3.0, 4.0], KEY) == 2
 
 
+def test_the_fastest_idle_server_first_is_the_shortest_wait_where_speeds_are_as_listed():
+    env, jobs = FleetEnv(jobs=500), 500
+    load = workloads.poisson(1 / (0.8 * PARK_SPEEDS.sum()), workloads.exponential(1.0))
+    tasks = stack_tasks([fleet_task(constant_speeds(PARK_SPEEDS), load)] * 4)
+    listed = rules(PARK_SPEEDS, np.ones(10), ["late-binding-fastest", "shortest-wait"])
+    one, other = (
+        rollout(env, rule, tasks, KEY, jobs, lambda state, *_: state.record.server)[1] for rule in listed.values()
+    )
+    np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("cap", [1, 2, 4])
 def test_a_cap_starts_jobs_where_a_slot_frees_first(cap):
     """Beside a list of finish times in double precision: a job goes where the fewest are in progress while anyone has

@@ -417,7 +417,7 @@ def test_a_compiled_scan_chooses_what_single_steps_choose(name):
 
 
 def test_all_rules_have_names_and_a_view():
-    assert len(NAMES) == 25
+    assert len(NAMES) == 26
     assert {rule.view for rule in rules(SPEEDS, SIZES).values()} == {"full", "counts", "latency"}
     assert list(rules(SPEEDS, SIZES, ["sita", "jsq"])) == ["sita", "jsq"]
     assert set(rules([1.0], SIZES)) == set(NAMES)

@@ -202,8 +202,8 @@ def test_rules_that_are_told_what_agents_are_not_are_oracles():
     assert {role for role, _ in roles("full").values()} == {role for role, _ in roles("park").values()} == {"rule"}
 
 
-def test_late_binding_needs_no_speeds_and_counts_as_known_in_every_view():
-    named = {name: rules(SPEEDS, [1.0, 2.0])[name] for name in ("shortest-wait", "least-completion")}
+def test_late_binding_counts_as_known_in_every_view_and_the_present_speeds_do_not():
+    named = {name: rules(SPEEDS, [1.0, 2.0])[name] for name in ("late-binding-fastest", "shortest-wait")}
     (late, told) = contenders(named, "counts")
     assert (late.role, late.view, late.knows) == ("rule", "full", "who is idle")
     assert (told.role, told.knows) == ("oracle", None)

@@ -41,10 +41,9 @@ Role = Literal["agent", "rule", "oracle"]
 """What is judged (something was trained), what it is compared with, and what was told more than the agents are."""
 
 SURVIVAL_POINTS = 80
-LATE_BINDING = frozenset({"shortest-wait", "late-binding", "late-binding-4"})
+LATE_BINDING = frozenset({"late-binding", "late-binding-fastest", "late-binding-4"})
 """Rules that every operator of first-come-first-served servers has, whatever is hidden: to send a job where it waits
-the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`). The first
-takes the fastest of several idle servers, as a proxy does that lists its servers in that order; the others any."""
+the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`)."""
 _TELLS = ("counts", "latency", "full")
 """Views by how much they tell; `park` tells work and sizes too."""
 

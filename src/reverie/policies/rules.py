@@ -54,6 +54,7 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
         "shortest-wait": WaitPlusService(0.0),
         "residual-life": ResidualLife(equal, unit=patience / 20),
         "late-binding": LateBinding(nominal),
+        "late-binding-fastest": LateBinding(nominal, fastest=True),
         "late-binding-4": LateBinding(nominal, cap=4),
         "wait-plus-service": WaitPlusService(),
         "guarded-wait-plus-service": Guarded(WaitPlusService(), nominal, smallest=float(sample.min())),
@@ -78,8 +79,8 @@ ELSEWHERE = {
     "roundrobin": "is called round-robin here, and with weights weighted-round-robin",
     "round_robin": "is called round-robin here, and with weights weighted-round-robin",
     "random(2)": "is called p2c here",
-    "maxconn": "1 is called late-binding here (4: late-binding-4), and shortest-wait where the fastest is taken",
-    "first": "is not here; with maxconn 1 and the fastest server first it is shortest-wait",
+    "maxconn": "1 is called late-binding here (4: late-binding-4), or late-binding-fastest by the order of servers",
+    "first": "is called late-binding-fastest here, with maxconn 1 and the fastest server first",
     "least_time": "is called ewma here",
     "peak_ewma": "is called p2c-peak-ewma here, and over all servers peak-ewma",
 }
@@ -237,7 +238,7 @@ class WaitPlusService(_Memoryless):
 
 class LateBinding(eqx.Module):
     """One queue in the proxy and at most `cap` jobs at a server (`maxconn`): a job goes where the fewest are in
-    progress, whichever, or waits in the proxy until the first slot frees.
+    progress, or waits in the proxy until the first slot frees.
 
     To be sent at once to the server whose slot frees first is the same, since slots take the head of that queue in
     order. With a cap of 1 it is who is idle that decides, and else where the wait is shortest: so of what this rule
@@ -246,9 +247,12 @@ class LateBinding(eqx.Module):
 
     view: ClassVar[View] = "full"
     servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
-    """Anything above 0 for a server, 0 for padding."""
+    """Nominal speeds, 0 for padding."""
     cap: int = eqx.field(static=True, default=1)
     """Jobs that a server may have (K)."""
+    fastest: bool = eqx.field(static=True, default=False)
+    """Whether the nominally fastest is taken of several that have as few, as a proxy does that lists servers in that
+    order; any of them else."""
 
     def __check_init__(self) -> None:
         if self.cap < 1:
@@ -267,7 +271,8 @@ class LateBinding(eqx.Module):
         jobs = (left > 1e-6 * seen.work[..., None]).sum(-1)
         wait = left[..., -1] / seen.speed  # until there are fewer than K
         chance = jax.random.uniform(key, seen.speed.shape, minval=0.5)
-        action = pick(jnp.where(jobs < self.cap, jobs - self.cap, wait), chance, seen.allowed)
+        first = self.servers if self.fastest else chance
+        action = pick(jnp.where(jobs < self.cap, jobs - self.cap, wait), first, seen.allowed)
         chosen = jax.nn.one_hot(action, jobs.shape[-1], dtype=bool)[..., None]
         later = behind[..., :-1] + seen.size[..., None]
         return action, jnp.where(chosen, jnp.concatenate([jnp.zeros_like(behind[..., :1]), later], -1), behind)
