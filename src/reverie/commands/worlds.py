@@ -19,8 +19,8 @@ class World:
     """Jobs and fleet."""
 
     family: str | None = None
-    """A family of tasks: easy, medium, hard (unless given), overload, mixed, levels, calm, drift, shifting, burst,
-    diurnal, continuous."""
+    """A family of tasks: easy, medium, hard (unless given), overload, mixed, levels, calm, drift, shifting, neighbours,
+    burst, diurnal, continuous."""
     trace: str | None = None
     """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
     held_out: bool = False

@@ -27,7 +27,7 @@ def opponents(tasks: Task, view: View, names: Iterable[str] | None = None) -> li
     Arguments: `tasks`, leaves [E, ...].
     Errors: ValueError for an unknown name.
     """
-    return contenders(rules(nominal_speeds(tasks), typical_sizes(tasks), names), view)
+    return contenders(rules(nominal_speeds(tasks), typical_sizes(tasks), names), view, alone=tasks.others is None)
 
 
 def nominal_speeds(tasks: Task) -> Float[np.ndarray, " N"]:

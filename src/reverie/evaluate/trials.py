@@ -81,17 +81,18 @@ class Tables(NamedTuple):
     survival), where `response` is the time that a fraction `survival` of the jobs exceeds."""
 
 
-def contenders(rules: Mapping[str, Rule], view: View) -> list[Contestant]:
-    """Classical rules as opponents of agents that see `view`.
+def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True) -> list[Contestant]:
+    """Classical rules as opponents of agents that see `view`; `alone`, that nobody else sends jobs to the servers.
 
     A rule that needs what `view` hides is an oracle: it stays in the comparison under its own name, and
     `statistics.verdict` calls the best of these the oracle of a task and level. The rules that see less than the agents
-    remain rules; to look away is their choice. So do those of `LATE_BINDING`.
+    remain rules; to look away is their choice. So do those of `LATE_BINDING` where we are alone: a proxy's slots say
+    nothing of the jobs of others.
     """
 
     def contestant(name: str, rule: Rule) -> Contestant:
         world = FleetEnv(view=rule.view)
-        if name in LATE_BINDING:
+        if alone and name in LATE_BINDING:
             return Contestant(name, rule, world, "rule", knows="who is idle")
         hidden = view in _TELLS and _TELLS.index(rule.view) > _TELLS.index(view)
         return Contestant(name, rule, world, "oracle" if hidden else "rule")

@@ -20,7 +20,7 @@ from reverie.envs.core import ArraySpec, Discrete, TimeStep, first, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.schedule import Schedule, Time
-from reverie.envs.fleet.workload import Job, Workload
+from reverie.envs.fleet.workload import Job, Sizes, Workload
 from reverie.ranges import at_least, checked
 
 View = Literal["park", "full", "counts", "latency"]
@@ -28,6 +28,16 @@ Reward = Literal["elapsed", "admission"]
 LATENCY_FEATURES = ("in progress", "completions", "sum of responses", "longest response", "errors", "since completion")
 """What the view `latency` shows of each server; all but the first and the last since the last arrival, errors always 0
 here (a proxy in front of real servers has them)."""
+
+
+class Others(NamedTuple):
+    """Other balancers' jobs on the same servers: a Poisson process, each job placed at random. No view counts them."""
+
+    rate: Float[Array, "*B"]
+    """Jobs per time unit, at all servers together; 0 for none."""
+    weights: Float[Array, "*B N"]
+    """What servers are chosen in proportion to; 0 for padding."""
+    sizes: Sizes
 
 
 class Task(NamedTuple):
@@ -40,6 +50,8 @@ class Task(NamedTuple):
     workload: Workload
     member: Bool[Array, "*B N P"]
     """In which segments of its speed a server may be given jobs. One that leaves finishes those that it has."""
+    others: Others | None = None
+    """Jobs on these servers that are not ours; None where there are none in the whole batch, which costs nothing."""
 
 
 class Fleet(NamedTuple):
@@ -108,6 +120,8 @@ class Ledger(NamedTuple):
     response: Float[Array, "*B J"] | None
     """Of each job, known since it was dispatched; kept only for what follows."""
     completed: Completions | None
+    until_last: Float[Array, "*B N"]
+    """Time until the job dispatched last is finished."""
 
 
 class FleetState(NamedTuple):
@@ -205,11 +219,16 @@ class FleetEnv:
         following = workloads.draw_job(task.workload, state.stream, dispatched, state.clock)
         job = Job(jnp.where(is_last, 0.0, following.size), jnp.where(is_last, 0.0, following.gap))
 
-        capacity = jax.vmap(schedules.integral, (0, None, None))(task.speed, state.clock, job.gap)  # [N]
-        left = jnp.maximum(state.backlog + jnp.where(chosen, state.job.size, 0.0) - capacity, 0.0)
+        left = state.backlog + jnp.where(chosen, state.job.size, 0.0)
+        if task.others is None:
+            left = _worked_off(task, state.clock, left, job.gap)
+        else:
+            left = _with_others(task, task.others, state.clock, left, job.gap, state.stream, dispatched)
         ledger, elapsed = state.ledger, jnp.zeros(())
         if ledger is not None:
-            span = response - schedules.inverse(speed, state.clock, backlog)
+            # Alone on the servers, our job before this one ends when the backlog does.
+            ours = schedules.inverse(speed, state.clock, backlog) if task.others is None else ledger.until_last[action]
+            span = response - ours
             ledger = _enter(ledger, chosen, state.dispatched, response, span)
             ledger, elapsed = _advance(ledger, jnp.where(is_last, jnp.inf, job.gap))
         left = jnp.where(is_last, 0.0, left)  # the last step runs the system empty; the clock stays at the last arrival
@@ -249,11 +268,48 @@ def members(task: Task, time: Time) -> Bool[Array, " N"]:
     return task.mask & (jax.vmap(schedules.at, (0, None))(there, time) > 0)
 
 
+def _worked_off(task: Task, now: Time, backlog: Float[Array, " N"], time: Float[Array, ""]) -> Float[Array, " N"]:
+    """What is left of the backlogs after `time`."""
+    capacity = jax.vmap(schedules.integral, (0, None, None))(task.speed, now, time)  # [N]
+    return jnp.maximum(backlog - capacity, 0.0)
+
+
+def _with_others(
+    task: Task,
+    others: Others,
+    now: Time,
+    backlog: Float[Array, " N"],
+    gap: Float[Array, ""],
+    stream: Key[Array, ""],
+    dispatched: Int[Array, ""],
+) -> Float[Array, " N"]:
+    """The backlogs after `gap`, in which jobs of others have come as well: the same ones whatever we do."""
+    key = jax.random.fold_in(jax.random.fold_in(stream, 2**31 - 1), dispatched)
+
+    def until_next(number: Int[Array, ""]) -> Float[Array, ""]:
+        return jax.random.exponential(jax.random.fold_in(key, 2 * number)) / others.rate
+
+    def arrive(carry: tuple) -> tuple:
+        number, passed, wait, backlog = carry
+        backlog = _worked_off(task, schedules.later(now, passed), backlog, wait)
+        place, size = jax.random.uniform(jax.random.fold_in(key, 2 * number + 1), (2,))
+        upto = jnp.cumsum(others.weights)
+        server = (place * upto[-1] >= upto).sum()
+        brings = workloads.sample_size(others.sizes, 1 - size)
+        backlog = backlog + jnp.where(jnp.arange(backlog.shape[0]) == server, brings, 0.0)
+        return number + 1, passed + wait, until_next(number + 1), backlog
+
+    begin = (jnp.int32(0), jnp.zeros(()), until_next(jnp.int32(0)), backlog)
+    _, passed, _, backlog = jax.lax.while_loop(lambda carry: carry[1] + carry[2] < gap, arrive, begin)
+    return _worked_off(task, schedules.later(now, passed), backlog, gap - passed)
+
+
 def _empty_ledger(servers: int, jobs: int, view: View, clock: Float[Array, ""]) -> Ledger:
     none, time = jnp.zeros((servers,), jnp.int32), jnp.zeros((servers,))
     response = jnp.zeros((jobs,)) if view == "latency" else None
     completed = Completions(none, time, time, time + clock) if view == "latency" else None
-    return Ledger(none, none, time, none + jobs, jnp.zeros((jobs,), jnp.int32), jnp.zeros((jobs,)), response, completed)
+    behind, span = jnp.zeros((jobs,), jnp.int32), jnp.zeros((jobs,))
+    return Ledger(none, none, time, none + jobs, behind, span, response, completed, until_last=time)
 
 
 def _enter(
@@ -271,6 +327,7 @@ def _enter(
         span=ledger.span.at[last].set(span, mode="drop"),
         response=None if ledger.response is None else ledger.response.at[job].set(response),
         completed=ledger.completed,
+        until_last=jnp.where(chosen, response, ledger.until_last),
     )
 
 
@@ -305,7 +362,13 @@ def _advance(ledger: Ledger, gap: Float[Array, ""]) -> tuple[Ledger, Float[Array
         completed = completed._replace(since=jnp.where(jnp.isinf(gap), 0.0, completed.since + gap))
     until_finish = jnp.where(count > 0, until_finish - gap, 0.0)
     return (
-        ledger._replace(count=count, head=head, until_finish=until_finish, completed=completed),
+        ledger._replace(
+            count=count,
+            head=head,
+            until_finish=until_finish,
+            completed=completed,
+            until_last=jnp.maximum(ledger.until_last - gap, 0.0),
+        ),
         elapsed + jnp.where(count > 0, count * gap, 0.0).sum(),
     )
 
@@ -329,7 +392,8 @@ def stack_fleets(tasks: Sequence[Task]) -> Task:
     """Tasks [B] of any families, fleet sizes and recordings as one batch, each padded to the largest there is.
 
     Padding is without effect: rows of servers that the mask leaves out, segments of no length, recorded jobs beyond the
-    length of the recording. `FleetEnv` takes its `servers` from the batch's mask: `mask.shape[-1]`.
+    length of the recording, others' jobs that never come. `FleetEnv` takes its `servers` from the batch's mask:
+    `mask.shape[-1]`.
     """
 
     def most(leaf: Callable[[Task], Array]) -> int:
@@ -338,6 +402,7 @@ def stack_fleets(tasks: Sequence[Task]) -> Task:
     servers, segments = most(lambda task: task.mask), most(lambda task: task.speed.start)
     rates, scales = most(lambda task: task.workload.rate.start), most(lambda task: task.workload.scale.start)
     recorded = most(lambda task: task.workload.recording.gap)
+    shared = any(task.others is not None for task in tasks)
     return stack_tasks(
         [
             Task(
@@ -347,10 +412,17 @@ def stack_fleets(tasks: Sequence[Task]) -> Task:
                 _rows(
                     jnp.asarray(np.pad(task.member, [(0, 0), (0, segments - task.member.shape[-1])], "edge")), servers
                 ),
+                _padded_others(task, servers) if shared else None,
             )
             for task in tasks
         ]
     )
+
+
+def _padded_others(task: Task, servers: int) -> Others:
+    """The others of a task, with a weight for each of `servers` rows; without any, some who never come."""
+    others = task.others or Others(jnp.zeros(()), task.mask.astype(jnp.float32), task.workload.sizes)
+    return others._replace(weights=jnp.pad(others.weights, (0, servers - others.weights.shape[-1])))
 
 
 def _rows[T](of_servers: T, servers: int) -> T:
@@ -374,9 +446,15 @@ def constant_speeds(speeds: ArrayLike) -> Schedule:
 
 
 def offered_load(task: Task, until: float = np.inf) -> float:
-    """Mean work that arrives per time unit over the mean capacity of all servers: in the long run or, where schedules
-    do not repeat, up to `until`."""
-    return workloads.work_rate(task.workload, until) / capacity(task, until)
+    """Mean work that arrives per time unit, that of others included, over the mean capacity of all servers: in the long
+    run or, where schedules do not repeat, up to `until`."""
+    brings = workloads.work_rate(task.workload, until) + others_work_rate(task)
+    return brings / capacity(task, until)
+
+
+def others_work_rate(task: Task) -> float:
+    """Work that others bring per time unit."""
+    return 0.0 if task.others is None else float(task.others.rate) * workloads.moments(task.others.sizes)[0]
 
 
 def capacity(task: Task, until: float = np.inf) -> float:

@@ -17,7 +17,16 @@ import numpy as np
 from reverie.envs.core import TaskFamily
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import Fleet, Task, capacity, constant_speeds, fleet_task, stack_fleets
+from reverie.envs.fleet.env import (
+    Fleet,
+    Others,
+    Task,
+    capacity,
+    constant_speeds,
+    fleet_task,
+    others_work_rate,
+    stack_fleets,
+)
 from reverie.envs.fleet.measured import draw_fleet, read_speeds, speed_paths
 from reverie.envs.fleet.park import PARK_SERVICE_RATES
 from reverie.envs.fleet.schedule import Schedule
@@ -123,6 +132,16 @@ def shifting(rng: np.random.Generator) -> Task:
     return fleet_task(speed, workloads.poisson(interval, park_sizes()))
 
 
+def neighbours(rng: np.random.Generator) -> Task:
+    """Park's fleet at load 0.5 to 0.9, of which other balancers bring 20 to 45 points that nobody counts: each server
+    has its own part of them, up to eight times as much of its speed as another's."""
+    theirs, ours = rng.uniform(0.2, 0.45), rng.uniform(0.3, 0.45)
+    rate = PARK_SPEEDS.sum() / PARK_MEAN_SIZE  # jobs per time unit of load 1
+    weights = PARK_SPEEDS * rng.uniform(0.2, 1.6, len(PARK_SPEEDS))
+    task = fleet_task(constant_speeds(PARK_SPEEDS), workloads.poisson(1 / (ours * rate), park_sizes()))
+    return task._replace(others=Others(jnp.float32(theirs * rate), jnp.asarray(weights, jnp.float32), park_sizes()))
+
+
 def calm_sizes() -> Sizes:
     """As large as Park's in the mean, but of squared CV 1, where those have no finite variance."""
     return workloads.lognormal(mean=PARK_MEAN_SIZE, scv=1.0)
@@ -161,6 +180,7 @@ FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in I
     "diurnal": diurnal,
     "continuous": continuous,
     "shifting": shifting,
+    "neighbours": neighbours,
     "levels": levels(),
     "calm": levels(sizes=calm_sizes),
 }
@@ -285,13 +305,14 @@ def with_load(task: Task, load: float, jobs: int = 1000) -> Task:
     """
     w = task.workload
     until = workloads.span(w, jobs)
-    brings = workloads.work_rate(w, until)
+    brings = workloads.work_rate(w, until) + others_work_rate(task)
     total = _capacity_met(task, _positive_load(brings) * until, _positive_load(load))
     factor = load / (brings / total)
     rate = w.rate._replace(value=w.rate.value * factor)
     rate, scale = (s._replace(start=s.start / factor, period=s.period / factor) for s in (rate, w.scale))
     recording = w.recording._replace(gap=w.recording.gap / factor)
-    return task._replace(workload=w._replace(rate=rate, scale=scale, recording=recording))
+    others = task.others and task.others._replace(rate=task.others.rate * factor)
+    return task._replace(workload=w._replace(rate=rate, scale=scale, recording=recording), others=others)
 
 
 def _capacity_met(task: Task, work: float, load: float) -> float:
