@@ -140,3 +140,19 @@ def counts(at: float = 100.0, **changes) -> Counts:
 def config(**changes) -> ServeConfig:
     servers = tuple(Server(f"s{i}", f"127.0.0.1:{8001 + i}", 2) for i in range(3))
     return ServeConfig(servers, **changes)
+
+
+def serve_toml(running: Stack, mode: str, **trial: float) -> Path:
+    """The configuration file of an agent in front of a stack."""
+    own = running.config
+    servers = "".join(
+        f'[[server]]\nname = "{each.name}"\naddress = "{each.address}"\nslots = {each.slots}\nweight = {each.weight}\n'
+        for each in own.server
+    )
+    path = own.state / "serve.toml"
+    path.write_text(
+        f'mode = "{mode}"\nmetrics = 0\nstate = "{own.state}"\naudit = "{own.audit}"\n'
+        f'[balancer]\nsocket = "{own.balancer.socket}"\nlisten = "{own.balancer.listen}"\n'
+        f"[trial]\n{''.join(f'{name} = {value}\n' for name, value in trial.items())}{servers}"
+    )
+    return path

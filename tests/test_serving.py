@@ -362,6 +362,14 @@ def test_old_news_and_a_process_that_stood_still_get_the_configured_weights():
         assert after.held == (256, 256, 256)
 
 
+def test_what_happened_while_nobody_looked_teaches_nothing():
+    """One look at who is busy would stand for all that time."""
+    _, memory, seen = decided(config(), 100, (8, 4, 2))
+    blind = later(seen, 5.0, done=(400, 200, 100), in_progress=(1, 1, 0))
+    _, after = decide(config(), Rule(3.0, 5.0), memory, blind, blind.at)
+    assert after.rates == memory.rates
+
+
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])
 def test_a_clock_that_jumps_moves_no_weight_by_more_than_a_step(jump):
     _, memory, seen = decided(config(), 100, (8, 4, 2))

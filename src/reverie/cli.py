@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TextIO
 
@@ -29,6 +30,7 @@ COMMANDS = {
     "compare": "rank rules and trained agents on the same jobs, with paired statistics",
     "export": "write the policy of a run into one file that decides without trainer, replay or JAX",
     "report": "write the page of a run: learning curves, verdict, distributions, pictures",
+    "serve": "set the weights of a real balancer (HAProxy), in shadow first, within guards",
     "trace": "`reverie trace inspect FILE`: count, rate, burstiness and sizes of a recorded trace",
     "doctor": "what this machine can do, and whether everything is in order",
 }
@@ -43,7 +45,9 @@ EXAMPLES = (
 
 _GOES_ON = {"verdict", "sweep"}
 """When they are started again with the same words."""
-_WITHOUT_JAX = {"trace"}
+_WITHOUT_JAX = {"trace", "serve"}
+_HEARS_ITSELF = {"serve"}
+"""SIGHUP means to it that its configuration is to be read again."""
 _ERROR, _USAGE, _SIGNAL = 1, 2, 128
 _TRACEBACK = "REVERIE_TRACEBACK"
 
@@ -87,7 +91,7 @@ def _answer(words: list[str]) -> int:
             if name not in _WITHOUT_JAX:
                 runtime.configure()  # before anything computes
             command = importlib.import_module(f"reverie.commands.{name}")
-        with signals.heard(name):
+        with nullcontext() if name in _HEARS_ITSELF else signals.heard(name):
             command.main(rest)
 
     try:

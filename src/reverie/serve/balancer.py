@@ -5,7 +5,7 @@ Standard library alone, as the dead-man's switch (`deadman.py`) uses it too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Counts:
         return all(weight == configured for takes, weight, configured in triples if takes)
 
 
+@runtime_checkable
 class Balancer(Protocol):
     """A driver. All calls raise OSError where the balancer does not answer, ValueError where it answers nonsense."""
 

@@ -75,8 +75,8 @@ def decide(
     last = memory.counts
     if last is None or last.names != counts.names:
         memory, last = begin(memory.at, counts), counts
-    elif last.process != counts.process:  # its counters begin anew; what was learned of the servers still holds
-        last = counts
+    elif last.process != counts.process or counts.at - last.at > config.limits.age:
+        last = counts  # counters begin anew, or nobody looked for a while; what was learned of the servers still holds
     gap = max(counts.at - last.at, 0.0)
     ended = np.maximum(_ended(counts) - _ended(last), 0)
     failed = np.maximum(np.subtract(counts.failed, last.failed), 0)

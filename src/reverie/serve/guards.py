@@ -124,6 +124,6 @@ def guard(
         allowed = of(before, now)
         if allowed is None:
             return None, (*fired, name)
-        if not np.allclose(scaled(allowed), scaled(before), rtol=1e-9, atol=0):
+        if (np.abs(scaled(allowed) - scaled(before)) > 1e-9 * LARGEST).any():
             fired.append(name)
     return allowed, tuple(fired)

@@ -1,8 +1,10 @@
 """A configuration of HAProxy that keeps what `reverie serve` promises, written by `reverie serve init`.
 
 A backend that closes connections or answers 500 costs no request that may be repeated: it is sent again, elsewhere
-(`retry-on`, `option redispatch`), and the server is marked down after five failures (`observe layer7`). Requests beyond
-`maxconn` wait in one queue, no longer than `timeout queue`.
+(`retry-on`, `option redispatch`), and the server is marked down after three failures (`observe layer7`). There are
+more retries than that: where all other servers are full, a request comes back to the one that fails until it is down.
+Requests beyond `maxconn` wait in one queue, no longer than `timeout queue`. A reload closes no connection that a
+request may be on its way through (`idle-close-on-response`).
 """
 
 from reverie.serve.settings import ServeConfig
@@ -19,6 +21,7 @@ def haproxy_config(config: ServeConfig) -> str:
 global
     stats socket {balancer.socket} mode 660 level admin expose-fd listeners
     stats timeout 1m
+    hard-stop-after 10m
     log {config.log_socket} len 256 format raw local0 info
 
 defaults
@@ -28,12 +31,13 @@ defaults
     timeout client 1m
     timeout server 1m
     timeout queue {round(1000 * balancer.queue)}ms
-    retries 3
+    retries 10
     option redispatch 1
 
 frontend requests
     bind {balancer.listen}
     log-format "%Ta %ST"
+    option idle-close-on-response
     default_backend {balancer.backend}
 
 backend {balancer.backend}
@@ -42,6 +46,6 @@ backend {balancer.backend}
     # Only what may be done twice is sent twice.
     http-request disable-l7-retry unless METH_GET or {{ method OPTIONS PUT DELETE }}
     default-server check inter 1s fastinter 200ms downinter 500ms fall 2 rise 2
-    default-server observe layer7 error-limit 5 on-error mark-down
+    default-server observe layer7 error-limit 3 on-error mark-down
 {servers}
 """

@@ -1,0 +1,113 @@
+"""The audit log: one JSON line for each change, with all that the decision was made of, so that it can be made again.
+
+The line before the first of a configuration holds that configuration and the rule.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reverie.runs.config_json import config_from_json, config_to_json
+from reverie.serve.balancer import Counts
+from reverie.serve.decide import Arm, Decision, Memory, decide
+from reverie.serve.rates import Rule
+from reverie.serve.settings import Mode, ServeConfig
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What the lines after it were decided with."""
+
+    ts: float
+    """Seconds since 1970, by the wall clock."""
+    config: ServeConfig
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Change:
+    """One decision that changed something."""
+
+    ts: float
+    config: str
+    """Its sha."""
+    mode: Mode
+    arm: Arm
+    halted: bool
+    now: float
+    memory: Memory
+    """Before the decision."""
+    counts: Counts
+    decision: Decision
+    sent: dict[str, int] | None
+    """Weights that were really set; None: the configured ones; nothing at all in mode shadow."""
+    answer: str
+    """Why that failed, where it did."""
+
+
+class Audit:
+    """The file, appended to."""
+
+    def __init__(self, path: Path, most: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._most = path, most
+        self._file = path.open("a", encoding="utf-8")
+
+    def begin(self, begun: Begin) -> None:
+        self._begun = begun
+        self._write(begun)
+
+    def change(self, change: Change) -> None:
+        if self._file.tell() > self._most:
+            self._file.close()
+            os.replace(self._path, f"{self._path}.1")
+            self._file = self._path.open("a", encoding="utf-8")
+            self._write(self._begun)
+        self._write(change)
+
+    def _write(self, line: Any) -> None:
+        self._file.write(f"{json.dumps(config_to_json(line))}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A change, and what deciding again gives."""
+
+    change: Change
+    again: Decision
+
+    @property
+    def same(self) -> bool:
+        return self.again == self.change.decision
+
+
+def replay(path: Path) -> Iterator[Explained]:
+    """Make each decision of a log again.
+
+    Raises:
+        ValueError: a line is none of an audit log, or its configuration is not before it.
+    """
+    begun: Begin | None = None
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                data = json.loads(line)
+                if data.get("class") == Begin.__name__:
+                    begun = config_from_json(Begin, data)
+                    continue
+                change = config_from_json(Change, data)
+                if begun is None or begun.config.sha != change.config:
+                    raise ValueError(f"its configuration {change.config} does not stand before it")
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            again, _ = decide(
+                begun.config, begun.rule, change.memory, change.counts, change.now, change.arm, change.halted
+            )
+            yield Explained(change, again)
