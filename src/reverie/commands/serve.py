@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+from rich.table import Table
 
 from reverie.files import write_text
-from reverie.report.output import Output, print_facts, print_json, say
+from reverie.report.output import Output, print_facts, print_json, print_table, say
 from reverie.runs.config_json import config_to_json
 from reverie.serve import agent, audit, deployment
+from reverie.serve.race import ARMS, Lane, RaceConfig, race
 from reverie.serve.settings import Mode, ServeConfig, load_config
 
 _EXAMPLE = """\
@@ -40,7 +43,7 @@ class Serve:
     """Set the weights of a balancer's servers, 1 to 10 times a second, within guards: docs/serving.md. Mode shadow,
     which sends nothing, comes first. `reverie serve init FILE` writes the files that go with it, `reverie serve explain
     FILE` makes the decisions of an audit log again, `reverie serve rearm FILE` lets a policy act again whose trial was
-    lost.
+    lost, `reverie serve race` plays ways to balance against each other on this machine.
 
     Example: reverie serve --config serve.toml --policy runs/ours.safetensors --mode shadow
     """
@@ -94,6 +97,24 @@ class Rearm:
     """The configuration file."""
 
 
+@dataclass(frozen=True)
+class Race:
+    """Play ways to balance against each other on the loopback, each with a real HAProxy and sleeping servers of its
+    own, all at once on the same requests. Refused where requests were sent too late for the result to mean anything.
+
+    Example: reverie serve race --speeds 1 0.5 0.2 --load 0.7 --seconds 60
+
+    Example: reverie serve race --slots 8 --sharing 1 --drift --arm leastconn --arm maxconn --arm serve
+    """
+
+    config: Annotated[RaceConfig, tyro.conf.arg(name="")] = field(default_factory=RaceConfig)
+    arm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Who runs; ratios are to the first. Unless given: leastconn, leastconn-weights (speeds at the beginning), maxconn,
+    serve (maxconn, and weights by `reverie serve`), random (2) and roundrobin."""
+    output: Output = "table"
+    """A table, or JSON."""
+
+
 def main(arguments: Sequence[str]) -> None:
     match parse(arguments):
         case Init() as asked:
@@ -102,11 +123,13 @@ def main(arguments: Sequence[str]) -> None:
             _explain(asked)
         case Rearm() as asked:
             _rearm(asked)
+        case Race() as asked:
+            _race(asked)
         case asked:
             agent.run(lambda: _configured(asked), say)
 
 
-def parse(arguments: Sequence[str]) -> Serve | Init | Explain | Rearm:
+def parse(arguments: Sequence[str]) -> Serve | Init | Explain | Rearm | Race:
     match arguments:
         case ["init", *rest]:
             return tyro.cli(Init, prog="reverie serve init", args=rest)
@@ -114,6 +137,8 @@ def parse(arguments: Sequence[str]) -> Serve | Init | Explain | Rearm:
             return tyro.cli(Explain, prog="reverie serve explain", args=rest)
         case ["rearm", *rest]:
             return tyro.cli(Rearm, prog="reverie serve rearm", args=rest)
+        case ["race", *rest]:
+            return tyro.cli(Race, prog="reverie serve race", args=rest)
         case _:
             return tyro.cli(Serve, prog="reverie serve", args=arguments)
 
@@ -139,6 +164,35 @@ def _rearm(asked: Rearm) -> None:
     halted = agent.halted_by(load_config(asked.config))
     say(f"was halted: {halted.read_text().strip()}" if halted.exists() else "was not halted")
     halted.unlink(missing_ok=True)
+
+
+_MOST_LAG = 0.1
+"""Of the mean response time of the first arm."""
+
+
+def _race(asked: Race) -> None:
+    names = asked.arm or ("leastconn", *(name for name in ARMS if name != "leastconn"))
+    lanes, lag = race(asked.config, names)
+    if asked.output == "json":
+        print_json({"config": asdict(asked.config), "lag": lag, "lanes": [lane._asdict() for lane in lanes]})
+    else:
+        print_table(_race_table(asked.config, lanes))
+    if lag > _MOST_LAG:
+        raise ValueError(
+            f"p99 of the lag was {100 * lag:.0f} % of the mean response time, more than {100 * _MOST_LAG:.0f} %: this "
+            "machine is too busy for this race. Stop other programs, or give requests more --work"
+        )
+
+
+def _race_table(config: RaceConfig, lanes: Sequence[Lane]) -> Table:
+    table = Table(title=f"{len(config.plan.at):,} requests at load {config.load}, milliseconds", title_justify="left")
+    for head in ("arm", "failed", "mean", "in the second half", "p99", f"mean over {lanes[0].name}'s"):
+        table.add_column(head, justify="left" if head == "arm" else "right")
+    for lane in lanes:
+        times = (f"{1000 * each:.0f}" for each in (lane.mean, lane.second_half, lane.p99))
+        ratio, low, high = lane.ratio
+        table.add_row(lane.name, f"{lane.failed}", *times, f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
+    return table
 
 
 def _explain(asked: Explain) -> None:

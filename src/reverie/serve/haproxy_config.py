@@ -10,11 +10,12 @@ request may be on its way through (`idle-close-on-response`).
 from reverie.serve.settings import ServeConfig
 
 
-def haproxy_config(config: ServeConfig) -> str:
-    """The text of haproxy.cfg."""
+def haproxy_config(config: ServeConfig, balance: str = "leastconn", capped: bool = True) -> str:
+    """The text of haproxy.cfg; for races also with another way to `balance`, and without `maxconn`."""
     balancer = config.balancer
     servers = "\n".join(
-        f"    server {each.name} {each.address} weight {each.weight} maxconn {each.slots}" for each in config.server
+        f"    server {each.name} {each.address} weight {each.weight}{f' maxconn {each.slots}' if capped else ''}"
+        for each in config.server
     )
     return f"""\
 # Written by `reverie serve init`. The agent needs the socket below and nothing else of this machine.
@@ -41,7 +42,7 @@ frontend requests
     default_backend {balancer.backend}
 
 backend {balancer.backend}
-    balance leastconn
+    balance {balance}
     retry-on all-retryable-errors
     # Only what may be done twice is sent twice.
     http-request disable-l7-retry unless METH_GET or {{ method OPTIONS PUT DELETE }}

@@ -76,6 +76,8 @@ class _Client:
         self._port, self._idle = port, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
 
     async def get(self, work: float) -> int:
+        while self._idle and self._idle[-1][0].at_eof():  # closed meanwhile, as idle ones are some day
+            self._idle.pop()[1].close()
         connection = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = connection
         try:
@@ -143,17 +145,28 @@ class SleepingServer:
         self._plan()
 
     def _advance(self) -> None:
-        """Do the work of the time since the last event; what is done makes place for what waits."""
+        """Do the work of the time since the last event, exactly, however late this is called."""
         now = asyncio.get_running_loop().time()
-        progress = (now - self._then) * self.speed / (self._a + self._b * len(self._served))
-        self._then = now
-        for each in self._served:
-            each.left -= progress
-        for each in [each for each in self._served if each.left <= 1e-9]:
-            self._served.remove(each)
-            each.answer()
+        time_left, self._then = now - self._then, now
+        while self._served:
+            due = self._due()
+            step = min(due, time_left)
+            work = step * self.speed / (self._a + self._b * len(self._served))
+            for each in self._served:
+                each.left -= work
+            if due > time_left:
+                return
+            time_left -= step
+            first = min(self._served, key=lambda each: each.left)
+            self._served.remove(first)
+            first.answer()
             if self._waiting:
                 self._served.append(self._waiting.popleft())
+
+    def _due(self) -> float:
+        """Seconds until the next request is done."""
+        left = max(min(each.left for each in self._served), 0.0)
+        return left * (self._a + self._b * len(self._served)) / self.speed
 
     def _plan(self) -> None:
         """Come back when the next request is done."""
@@ -161,10 +174,7 @@ class SleepingServer:
             self._timer.cancel()
             self._timer = None
         if self._served:
-            left = (
-                max(min(each.left for each in self._served), 0) * (self._a + self._b * len(self._served)) / self.speed
-            )
-            self._timer = asyncio.get_running_loop().call_later(left, self._event)
+            self._timer = asyncio.get_running_loop().call_later(self._due(), self._event)
 
     def _event(self) -> None:
         self._advance()
