@@ -28,6 +28,7 @@ from reverie.runs.folder import RunFolder
 from reverie.runs.loop import Interrupted
 from reverie.settings import presets
 from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.tables import read_csv
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
@@ -385,6 +386,48 @@ def test_a_verdict_is_printed_reported_and_goes_on_where_it_was(capsys):
     printed = capsys.readouterr().out
     assert "agent / best rule" in printed
     assert "CPU minutes" in printed
+
+
+@pytest.mark.slow
+def test_a_verdict_on_own_servers_says_first_what_is_played_on_which_and_what_is_seen(capsys):
+    words = [
+        "verdict",
+        "--minutes",
+        "0.001",
+        "--quiet",
+        "--trace",
+        "conversation-like",
+        "--speeds",
+        "1,0.5,0.25",
+        *EXAM,
+    ]
+    words += ["--view", "counts", "--preset", "cpu"]
+    assert cli.main(words) == 0
+    captured = capsys.readouterr()
+    for first in (captured.out.splitlines(), captured.err.splitlines()):
+        assert first[1] == "fleet: 3 servers, of speed 0.25 to 1, 1.75 together"
+        assert first[2].startswith("clock: 21.5 times slower than recorded, for load 0.8")
+        assert first[4].startswith("seen (counts)")
+    lead = Path("runs/verdict/report.html").read_text().split('<p class="lead">')[1].split("</p>")[0]
+    assert "on this fleet: 3 servers" in lead
+    assert "clock: 21.5 times slower than recorded" in lead
+    assert "seen (counts)" in lead
+    tables = Path("runs/verdict/tables")
+    rows = read_csv(tables / "results-dreamer-rl2-0.csv")
+    tasks = ("easy", "medium", "hard", "conversation-like", "levels")
+    assert {row["task"] for row in rows} == {
+        f"{task} on 1,0.5,0.25" + " at load 0.8" * (task == "conversation-like") for task in tasks
+    }
+    assert {row["level"] for row in rows} <= {None, 0.455, 0.667, 0.909, 1.111}  # as on Park's servers
+    assert {row["server"] for row in read_csv(tables / "jobs.csv")} <= {0, 1, 2}
+
+
+def test_a_view_that_the_preset_cannot_read_leaves_no_verdict_behind(capsys, monkeypatch):
+    blind = replace(TINY["dreamer"]["cpu"].agent.algorithm, model=QueueConfig())
+    plan = replace(TINY["dreamer"]["cpu"], agent=replace(TINY["dreamer"]["cpu"].agent, algorithm=blind))
+    monkeypatch.setitem(TINY["dreamer"], "cpu", plan)
+    assert "--preset learned" in fails(capsys, "verdict", "--view", "counts", "--preset", "cpu")
+    assert list(Path().iterdir()) == []
 
 
 def test_a_signal_that_ended_training_is_the_exit_code(capsys, monkeypatch):

@@ -1,7 +1,9 @@
 """Rules with free numbers: zeros are the rule in books, units and order do not matter, and evolution finds better."""
 
 import json
+import shlex
 from itertools import islice
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from reverie import cli
+from reverie.commands import compare
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import PARK_SPEEDS, draw_tasks, family
 from reverie.evaluate.tuning import tune
@@ -145,3 +148,17 @@ def test_a_tuned_rule_is_a_contestant_by_its_file(tmp_path, capsys):
 def test_a_rule_without_free_numbers_is_refused_with_those_that_have_some():
     with pytest.raises(ValueError, match="scored-work"):
         tunable("jsq", PARK_SPEEDS, SIZES)
+
+
+def test_the_comparison_that_is_printed_plays_what_was_tuned_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a b.csv").write_text("arrival;size\n" + "".join(f"{50 * i};{1 + i % 3}\n" for i in range(300)) + "15000;0\n")
+    words = ["--trace", "a b.csv", "--drop", "zero", "--from", "100", "--speeds", "1,0.5", "--load", "recorded"]
+    call = ["tune", "--rule", "wait-plus-service", "--members", "4", "--jobs", "50", "--generations", "1", "--quiet"]
+    assert cli.main([*call, *words, "--episodes", "2", "--out", "ours.safetensors"]) == 0
+    _, said = capsys.readouterr().out.split("judge it")
+    program, command, *printed = shlex.split(said)
+    assert (program, command) == ("reverie", "compare")
+    asked = compare.parse(printed)
+    assert asked.world == compare.parse([*words, "--held-out"]).world
+    assert load_rule(Path("ours.safetensors")).config.world.reading == asked.world.reading

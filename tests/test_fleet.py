@@ -347,6 +347,9 @@ def test_views_and_rewards_are_those_of_an_event_simulation(case):
     near(full["job"][:-1], np.stack([case.size, case.gap], -1))
     assert (np.asarray(full["servers"])[:, n:] == 0).all()
 
+    _, reward, _ = play(FleetEnv(rows, 12, "full", "lateness", 3.0), task, action)
+    near(reward, -np.maximum(seen.response - 3, 0))
+
     counts, reward, _ = play(FleetEnv(rows, 12, "counts", "elapsed"), task, action)
     near(reward, -seen.elapsed)
     assert (np.asarray(counts["servers"])[:-1, :n, 0] == seen.counts).all()
@@ -384,6 +387,14 @@ def drifting_tasks(batch: int, seed: int = 0) -> Task:
         workload = workloads.modulated([40.0, 120.0], [2000.0, 2000.0], workloads.pareto(1.5, 100.0), rng, phases=8)
         tasks.append(fleet_task(schedules.stack([schedules.schedule(start, v) for v in value]), workload))
     return stack_tasks(tasks)
+
+
+def test_lateness_and_its_deadline_come_together():
+    for reward, deadline in (("lateness", None), ("admission", 3.0)):
+        with pytest.raises(ValueError, match=f"needs a deadline; got {reward} and {deadline}"):
+            FleetEnv(reward=reward, deadline=deadline)
+    with pytest.raises(ValueError, match="deadline must be greater than 0"):
+        FleetEnv(reward="lateness", deadline=0.0)
 
 
 def test_both_rewards_sum_to_minus_all_response_times():

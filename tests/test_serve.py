@@ -202,6 +202,21 @@ def test_a_memory_of_rewards_that_nobody_tells_is_refused(files):
     assert served.act(seen, reward=-3.0) in range(10)
 
 
+def test_rewards_that_are_no_response_times_have_to_be_told(tmp_path):
+    """As those of lateness: what a job cost is for its world to say."""
+    dreamer = PLANS["dreamer-cpu"].agent.algorithm
+    algorithm = replace(dreamer, model=replace(dreamer.model, rewards="any"))
+    world = replace(PLANS["dreamer-cpu"].world, reward="lateness", deadline=900.0)
+    plan = replace(PLANS["dreamer-cpu"], agent=replace(PLANS["dreamer-cpu"].agent, algorithm=algorithm), world=world)
+    export.export_policy(run_of(tmp_path / "late", plan), tmp_path / "late.safetensors")
+    served = reverie.load_policy(tmp_path / "late.safetensors")
+    seen = {"servers": [[1.0, 1.0]] * 10, "job": [1.0, 1.0]}
+    served.act(seen)
+    with pytest.raises(ValueError, match="no response times"):
+        served.act(seen)
+    assert served.act(seen, reward=-3.0) in range(10)
+
+
 def test_what_is_no_policy_is_named(tmp_path, files):
     run = files["a2c-cpu"].parent / "a2c-cpu"
     checkpoint = next((run / "checkpoints").iterdir())

@@ -18,6 +18,8 @@ from reverie import cli
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.ppo import PPOConfig
+from reverie.envs.fleet.own import Own
+from reverie.evaluate.results import Examination
 from reverie.runs import checkpoint
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -360,6 +362,28 @@ def test_agents_families_and_seeds_are_all_planned_and_told_apart():
     dreamer, with_memory = found[0].agent.algorithm, found[2].agent.algorithm
     assert with_memory.network.memory == dreamer.memory > 0
     assert [plan.name for plan in SweepConfig(seeds=1).plans()] == ["dreamer-rl2", "a2c"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "view", "model"),
+    [
+        ({}, "full", "QueueConfig"),
+        ({"view": "counts"}, "counts", "CountsConfig"),
+        ({"view": "latency"}, "latency", "SetRSSMConfig"),
+        ({"preset": "hidden"}, "counts", "CountsConfig"),
+        ({"preset": "learned", "view": "counts"}, "counts", "SetRSSMConfig"),
+    ],
+)
+def test_a_verdict_trains_in_the_view_asked_for_on_the_servers_asked_for(asked, view, model):
+    own = Own(speeds="1,0.5,0.25")
+    *others, dreamer = VerdictConfig(Examination(own=own), seeds=1, **asked).plans()
+    for plan in (*others, dreamer):
+        assert (plan.world.view, plan.world.own) == (view, own)
+        assert build(plan).env.servers == 3
+    assert type(dreamer.agent.algorithm.model).__name__ == model
+    # What Dreamer is paid, it remembers: where the view hides how long a job will take, so must the reward.
+    assert dreamer.world.reward == ("admission" if view == "full" else "elapsed")
+    assert not any(plan.agent.algorithm.network.memory for plan in others)
 
 
 def tables(folder: str) -> dict[str, bytes]:

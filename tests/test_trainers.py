@@ -1,6 +1,8 @@
 """Trainers: a run that begins from another, an agent that acts for a fleet of another size, tasks from a trace."""
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, park_sizes
+from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.workload import poisson
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.trials import Contestant, play
@@ -20,8 +23,10 @@ from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
 from reverie.runs.build import build
+from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.presets import preset
 from reverie.sweep.training import train_run
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -129,6 +134,40 @@ def test_a_trace_is_trained_on_in_its_first_half(tmp_path: Path):
     np.testing.assert_allclose(size, PARK_MEAN_SIZE, rtol=1e-5)  # all alike: none is of the second half
     with pytest.raises(ValueError, match="jobs must lie in"):
         replace(world, jobs=61).draw(1, seed=0)
+
+
+def test_a_trace_is_read_in_training_as_it_is_asked_for_and_its_configuration_remembers_how(tmp_path: Path):
+    """Milliseconds, a broken line, a job without work, and a slow start that is cut off."""
+    clean, raw = tmp_path / "clean.csv", tmp_path / "raw.csv"
+    work = [1.0 + i % 7 for i in range(200)]
+    clean.write_text("arrival,size\n" + "".join(f"{10.0 * i},{w}\n" for i, w in enumerate(work)))
+    slow = "".join(f"{100_000 * i},3\n" for i in range(10)) + "950000,0\n951000,x\n"
+    raw.write_text("arrival,size\n" + slow + "".join(f"{1_000_000 + 10_000 * i},{w}\n" for i, w in enumerate(work)))
+    reading = Reading(unit="ms", drop="zero,broken", start=1_000.0)
+    world = WorldConfig(trace=raw, reading=reading, jobs=30, load=0.7)
+    expected, drawn = replace(world, trace=clean, reading=Reading()).draw(5, 0), world.draw(5, 0)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), drawn, expected)
+    stored = json.loads(json.dumps(config_to_json(replace(PLAN, world=world))))
+    again = config_from_json(TrainConfig, stored)
+    assert again.fleet.reading == reading
+    jax.tree.map(np.testing.assert_array_equal, again.fleet.draw(5, 0), drawn)
+    own_clock = replace(world, load="recorded").draw(1, 0).workload.recording.gap
+    np.testing.assert_allclose(np.asarray(own_clock)[0, 1:], 10.0 * PARK_MEAN_SIZE / np.mean(work[:100]), rtol=0.01)
+    with pytest.raises(ValueError, match="are about a trace"):
+        WorldConfig(reading=reading)
+    assert WorldConfig(trace=Path("conversation-like"), jobs=30).draw(1, 0).mask.shape == (1, 10)
+
+
+@pytest.mark.parametrize("algorithm", ["dreamer", "a2c"])
+def test_lateness_is_learned_from_or_refused_by_name(algorithm):
+    world = WorldConfig(family="easy", tasks=2, jobs=20, reward="lateness", deadline=500.0)
+    plan = replace(preset(algorithm, "cpu"), world=world)
+    if algorithm == "dreamer":  # its model is told that rewards are response times
+        with pytest.raises(ValueError, match=r"'lateness'.*--agent.model.rewards any"):
+            build(plan)
+        model = replace(plan.agent.algorithm.model, rewards="any")
+        plan = replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, model=model)))
+    assert build(plan).env.deadline == 500.0
 
 
 def test_averaged_weights_follow_each_update_however_often_one_logs_and_counters_stay_whole():

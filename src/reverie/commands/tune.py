@@ -1,5 +1,6 @@
 """`reverie tune`: find the free numbers of a rule by evolution in the simulator, on a family or on one's own trace."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,12 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from reverie.commands.worlds import played
+from reverie.envs.fleet.families import Load
+from reverie.envs.fleet.formats.reading import Reading
+from reverie.envs.fleet.own import Own
 from reverie.evaluate.tuning import tune
-from reverie.ranges import Count, Positive, checked
+from reverie.ranges import Count, Positive, above, checked
 from reverie.report.output import print_facts
 from reverie.runs.tuned import TuneConfig
 from reverie.settings.config import WorldConfig
@@ -39,9 +44,14 @@ class Tune:
     family: str = "hard"
     """The family of tasks to tune on."""
     trace: Path | None = None
-    """Instead of a family, a trace: its first half. The second is left to be judged on (`compare --held-out`)."""
-    load: Positive = 0.8
-    """The offered load that the trace is brought to."""
+    """Instead of a family, a trace: its first half. The second is left to be judged on (`compare --held-out`). A file,
+    or `conversation-like`, the built-in one."""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
+    """How the trace is read."""
+    own: Annotated[Own, tyro.conf.arg(name="")] = field(default_factory=Own)
+    """Your own servers and jobs in place of the family's."""
+    load: Annotated[Load, *above(0)] = 0.8
+    """The offered load that the trace is brought to; `recorded` keeps its clock."""
     objective: str = "mean"
     """What is to be small: the mean, median, p95 or p99 response time of an episode, or late:DEADLINE, the share of
     jobs that take longer than that (in the units of the simulator)."""
@@ -61,7 +71,7 @@ def parse(arguments: Sequence[str]) -> Tune:
 
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
-    world = WorldConfig(family=asked.family, trace=asked.trace, load=asked.load, jobs=asked.search.jobs)
+    world = WorldConfig(asked.family, asked.trace, asked.reading, asked.own, asked.load, jobs=asked.search.jobs)
     config = TuneConfig(asked.rule, world, asked.search, asked.objective)
     tuned, seconds = tune(config, asked.out, asked.generations, asked.minutes, asked.quiet)
     facts = [("rule", asked.rule), ("generations", f"{len(tuned.worths):,}"), ("seconds, this time", f"{seconds:.0f}")]
@@ -69,6 +79,6 @@ def main(arguments: Sequence[str]) -> None:
         numbers = zip(tuned.free.names, np.exp(tuned.centre), strict=True)
         facts += [(name, f"{factor:.3g} times as large") for name, factor in numbers]
     facts += [("last generation", f"{np.exp(tuned.worths[-1].mean()):.3f} of the rule in books, on jobs tuned on")]
-    source = f"--family {asked.family}" if asked.trace is None else f"--trace {asked.trace} --held-out"
-    facts += [("judge it", f"reverie compare {source} --policy {asked.out} --policy shortest-wait --policy jsq")]
+    words = ["reverie", "compare", *played(world), "--policy", str(asked.out), "--policy", "shortest-wait"]
+    facts += [("judge it", shlex.join([*words, "--policy", "jsq"]))]
     print_facts(f"Tuned: {asked.out}", facts)

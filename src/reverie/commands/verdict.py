@@ -9,6 +9,7 @@ import tyro
 
 from reverie.commands.sweep import print_swept
 from reverie.report.output import Output
+from reverie.runs.build import build
 from reverie.sweep.engines import Here
 from reverie.sweep.plans import VerdictConfig
 from reverie.sweep.sweep import open_sweep, sweep
@@ -18,13 +19,18 @@ _TITLE = "Would a learned balancer beat the best rule?"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Train Dreamer with its RL2 policy and A2C with the CPU preset, A2C once for as many environment steps and once
-    for longer; examine them beside all classical rules at three loads, under loads that change without warning, and on
-    a trace; print the verdict and write a page. A verdict that was stopped goes on where it was when started again.
+    """Train Dreamer with its RL2 policy and A2C, A2C once for as many environment steps and once for longer; examine
+    them beside all classical rules at three loads, under loads that change without warning, and on a trace; print the
+    verdict and write a page. A verdict that was stopped goes on where it was when started again.
+
+    With a trace of your own, `--view counts` asks what a balancer could do that sees what a proxy sees; without it
+    agents and rules are told sizes and speeds.
 
     Example: reverie verdict
 
-    Example: reverie verdict --trace conversation-like --load 0.9 --out runs/busy
+    Example: reverie verdict --trace conversation-like --view counts --out runs/proxy
+
+    Example: reverie verdict --trace conversation-like --load recorded --speeds 1,1,0.5 --view counts --out runs/ours
     """
 
     config: Annotated[VerdictConfig, tyro.conf.arg(name="")] = field(default_factory=VerdictConfig)
@@ -44,6 +50,9 @@ def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     examination, plans = asked.config.examination, asked.config.plans()
     examination.read()  # a mistake in it should leave no folder behind
+    for plan in plans:
+        if plan.seed == 0:
+            build(plan)  # nor should a view that the preset cannot read
     run = open_sweep(asked.out, asked.config)
     command = ["reverie", "verdict", *arguments]
     engine = Here(asked.quiet)

@@ -1,6 +1,6 @@
 """Which jobs on which fleet: the options that `simulate` and `compare` have in common."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated
 
 import tyro
@@ -11,6 +11,7 @@ from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, of_family, of_trace
 from reverie.ranges import above, checked
+from reverie.settings.config import WorldConfig
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,16 @@ class World:
     def unit(self) -> str:
         """Of response times."""
         return "time units" if self.trace is None else "seconds"
+
+
+def played(world: WorldConfig) -> list[str]:
+    """The words that let `compare` play what a `WorldConfig` was tuned on, of a trace its other half."""
+    words = ["--family", world.family] if world.own.arrivals is None else []
+    if world.trace is not None:
+        words = ["--trace", str(world.trace), "--held-out", "--load", str(world.load)]
+    for chosen in (world.reading, world.own):
+        for option in fields(chosen):
+            if (value := getattr(chosen, option.name)) != option.default:
+                name = {"start": "from", "end": "to"}.get(option.name, option.name)
+                words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words

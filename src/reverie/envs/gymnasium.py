@@ -305,19 +305,20 @@ def make_fleet(
     view: View = "full",
     reward: Reward = "admission",
     load: float | None = None,
+    deadline: float | None = None,
     render_mode: str | None = None,
     **own: Any,
 ) -> ReverieEnv:
     """The fleet simulator, `reverie/Fleet-v0`: each step dispatches one job.
 
     Arguments: `family`, a name (see `reverie.envs.fleet.families`) or a function that draws tasks of `servers` rows;
-    `jobs`, `view` and `reward`, see `FleetEnv`; `load`, at which the tasks are offered in place of their own;
+    `jobs`, `view`, `reward` and `deadline`, see `FleetEnv`; `load`, at which the tasks are offered in place of theirs;
     `render_mode`, rgb_array for pictures; `own`, your servers and jobs in place of the family's: `speeds` (a list of
     numbers), `fleet` (a file), `arrivals`, `sizes` (see `Own`) and `trace` (a file or `conversation-like`, at load 0.8
     unless given).
     """
     draw, servers = _fleets(family, servers, load, jobs, **own)
-    return ReverieEnv(FleetEnv(servers, jobs, view, reward), draw, job_info, draw_fleet, render_mode)
+    return ReverieEnv(FleetEnv(servers, jobs, view, reward, deadline), draw, job_info, draw_fleet, render_mode)
 
 
 def make_fleet_vector(
@@ -328,12 +329,15 @@ def make_fleet_vector(
     view: View = "full",
     reward: Reward = "admission",
     load: float | None = None,
+    deadline: float | None = None,
     render_mode: str | None = None,
     **own: Any,
 ) -> ReverieVectorEnv:
     """`num_envs` fleets in one compiled step; the other arguments are those of `make_fleet`."""
     draw, servers = _fleets(family, servers, load, jobs, **own)
-    return ReverieVectorEnv(FleetEnv(servers, jobs, view, reward), draw, num_envs, job_info, draw_fleet, render_mode)
+    return ReverieVectorEnv(
+        FleetEnv(servers, jobs, view, reward, deadline), draw, num_envs, job_info, draw_fleet, render_mode
+    )
 
 
 def _fleets(

@@ -10,8 +10,9 @@ from reverie.evaluate.statistics import WINDOWS_FOR_A_CLAIM
 
 _SEEN: dict[str, str] = {
     "full": "speeds and remaining work of all servers and the size of each job; no proxy knows them "
-    "(--view counts is what one sees)",
+    "(--view counts and --view latency are what one sees)",
     "counts": "how many jobs each server holds, as a proxy does",
+    "latency": "how many jobs each server holds and how long those took that it has finished, as a proxy does",
     "park": "Park's vector: the work at each server and the size of the job; no proxy knows them",
 }
 

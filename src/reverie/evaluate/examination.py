@@ -108,17 +108,24 @@ def of_trace(trace: Trace, exam: Exam, load: Load, per_window: bool = False, own
     return Setting(name, tasks, trace_unit(trace), windows=count, about=about)
 
 
-def of_levels(exam: Exam) -> Setting:
-    """Adaptive trials: Park's fleet under loads that change at unknown moments."""
-    tasks = draw_tasks(levels(jobs=exam.jobs), EPISODES_OF_A_TRIAL * exam.episodes, exam.stream)
+def of_levels(exam: Exam, own: Own = NOTHING_OWN) -> Setting:
+    """Adaptive trials: Park's fleet, or the user's, under loads that change at unknown moments."""
+    draw = own.tasks(levels(jobs=exam.jobs), None, exam.jobs)
+    tasks = draw_tasks(draw, EPISODES_OF_A_TRIAL * exam.episodes, exam.stream)
     axes = EPISODES_OF_A_TRIAL, exam.episodes
     tasks = jax.tree.map(lambda leaf: leaf.reshape(*axes, *leaf.shape[1:]), tasks)
-    return Setting("levels", tasks, experiment="adaptive")
+    return Setting(own.called("levels"), tasks, experiment="adaptive")
 
 
-def all_settings(exam: Exam, trace: Trace, load: Load, per_window: bool = False) -> list[Setting]:
-    """Standard trials at three loads, windows of a trace, adaptive trials."""
-    return [*(of_family(name, exam) for name in STANDARD), of_trace(trace, exam, load, per_window), of_levels(exam)]
+def all_settings(
+    exam: Exam, trace: Trace, load: Load, per_window: bool = False, own: Own = NOTHING_OWN
+) -> list[Setting]:
+    """Standard trials at three loads, windows of a trace, adaptive trials; with own arrivals, standard trials of these
+    and no adaptive ones, as they have a load of their own."""
+    played = of_trace(trace, exam, load, per_window, own.on_a_trace)
+    if own.arrivals is not None:
+        return [of_family(STANDARD[-1], exam, None, own), played]
+    return [*(of_family(name, exam, None, own) for name in STANDARD), played, of_levels(exam, own)]
 
 
 def rules_of(setting: Setting, view: View, names: Sequence[str] | None = None) -> list[Contestant]:

@@ -24,11 +24,21 @@ import tyro
 from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import Load, traced
 from reverie.envs.fleet.formats.reading import Reading
+from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import BUILT_IN, read_source
 from reverie.envs.fleet.traces import Trace
-from reverie.evaluate.about import about_trace
 from reverie.evaluate.agents import load_agents
-from reverie.evaluate.examination import TRACE_LOAD, Exam, Setting, all_settings, bounds, episode_of, hold, rules_of
+from reverie.evaluate.examination import (
+    TRACE_LOAD,
+    Exam,
+    Setting,
+    all_settings,
+    bounds,
+    episode_of,
+    hold,
+    of_trace,
+    rules_of,
+)
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, Tables
 from reverie.evaluate.watch import Watched
@@ -38,7 +48,7 @@ from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.tables import Row, read_csv, write_csv
 
 _DESCRIBED = "examination.json"
-_WATCHED_SETTING, _WATCHED_JOBS = "hard", 300
+_WATCHED_JOBS = 300
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Examination:
     """Bring every window of the trace to the load by a pace of its own, instead of the whole trace by one."""
     load: Annotated[Load, *above(0)] = TRACE_LOAD
     """The offered load that the trace is brought to, by scaling its clock; `recorded` keeps it."""
+    own: Annotated[Own, tyro.conf.arg(name="")] = field(default_factory=Own)
+    """Your own servers and jobs. The trace is played on these servers, with its own jobs."""
     exam: Annotated[Exam, tyro.conf.arg(name="")] = field(default_factory=Exam)
     """Episodes, jobs and seed."""
 
@@ -66,7 +78,7 @@ class Examination:
             ValueError: it is not there or broken, shorter than an episode, or the load is impossible.
         """
         trace = read_source(self.trace, self.held_out, self.reading)
-        traced(trace, self.load, self.exam.jobs, per_window=self.load_per_window)
+        traced(trace, self.load, self.exam.jobs, self.own.servers(), self.load_per_window)
         return trace
 
 
@@ -114,14 +126,13 @@ class Results:
     @cached_property
     def settings(self) -> list[Setting]:
         asked = self.examination
-        return all_settings(asked.exam, self.trace, asked.load, asked.load_per_window)
+        return all_settings(asked.exam, self.trace, asked.load, asked.load_per_window, asked.own)
 
-    @property
+    @cached_property
     def about(self) -> tuple[str, ...]:
         """How the trace is played."""
         asked = self.examination
-        count = min(len(self.trace.work) // asked.exam.jobs, asked.exam.episodes)
-        return about_trace(self.trace, asked.load, asked.exam.jobs, count, asked.load_per_window)
+        return of_trace(self.trace, asked.exam, asked.load, asked.load_per_window, asked.own.on_a_trace).about
 
     def examine_rules(self, view: View) -> None:
         """Let the rules play, unless they have: opponents of agents that see `view`."""
@@ -149,13 +160,18 @@ class Results:
         )
         return Tables(results, responses)
 
+    @property
+    def _watched_setting(self) -> Setting:
+        """The hardest of the standard trials."""
+        return [s for s in self.settings if s.experiment == "standard" and s.windows is None][-1]
+
     def watch(self, agents: Sequence[Contestant], view: View) -> None:
         """Keep one episode of the best rule and of agents, job by job, unless that was done."""
         known = {episode.jobs[0]["agent"] for episode in self.watched()} if self.are_in(self.folder) else set()
         if known and known.issuperset(agent.name for agent in agents):
             return
-        (setting,) = (setting for setting in self.settings if setting.name == _WATCHED_SETTING)
-        rows = [row for row in self.tables().results if row["task"] == _WATCHED_SETTING and row["role"] != "agent"]
+        setting = self._watched_setting
+        rows = [row for row in self.tables().results if row["task"] == setting.name and row["role"] != "agent"]
         best = str(verdict(rows)[0]["against"])
         exam = self.examination.exam
         watched = episode_of(setting, [*rules_of(setting, view, [best]), *agents], exam, min(exam.jobs, _WATCHED_JOBS))
@@ -170,7 +186,7 @@ class Results:
         """
         kept = {str(episode.jobs[0]["agent"]): episode for episode in self.watched()}
         if missing := [name for name in names if name not in kept]:
-            (setting,) = (setting for setting in self.settings if setting.name == _WATCHED_SETTING)
+            setting = self._watched_setting
             count, exam = len(next(iter(kept.values())).jobs), self.examination.exam
             played = episode_of(setting, rules_of(setting, "full", missing), exam, count)
             kept |= dict(zip(missing, played, strict=True))

@@ -66,11 +66,14 @@ def build(config: TrainConfig) -> WorldTrainer:
                 raise ValueError(
                     f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer and sac do"
                 )
+    agent = AGENTS[type(run.algorithm)](run.algorithm, env.observation_spec, env.action_spec)
+    trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
+    jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
     match run.algorithm, world:
         case DreamerConfig(model=QueueConfig(rewards="response")), WorldConfig(reward=reward) if reward != "admission":
             raise ValueError(
                 f"the queue model takes rewards for response times, and reward is {reward!r}: "
-                "give the model rewards `any`, or the world reward `admission`"
+                "give the model rewards `any` (--agent.model.rewards any), or the world reward `admission`"
             )
         case DreamerConfig(model=CountsConfig()), WorldConfig(reward=reward) if reward != "elapsed":
             raise ValueError(
@@ -79,7 +82,4 @@ def build(config: TrainConfig) -> WorldTrainer:
             )
         case DreamerConfig(scales=scales), _ if scales not in (1, pool_size(pool)):
             raise ValueError(f"scales must be 1 or the number of tasks, {pool_size(pool)}; got {scales}")
-    agent = AGENTS[type(run.algorithm)](run.algorithm, env.observation_spec, env.action_spec)
-    trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
-    jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
     return trainer

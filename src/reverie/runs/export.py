@@ -18,7 +18,7 @@ from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import TrainConfig
+from reverie.settings.config import TrainConfig, WorldConfig
 
 KIND = "policy"
 """Under `kind` in the metadata, which tells these files from checkpoints."""
@@ -41,7 +41,7 @@ def export_policy(run: RunFolder, path: Path) -> int:
     config = run.config(TrainConfig)
     fleet, trainer = config.fleet, build(config)
     step, state = loop.newest_state(trainer, run)
-    env = FleetEnv(trainer.env.observation_spec["mask"].shape[0], fleet.jobs, fleet.view, fleet.reward)
+    env = replace(fleet.env, servers=trainer.env.observation_spec["mask"].shape[0])
     provenance = {"run": str(run.path.absolute()), "env_steps": step, "written_by": run.versions()[-1:]}
     write_policy(path, config, env, state.averaged, provenance)
     return step
@@ -77,8 +77,9 @@ def load_policy(path: Path, servers: int | None = None) -> tuple[TrainConfig, Po
     config = config_from_json(TrainConfig, described["config"])
     fleet, trained_for = config.fleet, described["actions"]
     # Any task will do: what the networks are is decided by the configuration, what they read by view and servers.
-    agent = build(replace(config, start=None, world=replace(fleet, family="hard", trace=None, tasks=1))).agent
-    env = FleetEnv(trained_for if servers is None else servers, fleet.jobs, fleet.view, fleet.reward)
+    anywhere = WorldConfig(tasks=1, view=fleet.view, reward=fleet.reward, deadline=fleet.deadline)
+    agent = build(replace(config, start=None, world=anywhere)).agent
+    env = replace(fleet.env, servers=trained_for if servers is None else servers)
     agent = replace(agent, observation_spec=env.observation_spec, action_spec=env.action_spec)
     wanted = jax.eval_shape(agent.init, jax.random.key(0)).networks
     try:

@@ -26,7 +26,7 @@ class QueueTwin:
 
     def __init__(self, config: Mapping[str, Any], weights: Weights):
         self._unit, self._largest = np.float32(config["unit"]), np.float32(config["largest"] * config["unit"])
-        self._deter = config["deter"]
+        self._deter, self._rewards = config["deter"], config["rewards"]
         self._read_job, self._gru = dense(weights.of(".job_layer")), gru(weights.of(".gru"))
 
     def initial(self, servers: int) -> State:
@@ -60,5 +60,13 @@ class QueueTwin:
         return np.concatenate([numbers, state.deter]), rows
 
     def reward(self, state: State) -> float:
-        """What is told of the job placed last where nobody measured it: minus its response time."""
+        """What is told of the job placed last where nobody measured it: minus its response time.
+
+        Errors: ValueError where rewards were others in training.
+        """
+        if self._rewards == "any":
+            raise ValueError(
+                "this policy remembers rewards that are no response times: give act() the reward of the action before, "
+                "in the units of its world"
+            )
         return -state.response

@@ -21,13 +21,14 @@ from reverie.agents.ppo import PPOConfig
 from reverie.agents.sac import SACConfig
 from reverie.envs.core import World
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
-from reverie.envs.fleet.families import draw_tasks
+from reverie.envs.fleet.families import Load, draw_tasks
 from reverie.envs.fleet.families import family as find_family
-from reverie.envs.fleet.formats.reading import read_trace
+from reverie.envs.fleet.formats.reading import AS_IT_IS, Reading
 from reverie.envs.fleet.own import Own
+from reverie.envs.fleet.sources import read_source
 from reverie.envs.games import find_game
 from reverie.envs.outside import LIMIT, open_outside
-from reverie.ranges import Count, Positive, Seed, Weight, above, at_least, between, checked
+from reverie.ranges import Count, PositiveOrNone, Seed, Weight, above, at_least, between, checked
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
@@ -80,11 +81,14 @@ class WorldConfig:
     family: str = "hard"
     """The family that tasks are drawn from."""
     trace: Path | None = None
-    """Instead of a family, a recorded trace: windows of its first half. The second is left to be examined on."""
+    """Instead of a family, a trace: windows of its first half. The second is left to be examined on. A file, or
+    `conversation-like`, the built-in one."""
+    reading: Annotated[Reading, arg(name="")] = field(default_factory=Reading)
+    """How the trace is read."""
     own: Annotated[Own, arg(name="")] = field(default_factory=Own)
     """Your own servers and jobs in place of the family's."""
-    load: Positive = 0.8
-    """The offered load that the trace is brought to."""
+    load: Annotated[Load, *above(0)] = 0.8
+    """The offered load that the trace is brought to; `recorded` keeps its clock."""
     tasks: Annotated[int, *at_least(1, 1_000_000, "all are drawn before training and held in memory")] = 64
     """Tasks that are drawn from it, once; each trial plays one of them."""
     jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 250
@@ -92,10 +96,19 @@ class WorldConfig:
     view: View = "full"
     """What the agent sees of the fleet."""
     reward: Reward = "admission"
-    """When response times are credited."""
+    """When response times are credited; `lateness` prices the time beyond a deadline alone."""
+    deadline: PositiveOrNone = None
+    """Of the reward `lateness`: the response time up to which a job costs nothing, in time units. A trace's mean job is
+    300 units of work, which the fastest of Park's servers does in 286 time units."""
 
     def __post_init__(self):
+        replace(self.env)  # its reward and deadline fit
         find_family(self.family)
+        if self.trace is None and (self.reading != AS_IT_IS or self.load == "recorded"):
+            raise ValueError(
+                "load `recorded` and the options of reading (unit, columns, drop, sort, from, to) are about a trace; "
+                "give one as trace"
+            )
 
     def draw(self, count: int, seed: int) -> Task:
         """Tasks [K, ...] to train on.
@@ -105,7 +118,8 @@ class WorldConfig:
         """
         if self.trace is None:
             return draw_tasks(self.own.tasks(self.family, None, self.jobs), count, seed)
-        return draw_tasks(self.own.play(read_trace(self.trace).halves()[0], self.load, self.jobs), count, seed)
+        trace = read_source(str(self.trace), reading=self.reading).halves()[0]
+        return draw_tasks(self.own.play(trace, self.load, self.jobs), count, seed)
 
     def open(self, seed: int) -> tuple[FleetEnv, Task]:
         """The world, and the tasks [K, ...] to train on."""
@@ -115,7 +129,7 @@ class WorldConfig:
     @property
     def env(self) -> FleetEnv:
         """The world, whatever the number of servers."""
-        return FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward)
+        return FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward, deadline=self.deadline)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.optimisers import GroupsConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.agents.sac import SACConfig
+from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.models import rssm
 from reverie.models.build import ModelConfig
@@ -179,6 +180,12 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
     }
 )
 """By algorithm, then by name."""
+
+
+FOR_VIEW: Mapping[View, Preset] = MappingProxyType(
+    {"full": "cpu", "counts": "hidden", "latency": "learned", "park": "paper"}
+)
+"""Dreamer's settings that can read a view."""
 
 
 def with_model(plan: TrainConfig, kind: ModelKind) -> TrainConfig:

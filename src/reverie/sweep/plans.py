@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import tyro
 
 from reverie.agents.dreamer import DreamerConfig
+from reverie.envs.fleet.env import View
 from reverie.evaluate.results import Examination
 from reverie.ranges import Positive, above, at_least, checked
 from reverie.settings.config import OnPolicyRun, TrainConfig
-from reverie.settings.presets import Algorithm, Preset, preset, with_steps
+from reverie.settings.presets import FOR_VIEW, Algorithm, Preset, preset, with_steps
 
 type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2", "sac"]
 """Those with -rl2 have a memory as large as that of the preset's Dreamer, which has one anyway."""
@@ -22,7 +23,7 @@ _ALGORITHMS: dict[Agent, Algorithm] = {
     "ppo-rl2": "ppo",
     "sac": "sac",
 }
-_SHARES: dict[Algorithm, float] = {"dreamer": 7 / 12, "a2c": 1.5 / 12}
+_SHARES: dict[str, float] = {"dreamer": 7 / 12, "a2c": 1.5 / 12}
 """Of the minutes, what goes into training; the rest is for evaluation."""
 
 
@@ -67,7 +68,8 @@ class SweepConfig:
         plan = preset(_ALGORITHMS[agent], self.preset)
         if agent.endswith("-rl2"):
             plan = _with_memory(plan, preset("dreamer", self.preset))
-        fleet = plan.fleet
+        fleet = replace(plan.fleet, own=self.examination.own)
+        plan = replace(plan, world=fleet)
         if family is not None:
             several = len(self.family) > 1
             label = f"{plan.name}-{family}" if several else plan.label
@@ -84,14 +86,30 @@ class VerdictConfig:
     examination: Annotated[Examination, tyro.conf.arg(name="")] = field(default_factory=Examination)
     seeds: Annotated[int, *at_least(1, 1_000, "each is trained in turn")] = 1
     """Training seeds of each agent; a claim takes five."""
+    view: View | None = None
+    """What agents and rules see of the fleet: `counts` and `latency` are what a proxy knows of real servers, `full` and
+    `park` what a simulator alone can tell. That of the preset unless given."""
+    preset: Preset | None = None
+    """Dreamer's settings; those that can read the view unless given: `cpu` for full, `hidden` for counts, `learned` for
+    latency, `paper` for park. A2C has its own, and is trained in the same world."""
     minutes: Positive = 12.0
     """Minutes on the wall clock for each seed: 7 of 12 train Dreamer at most, 1.5 of 12 A2C; the rest is for
     evaluation."""
 
     def plans(self) -> list[TrainConfig]:
-        """With each seed A2C for as many environment steps as Dreamer, A2C for its time, Dreamer."""
-        chosen = ((preset(algorithm, "cpu"), share * self.minutes) for algorithm, share in _SHARES.items())
-        dreamer, a2c = (replace(plan, loop=replace(plan.loop, minutes=minutes)) for plan, minutes in chosen)
+        """With each seed A2C for as many environment steps as Dreamer, A2C for its time, Dreamer.
+
+        A2C has no memory and is not told its rewards, so that `admission` tells it no more than the view does.
+        """
+        dreamer = preset("dreamer", self.preset or FOR_VIEW[self.view or "full"])
+        world = replace(dreamer.fleet, own=self.examination.own)
+        if self.view not in (None, world.view):  # Dreamer remembers its rewards: they should tell what it may know
+            world = replace(world, view=self.view, reward="admission" if self.view == "full" else "elapsed")
+        worlds = {"dreamer": world, "a2c": replace(world, reward="admission")}
+        dreamer, a2c = (
+            replace(plan, world=worlds[name], loop=replace(plan.loop, minutes=_SHARES[name] * self.minutes))
+            for name, plan in (("dreamer", dreamer), ("a2c", preset("a2c", "cpu")))
+        )
         long = replace(a2c, loop=replace(a2c.loop, steps=None))
         plans = _with_steps_of(dreamer, a2c), long, dreamer
         return [replace(plan, seed=seed) for seed in range(self.seeds) for plan in plans]

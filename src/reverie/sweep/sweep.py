@@ -73,6 +73,8 @@ def sweep(
     first: dict[str, Contestant] = {}
     with run.writer(command):
         results = Results(run.tables, examination)
+        about = [*results.about, about_view(view)]
+        say("\n".join(about))
         say("examining the classical rules")
         results.examine_rules(view)
         if not run.report.exists():
@@ -97,5 +99,4 @@ def sweep(
         if failed is not None and not trained:
             raise failed
         results.watch([*first.values()], view)
-        about = [*results.about, about_view(view)]
         return Swept(about, write_report(run, trained, results, title), trained, failed)

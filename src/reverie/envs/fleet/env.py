@@ -21,10 +21,10 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.schedule import Schedule, Time
 from reverie.envs.fleet.workload import Job, Sizes, Workload
-from reverie.ranges import at_least, checked
+from reverie.ranges import PositiveOrNone, at_least, checked
 
 View = Literal["park", "full", "counts", "latency"]
-Reward = Literal["elapsed", "admission"]
+Reward = Literal["elapsed", "admission", "lateness"]
 LATENCY_FEATURES = ("in progress", "completions", "sum of responses", "longest response", "errors", "since completion")
 """What the view `latency` shows of each server; all but the first and the last since the last arrival, errors always 0
 here (a proxy in front of real servers has them)."""
@@ -153,8 +153,11 @@ class FleetEnv:
 
     Rewards: `elapsed` is Park's, minus the integral of the number of jobs in the system up to the next arrival (the
     last one holds the whole drain); `admission` is minus the response time of the job just placed. Both sum to minus
-    the total response time. Note that `admission` tells at once what the view may hide (the size of the job, the speed
-    of its server): a policy that is fed its rewards knows more than the view shows.
+    the total response time. `lateness` is minus the time by which the response of the job just placed exceeds
+    `deadline`, so that tails alone are paid for: with the 99th percentile as the deadline, to make its mean small is to
+    make the mean of the slowest 1 % small (Rockafellar and Uryasev 2000). Note that the last two tell at once what the
+    view may hide (the size of the job, the speed of its server): a policy that is fed its rewards knows more than the
+    view shows.
     """
 
     servers: Annotated[int, *at_least(1, 100_000, "each is a row of what is seen")] = 10
@@ -165,6 +168,14 @@ class FleetEnv:
     """What the balancer may see."""
     reward: Reward = "admission"
     """When response times are credited."""
+    deadline: PositiveOrNone = None
+    """Of `lateness`: the response time up to which a job costs nothing."""
+
+    def __post_init__(self):
+        if (self.reward == "lateness") != (self.deadline is not None):
+            raise ValueError(
+                f"the reward `lateness`, and no other, needs a deadline; got {self.reward} and {self.deadline}"
+            )
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:
@@ -234,7 +245,14 @@ class FleetEnv:
         left = jnp.where(is_last, 0.0, left)  # the last step runs the system empty; the clock stays at the last arrival
 
         state = FleetState(schedules.later(state.clock, job.gap), left, job, dispatched, state.stream, record, ledger)
-        reward = jnp.where(forbidden, jnp.nan, -elapsed) if self.reward == "elapsed" else -response
+        match self.reward:
+            case "elapsed":
+                reward = jnp.where(forbidden, jnp.nan, -elapsed)
+            case "admission":
+                reward = -response
+            case "lateness":
+                assert self.deadline is not None
+                reward = -jnp.maximum(response - self.deadline, 0.0)  # NaN stays NaN
         no = jnp.zeros((), bool)
         return state, TimeStep(self.observe(task, state), reward, is_first=no, is_last=is_last, is_terminal=is_last)
 

@@ -7,7 +7,7 @@ Servers are named by their speeds or described in a TOML file; arrivals and size
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,11 @@ class Own:
         if self.speeds is not None:
             return Fleet.constant(_numbers("speeds", self.speeds))
         return None if self.fleet is None else read_fleet(self.fleet)
+
+    @property
+    def on_a_trace(self) -> "Own":
+        """The servers alone: a trace brings its own jobs."""
+        return replace(self, arrivals=None, sizes=None)
 
     def windows(self, trace: Trace, load: Load, jobs: int, per_window: bool = False) -> list[Task]:
         """All disjoint windows of a trace on these servers, see `families.windows`. Errors: as for `play`."""
