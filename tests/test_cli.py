@@ -24,10 +24,19 @@ from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.runs import loop
+from reverie.runs.config_json import config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.runs.loop import Interrupted
 from reverie.settings import presets
-from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.config import (
+    CurveConfig,
+    GameConfig,
+    LoopConfig,
+    OffPolicyRun,
+    OnPolicyRun,
+    TrainConfig,
+    WorldConfig,
+)
 from reverie.tables import read_csv
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -244,7 +253,7 @@ def test_every_command_has_examples_that_can_be_typed_as_they_stand(name, monkey
     for example in found:
         first, *words = shlex.split(example)
         assert first == name
-        if "--resume" not in words:  # that needs the run of the example before
+        if not {"--resume", "--config"} & set(words):  # they need the run of the example before
             module.parse(words)
 
 
@@ -468,11 +477,69 @@ def test_a_run_goes_on_with_more_steps_to_the_numbers_of_an_unbroken_one(capsys)
     assert cli.main([*train, "--steps", "128", "--out", "short"]) == 0
     resume = ["train", "--resume", "--quiet", "--out", "short"]
     assert "learning_rate: 0.0007, now 0.5" in fails(capsys, *resume, "--agent.learning-rate", "0.5")
-    assert "the run that is there is of a2c" in fails(capsys, *resume, "--agent", "dreamer")
+    assert "--agent dreamer: the run that is there is of a2c" in fails(capsys, *resume, "--agent", "dreamer")
     assert cli.main([*resume, "--agent", "a2c", "--steps", "256"]) == 0
     assert json.loads(Path("short/config.json").read_text())["loop"]["steps"] == 256
     assert cli.main([*train, "--steps", "256", "--out", "whole"]) == 0
     assert newest("short") == newest("whole")
+
+
+def test_settings_come_from_a_file_below_the_options_and_a_stored_configuration_is_one(capsys):
+    Path("ours.toml").write_text(
+        "steps = 128\nseed = 3\n[agent]\nlearning-rate = 0.002\n[agent.algorithm.network]\nunits = 4\n"
+        '[world]\nfamily = "easy"\nspeeds = "1,0.5"\n[loop]\nevaluate_every = 32\n'
+    )
+    train = ["train", "--agent", "a2c", "--quiet"]
+    assert cli.main([*train, "--config", "ours.toml", "--world.family", "medium", "--out", "one"]) == 0
+    plan = RunFolder(Path("one")).config(TrainConfig)
+    assert (plan.loop.steps, plan.loop.evaluate_every, plan.seed) == (128, 32, 3)
+    assert (plan.agent.algorithm.learning_rate, plan.agent.algorithm.network.units) == (0.002, 4)
+    assert (plan.world.family, plan.world.own.speeds) == ("medium", "1,0.5")
+    untouched = replace(TINY["a2c"]["cpu"].agent, algorithm=plan.agent.algorithm)
+    assert plan.agent == untouched
+
+    again = ["train", "--quiet", "--config", "one/config.json"]  # the algorithm is that of the file
+    assert cli.main([*again, "--out", "two"]) == 0
+    assert RunFolder(Path("two")).config(TrainConfig) == plan
+    assert newest("two") == newest("one")
+    assert cli.main([*again, "--seed", "4", "--out", "three"]) == 0
+    assert RunFolder(Path("three")).config(TrainConfig) == replace(plan, seed=4)
+    assert "--agent ppo: one/config.json is of a2c" in fails(capsys, *again, "--agent", "ppo")
+    assert "whole configuration" in fails(capsys, *again, "--preset", "cpu")
+    assert "--config ours.toml is for a new run" in fails(
+        capsys, "train", "--resume", "--out", "one", "--config", "ours.toml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", "stepz = 3", "a.toml: the configuration: TrainConfig has no field 'stepz'"),
+        ("a.toml", "[loop]\nstepz = 3", "a.toml: loop: LoopConfig has no field 'stepz'; did you mean 'steps'?"),
+        ("a.toml", "[world]\njobs = 'many'", "a.toml: world.jobs: expected int, found 'many'"),
+        ("a.toml", "[world]\njobs = 0", "a.toml: world: WorldConfig: jobs must be at least 1"),
+        ("a.toml", "world = 3", "a.toml: world: expected one of WorldConfig, GameConfig"),
+        ("a.toml", "[[", "a.toml: is no TOML"),
+        ("a.json", "[1]", "a.json: expected an object"),
+        ("a.yaml", "seed: 1", "ends in .toml or .json"),
+        ("a.toml", None, "a.toml: cannot be read: No such file"),
+        ("a.json", '{"world": {"class": "GameConfig"}}', "a.json: world: GameConfig lacks"),
+    ],
+)
+def test_a_mistake_in_a_file_of_settings_names_file_and_field(capsys, name, text, said):
+    if text is not None:
+        Path(name).write_text(text)
+    assert said in fails(capsys, "train", "--agent", "a2c", "--config", name)
+    assert {str(path) for path in Path().iterdir()} <= {name}
+
+
+def test_a_file_of_settings_does_not_make_us_import_a_module(capsys):
+    Path("stranger.py").write_text("open('was_here', 'w').close()")
+    game = GameConfig("gym:stranger:Evil-v0")
+    Path("theirs.json").write_text(json.dumps({"world": config_to_json(game)}))
+    said = fails(capsys, "train", "--config", "theirs.json", "--out", "run")
+    assert "theirs.json names a world of the module 'stranger'" in said
+    assert not Path("was_here").exists()
 
 
 def test_a_step_size_that_has_fallen_to_nothing_names_another_start(capsys, monkeypatch):

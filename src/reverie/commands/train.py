@@ -13,7 +13,8 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Seed, at_least, checked
 from reverie.report.output import say
-from reverie.runs.build import build, stored
+from reverie.runs.build import build, module_of, refuse_module, stored
+from reverie.runs.config_json import read_settings, with_changes
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Interrupted
@@ -43,6 +44,9 @@ class Choice:
     optimiser: OptimiserKind | None = None
     """Dreamer's kind of optimiser at its published values, instead of the preset's: `single` is DreamerV3's, for all
     networks at once; `groups` is R2I's, Adam with a learning rate and a clip of its own for each part."""
+    file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """A file of settings, TOML or JSON, such as the config.json of a run: names and nesting are those of the options
+    below, which come after it."""
     out: Path | None = None
     """The folder of the run, which must not exist yet; runs/AGENT-SEED unless given."""
     seeds: Annotated[int, *at_least(1, 1_000, "all are trained at once")] = 1
@@ -51,8 +55,8 @@ class Choice:
     resume: bool = False
     """Go on with the run in that folder, to the same numbers as if it had never stopped."""
     trust: bool = False
-    """With --resume: import the module that the run's game is in, such as MODULE in gym:MODULE:X-v0, which executes
-    what is in it."""
+    """With --resume or --config: import the module that the game named there is in, such as MODULE in
+    gym:MODULE:X-v0, which executes what is in it."""
     quiet: bool = False
     """Show no progress."""
 
@@ -68,8 +72,23 @@ class Choice:
             plan = preset(self.agent, self.preset or "cpu")
         else:
             plan = game_plan(self.game, "sac" if self.agent == "sac" else "dreamer")
+        plan = plan if self.file is None else self._changed(plan, self.file)
         plan = with_model(plan, self.model) if self.model else plan
         return with_optimiser(plan, self.optimiser) if self.optimiser else plan
+
+    def _changed(self, plan: TrainConfig, path: Path) -> TrainConfig:
+        """The plan with what stands in a file; with all of it, if that is a whole configuration."""
+        changes = read_settings(path)
+        for name, value in (("preset", self.preset), ("game", self.game)):
+            if value is not None and "class" in changes:
+                raise ValueError(f"{path} is a whole configuration, of which --{name} {value} would leave nothing")
+        try:
+            changed = with_changes(plan, changes)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not self.trust and module_of(changed) != module_of(plan):
+            refuse_module(changed, path)
+        return changed
 
     def folder(self, name: str, seed: int) -> Path:
         """Of the run of one seed; `name` is what the agent is called."""
@@ -95,6 +114,8 @@ class Train:
 
     Example: reverie train --agent a2c --world.family medium --seed 3
 
+    Example: reverie train --config runs/first/config.json --seed 1 --out runs/second
+
     Example: reverie train --preset learned --model s3m
 
     Example: reverie train --game repeat_previous/medium
@@ -119,13 +140,16 @@ def parse(arguments: Sequence[str]) -> Train:
     if choice.resume:
         if choice.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
-        for name in ("preset", "model", "optimiser", "game"):
+        for name in ("preset", "model", "optimiser", "game", "file"):
             if (value := getattr(choice, name)) is not None:
-                raise ValueError(f"--{name} {value} is for a new run; one that goes on keeps what it began with")
+                option = "config" if name == "file" else name
+                raise ValueError(f"--{option} {value} is for a new run; one that goes on keeps what it began with")
         default = stored(RunFolder.open(choice.folder("", choice.seed)), choice.trust)
-        _check_agent(default, arguments)
+        _check_agent(default, arguments, "the run that is there")
     else:
         default = choice.plan
+        if choice.file is not None:
+            _check_agent(default, arguments, str(choice.file))
     asked = tyro.cli(
         Train,
         prog="reverie train",
@@ -138,8 +162,8 @@ def parse(arguments: Sequence[str]) -> Train:
     return asked
 
 
-def _check_agent(config: TrainConfig, arguments: Sequence[str]) -> None:
-    """Errors: ValueError where a run is to go on with another algorithm than it has."""
+def _check_agent(config: TrainConfig, arguments: Sequence[str], where: str) -> None:
+    """Errors: ValueError where another algorithm is asked for than there is in a configuration from a file."""
     own: Any = config.agent.name.split("-")[0]
     asked, _ = tyro.cli(
         _Beginning,
@@ -150,7 +174,7 @@ def _check_agent(config: TrainConfig, arguments: Sequence[str]) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     if asked.agent != own:
-        raise ValueError(f"--agent {asked.agent}: the run that is there is of {own}, and goes on as it began")
+        raise ValueError(f"--agent {asked.agent}: {where} is of {own}")
 
 
 def _check_step_size(config: TrainConfig, run: Path | None) -> None:

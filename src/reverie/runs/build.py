@@ -1,6 +1,7 @@
 """From a configuration to a trainer: which configuration belongs to which algorithm is said here alone."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -31,12 +32,18 @@ def stored(run: RunFolder, trust: bool = False) -> TrainConfig:
             folder would say what this process executes.
     """
     config = run.config(TrainConfig)
-    if (module := module_of(config)) is not None and not trust:
+    if not trust:
+        refuse_module(config, run.path)
+    return config
+
+
+def refuse_module(config: TrainConfig, path: Path) -> None:
+    """Errors: ValueError where a configuration from a file names a module that building it would import."""
+    if (module := module_of(config)) is not None:
         raise ValueError(
-            f"{run.path} was trained in a world of the module {module!r}, and to import that executes what is in it: "
+            f"{path} names a world of the module {module!r}, and to import that executes what is in it: "
             "give --trust if you know whose it is"
         )
-    return config
 
 
 def module_of(config: TrainConfig) -> str | None:

@@ -6,7 +6,9 @@ the members of a union apart. What the fields mean, and what values are possible
 
 import dataclasses
 import difflib
+import json
 import math
+import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +43,42 @@ def config_from_json[T](cls: type[T], data: Json) -> T:
     return _decode(cls, data, "")
 
 
+def read_settings(path: Path) -> dict[str, Json]:
+    """Settings from a TOML or JSON file, to be handed to `with_changes`.
+
+    Raises:
+        ValueError: it cannot be read, or is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    read = {".json": json.loads, ".toml": tomllib.loads}.get(path.suffix)
+    if read is None:
+        raise ValueError(f"{path}: expected a file whose name ends in .toml or .json")
+    try:
+        data = read(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected an object with the fields of a configuration, got {_brief(data)[:40]}")
+    return data
+
+
+def with_changes[T](config: T, changes: Json) -> T:
+    """The configuration with the fields that `changes` names, an object as `config_to_json` gives it or a part of one.
+
+    Fields may have the names of their options on the command line, hyphens included: what stands there without the name
+    of the part that it belongs to (`tyro.conf.arg(name="")`) may do so here. An object of another class than the part
+    that it replaces has to be complete.
+
+    Raises:
+        ValueError: as `config_from_json`.
+    """
+    data = config_to_json(config)
+    return config_from_json(type(config), _put(config, data, changes))
+
+
 def config_differences(old: Json, new: Json, where: str = "") -> list[str]:
     """The fields in which two configurations differ, one line each, such as `agent.units: 256, now 512`."""
     if isinstance(old, dict) and isinstance(new, dict) and old.get("class") == new.get("class"):
@@ -50,6 +88,41 @@ def config_differences(old: Json, new: Json, where: str = "") -> list[str]:
             for line in config_differences(old.get(name), new.get(name), _join(where, name))
         ]
     return [] if old == new else [f"{_place(where)}: {_brief(old)}, now {_brief(new)}"]
+
+
+def _put(config: Any, data: Any, changes: Json) -> Json:
+    """`data`, which describes `config`, with the changes put in."""
+    if not isinstance(changes, dict) or changes.get("class", data["class"]) != data["class"]:
+        return changes
+    for name, value in changes.items():
+        part, described = config, data
+        *parts, last = _path_to(config, name.replace("-", "_")) or [name]
+        for each in parts:
+            part, described = getattr(part, each), described[each]
+        now = getattr(part, last, None)
+        described[last] = _put(now, described[last], value) if dataclasses.is_dataclass(now) else value
+    return data
+
+
+def _path_to(config: Any, name: str) -> list[str] | None:
+    """The field of that name, or of that name as an option; in parts whose options do not bear the part's name, too."""
+    hints = get_type_hints(type(config), include_extras=True)
+    called = {
+        field.name: next((told for told in _names(hints[field.name]) if told is not None), field.name)
+        for field in dataclasses.fields(config)
+    }
+    for field, option in called.items():
+        if name in (field, option):
+            return [field]
+    for field, option in called.items():
+        if option == "" and (found := _path_to(getattr(config, field), name)):
+            return [field, *found]
+    return None
+
+
+def _names(hint: Any) -> list[str | None]:
+    """What an option is called, where that is said."""
+    return [getattr(note, "name", None) for note in getattr(hint, "__metadata__", ())]
 
 
 def _join(where: str, name: str) -> str:
