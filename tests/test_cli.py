@@ -131,6 +131,26 @@ def test_the_help_of_a_command_is_known_the_second_time(name, monkeypatch, tmp_p
     assert run(name, "--help").stdout != first.stdout
 
 
+def test_a_shell_completes_commands_options_and_leaves_files_to_itself():
+    """The program is asked as a shell would ask it, without an installed `reverie`."""
+    ask = 'COMP_WORDS=({words}); COMP_CWORD={at}; _reverie; echo "[${{COMPREPLY[@]}}]"'
+    lines = [
+        f'reverie() {{ "{sys.executable}" -m reverie "$@"; }}',
+        'eval "$(reverie completion)"',
+        ask.format(words="reverie comp", at=1),
+        ask.format(words="reverie doctor --fold", at=2),
+        ask.format(words="reverie doctor fo", at=2),
+        "complete -p reverie",
+    ]
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "[compare completion]",
+        "[--folder]",
+        "[]",
+        "complete -o default -F _reverie reverie",
+    ]
+
+
 def test_the_module_and_the_version_answer():
     done = run("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"reverie {reverie.__version__}\n", "")

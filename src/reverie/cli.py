@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "write the page of a run: learning curves, verdict, distributions, pictures",
     "serve": "set the weights of a real balancer (HAProxy), in shadow first, within guards",
     "trace": "`reverie trace inspect FILE`: count, rate, burstiness and sizes of a recorded trace",
+    "completion": "what bash and zsh need to complete commands and options",
     "doctor": "what this machine can do, and whether everything is in order",
 }
 
@@ -45,7 +46,7 @@ EXAMPLES = (
 
 _GOES_ON = {"verdict", "sweep"}
 """When they are started again with the same words."""
-_WITHOUT_JAX = {"trace", "serve"}
+_WITHOUT_JAX = {"trace", "serve", "completion"}
 _HEARS_ITSELF = {"serve"}
 """SIGHUP means to it that its configuration is to be read again."""
 _ERROR, _USAGE, _SIGNAL = 1, 2, 128
