@@ -18,6 +18,7 @@ from reverie.runs.config_json import read_settings, with_changes
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Interrupted
+from reverie.runs.mlflow import reported
 from reverie.settings.config import TrainConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
@@ -57,6 +58,8 @@ class Choice:
     trust: bool = False
     """With --resume or --config: import the module that the game named there is in, such as MODULE in
     gym:MODULE:X-v0, which executes what is in it."""
+    mlflow: str | None = None
+    """An MLflow server that is sent settings and metrics too, such as http://127.0.0.1:5000 (`mlflow server`)."""
     quiet: bool = False
     """Show no progress."""
 
@@ -203,6 +206,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"--start {config.start} is where one run begins from, and --seeds is {choice.seeds}: give one"
         )
+    if choice.seeds > 1 and choice.mlflow is not None:
+        raise ValueError(f"--mlflow is for one run, and --seeds is {choice.seeds}: train them one by one")
     configs = [replace(config, seed=config.seed + i) for i in range(choice.seeds)]
     trainers = [build(c) for c in configs]  # a mistake in the configuration should leave no folder behind
     make = partial(go_on, free=LIMITS) if choice.resume else create
@@ -210,7 +215,8 @@ def main(arguments: Sequence[str]) -> None:
     command = ["reverie", "train", *arguments]
     try:
         if choice.seeds == 1:
-            train_run(config, trainers[0], runs[0], command, choice.quiet)
+            with reported(choice.mlflow, runs[0], config) as tell:
+                train_run(config, trainers[0], runs[0], command, choice.quiet, tell)
         else:
             train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
     except Interrupted as stopped:

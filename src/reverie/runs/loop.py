@@ -126,6 +126,7 @@ def train[P](
     evaluate: Evaluate[P] | None = None,
     start: Callable[[], PyTree] | None = None,
     *,
+    tell: Callable[[int, Mapping[str, Metric]], None] | None = None,
     title: str = "training",
     shown: Sequence[str] = (),
     quiet: bool = False,
@@ -134,8 +135,8 @@ def train[P](
 
     Arguments: `command`, put on record in the run; `seed`, of everything random (one for each run where several seeds
     train side by side); `evaluate`, for the learning curve; `start`, makes the state that the beginning is, instead of
-    the trainer's `init`; `title` and `shown`, what the display is called and which metrics it shows; `quiet`, show
-    nothing.
+    the trainer's `init`; `tell`, is called with the step and all that is logged; `title` and `shown`, what the display
+    is called and which metrics it shows; `quiet`, show nothing.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP came; what is saved, the message says: all, unless the world outside, or
@@ -149,6 +150,12 @@ def train[P](
     key = jax.random.key(seed) if isinstance(seed, int) else jnp.stack([jax.random.key(s) for s in seed])
     shapes = jax.eval_shape(trainer.init, key)
     _check_room(run, shapes)
+
+    def log(step: int, metrics: Mapping[str, Metric]) -> None:
+        writer.log(step, metrics)
+        if tell is not None:
+            tell(step, metrics)
+
     with run.writer(command) as writer, _saying_what_is_kept(title, run), signals.noted() as caught:
         step, saved = writer.restore(_Saved(shapes, 0, 0.0, 0.0))
         state, updates, wall, cpu = saved
@@ -168,7 +175,7 @@ def train[P](
             jax.block_until_ready(state)
             trainer.check()
             if evaluate is not None:
-                writer.log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
+                log(step, _line(updates, wall, cpu, evaluate(trainer.policy(state))))
         release_memory()
         seeds = 1 if isinstance(seed, int) else len(seed)
         clock, last_save, stopping = _Clock(wall, cpu, seeds), time.monotonic(), bool(caught)
@@ -185,7 +192,7 @@ def train[P](
                 if evaluate is not None and (reason or before // config.evaluate_every < step // config.evaluate_every):
                     metrics |= evaluate(trainer.policy(state))
                 wall, cpu = clock.read()
-                writer.log(step, _line(updates, wall, cpu, metrics))
+                log(step, _line(updates, wall, cpu, metrics))
                 means = {name: float(np.mean(metrics.get(name, math.nan))) for name in shown}  # over seeds
                 known = {name: value for name, value in means.items() if not math.isnan(value)}
                 progress.update(step, known, updates, max(shares_used(config, step, wall, cpu).values()))

@@ -1,9 +1,10 @@
 """Training in a run folder, with the learning curve that is put down there: one seed, or several in one program."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +39,10 @@ def train_run(
     run: RunFolder,
     command: Sequence[str],
     quiet: bool = False,
+    tell: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`."""
+    """Train, or go on training, until the configuration says stop. `trainer` is what `build` makes of `config`; `tell`
+    is called with the step and all that is logged."""
 
     @cache
     def curve() -> LearningCurve | ReturnCurve:  # only where there is something to train: the rules take some seconds
@@ -57,8 +60,9 @@ def train_run(
 
     beginning = None if config.start is None else start
     title = f"training {config.name}, seed {config.seed}"
+    limits, seed = config.loop, config.seed
     return loop.train(
-        trainer, config.loop, run, command, config.seed, evaluate, beginning, title=title, shown=_SHOWN, quiet=quiet
+        trainer, limits, run, command, seed, evaluate, beginning, tell=tell, title=title, shown=_SHOWN, quiet=quiet
     )
 
 
