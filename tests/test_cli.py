@@ -524,7 +524,7 @@ def test_settings_come_from_a_file_below_the_options_and_a_stored_configuration_
     assert newest("two") == newest("one")
     assert cli.main([*again, "--seed", "4", "--out", "three"]) == 0
     assert RunFolder(Path("three")).config(TrainConfig) == replace(plan, seed=4)
-    assert "--agent ppo: one/config.json is of a2c" in fails(capsys, *again, "--agent", "ppo")
+    assert "--agent dreamer: one/config.json is of a2c" in fails(capsys, *again, "--agent", "dreamer")
     assert "whole configuration" in fails(capsys, *again, "--preset", "cpu")
     assert "--config ours.toml is for a new run" in fails(
         capsys, "train", "--resume", "--out", "one", "--config", "ours.toml"

@@ -410,6 +410,24 @@ def test_a_mask_that_allows_nothing_is_the_worlds_fault():
         worlds.check()
 
 
+def test_a_module_in_the_working_directory_is_found_where_it_is_named(tmp_path, monkeypatch, capsys):
+    """Also by the installed program, which does not look there by itself."""
+    (tmp_path / "world_from_here.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=20)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    assert build(game_plan("gym:world_from_here:Mine-v0")).env.observation_spec["vector"].shape == (4,)
+    assert "world_from_here" in sys.modules
+    assert cli.main(["train", "--game", "gym:world_from_nowhere:Mine-v0", "--out", "run"]) == 1
+    said = capsys.readouterr().err
+    assert "gym:world_from_nowhere:Mine-v0 cannot be made: No module named 'world_from_nowhere'" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_world_is_made_with_arguments():
     slippery, dry = (open_outside("gym:FrozenLake-v1", 1, arguments={"is_slippery": slips}) for slips in (True, False))
     down = np.ones((1, 1), int)

@@ -492,7 +492,7 @@ def open_outside(
         return worlds
     except ModuleNotFoundError as error:
         if source == "gym":  # which of the many packages it is, the error says
-            raise
+            raise ModuleNotFoundError(f"{name} cannot be made: {error}", name=error.name) from error
         extra = source.replace("_", "-")
         raise ModuleNotFoundError(
             f"{name} needs packages that are not installed ({error}): pip install 'reverie[{extra}]'", name=error.name

@@ -1,5 +1,7 @@
 """From a configuration to a trainer: which configuration belongs to which algorithm is said here alone."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -67,6 +69,8 @@ def build(config: TrainConfig) -> WorldTrainer:
         case WorldConfig():
             env, pool = world.open(stream_seed(config.seed, "training tasks"))
         case GameConfig():
+            if module_of(config) is not None and (here := os.getcwd()) not in sys.path:
+                sys.path.append(here)  # whoever names a module means one here, if there is no other of that name
             env, tasks = world.open(max(run.experience.streams, world.variants))
             pool = tasks[: world.variants]
             if world.is_outside and not run.experience.outside:
