@@ -126,7 +126,7 @@ def train[P](
     evaluate: Evaluate[P] | None = None,
     start: Callable[[], PyTree] | None = None,
     *,
-    tell: Callable[[int, Mapping[str, Metric]], None] | None = None,
+    tell: Callable[[int, Mapping[str, int | Metric]], None] | None = None,
     title: str = "training",
     shown: Sequence[str] = (),
     quiet: bool = False,
@@ -151,7 +151,7 @@ def train[P](
     shapes = jax.eval_shape(trainer.init, key)
     _check_room(run, shapes)
 
-    def log(step: int, metrics: Mapping[str, Metric]) -> None:
+    def log(step: int, metrics: Mapping[str, int | Metric]) -> None:
         writer.log(step, metrics)
         if tell is not None:
             tell(step, metrics)
