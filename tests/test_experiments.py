@@ -338,3 +338,13 @@ def test_published_scores_are_there_for_every_task_of_control(load):
         frames, mean, low, high = control.published(game).T
         assert frames[-1] == 490_000
         assert ((low <= mean) & (mean <= high)).all()
+
+
+def test_tasks_of_the_suite_of_fleets_are_clustered_by_their_fleet(load):
+    """By the gradients of a fresh model; 500 groupings by chance agree with neither truth."""
+    clusters = load("clusters")
+    chance, seen, gradients = clusters.measure(clusters.Clusters(updates=(0,), copies=1, length=8), 0)
+    assert (chance["by"], seen["by"], gradients["by"]) == ("chance", "what is seen", "gradients")
+    assert abs(chance["fleet"]) < 0.05
+    assert abs(chance["traffic"]) < 0.05
+    assert gradients["fleet"] > 0.5
