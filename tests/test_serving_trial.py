@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -262,6 +264,11 @@ def test_init_writes_an_example_and_all_that_goes_with_it(tmp_path):
     assert "reverie.serve.deadman" in written["reverie-deadman.service"]
     assert len(json.loads(written["dashboard.json"])["panels"]) == len(deployment.PANELS)
     assert written["alerts.yml"].count("alert:") == len(deployment.ALERTS)
+
+
+def test_the_agent_needs_no_jax():
+    code = "import sys, reverie.commands.serve; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_rearm_lets_a_policy_act_again(tmp_path, capsys):
