@@ -116,7 +116,7 @@ def made_up(tmp_path):
         clock, words = Clock(), []
         balancer = MadeUp(clock)
         own = config(state=tmp_path / "s", audit=tmp_path / "audit.jsonl", metrics=0, **changes)
-        agents.append(Agent(own, balancer, words.append, clock))
+        agents.append(Agent(own, balancer, words.append, clock, seed=0))
         return agents[-1], balancer, clock, words
 
     yield make

@@ -38,9 +38,11 @@ class Agent:
         say: Say,
         clock: Callable[[], float] = time.monotonic,
         weigh: Weigh = rates.estimate,
+        seed: int | None = None,
     ):
-        """Arguments: `clock` and `weigh`, for tests."""
+        """Arguments: `clock`, `weigh` and the `seed` of the order of slices (drawn unless given), for tests."""
         self._balancer, self._say, self._clock, self._weigh = balancer, say, clock, weigh
+        self._seed = time.time_ns() % 2**32 if seed is None else seed
         self._alive, self._audit = deadman.SignOfLife(config.state), Audit(config.audit, config.audit_bytes)
         self._requests = _RequestLog(config.log_socket)
         self.memory: Memory = begin(clock(), None)
@@ -59,7 +61,7 @@ class Agent:
 
     def _begin(self, config: ServeConfig) -> None:
         self.config, self.rule = config, load_rule(config)
-        self._began, self._seed = self._clock(), time.time_ns() % 2**32
+        self._began = self._clock()
         self._times: dict[str, list[float]] = {"policy": [], "control": []}
         self._audit.begin(Begin(time.time(), config, self.rule))
         self._give_sign()
