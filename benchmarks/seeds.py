@@ -32,7 +32,7 @@ from reverie.train.seeds import side_by_side  # noqa: E402
 
 TINY = {
     "dreamer": OffPolicyRun(
-        DreamerConfig(model=PRESETS["tiny"], memory=16, units=16, layers=1, horizon=5, starts=8),
+        DreamerConfig(model=PRESETS["tiny"], memory=16, units=16, layers=1, dream_length=5, starts=8),
         OffPolicyConfig(streams=2, capacity=2000, batch=4, length=16, ratio=8.0),
         chunk=20,
     ),

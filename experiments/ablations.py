@@ -68,7 +68,7 @@ def variants(steps: int) -> list[TrainConfig]:
         variant("queue", "cpu"),
         variant("queue-memory-0", "cpu", memory=0),
         variant("queue-memory-64", "cpu", memory=64),
-        *(variant(f"queue-horizon-{h}", "cpu", horizon=h, discount_lambda=0.95) for h in (5, 15, 30)),
+        *(variant(f"queue-dream-{h}", "cpu", dream_length=h, discount_lambda=0.95) for h in (5, 15, 30)),
         variant("queue-alone", "cpu", siblings=1, starts=16),
         variant("queue-park-sizes", "cpu", family="levels"),
         variant("queue-any-admission", "cpu", model=told),

@@ -39,7 +39,7 @@ SMALL = TrainConfig(
             optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200),
             memory=0,
             layers=2,
-            horizon=8,
+            dream_length=8,
             starts=256,
         ),
         experience=OffPolicyConfig(streams=4, length=32, ratio=64.0),

@@ -75,7 +75,7 @@ def states(run: RunFolder, stream: int) -> dict[str, np.ndarray]:
         env = FleetEnv(tasks.mask.shape[-1], JOBS, world.view, world.reward)
         recorded = record(env, policy, tasks, jax.random.key(stream))
         seen: Any = jax.tree.map(lambda leaf: leaf[0, FIRST::EVERY], recorded)  # [Q, E, ...]
-        codes, h = parts(seen.memory.model)
+        codes, h = parts(seen.state.model)
         observation = {name: leaf for name, leaf in seen.observation.items() if name != "mask"}
         rows = {"codes": numbers(codes, 2), "h": numbers(h, 2), "observation": numbers(observation, 2)}
         rows = {name: leaf.reshape(-1, leaf.shape[-1]) for name, leaf in rows.items()}

@@ -134,9 +134,9 @@ def probed(contestant: Contestant, plan: TrainConfig, stream: int) -> list[Row]:
     recorded = record(env, contestant.policy, tasks, jax.random.key(stream))
     seen: Any = jax.tree.map(lambda leaf: np.swapaxes(leaf[0, ::EVERY], 0, 1), recorded)  # [E, Q, ...]
     policy: Any = contestant.policy
-    features = policy.networks.model.features(jax.tree.map(jnp.asarray, seen.memory.model))
+    features = policy.networks.model.features(jax.tree.map(jnp.asarray, seen.state.model))
     observation = {name: leaf for name, leaf in seen.observation.items() if name != "mask"}
-    sources = {"recurrent": seen.memory.recurrent, "model": (features.context, features.servers), CONTROL: observation}
+    sources = {"recurrent": seen.state.recurrent, "model": (features.context, features.servers), CONTROL: observation}
     targets = {"load": np.log(seen.load), "jobs since the change": np.log1p(seen.jobs_since)}
     values = {
         (source, target): decode(numbers(state, 2), truth)

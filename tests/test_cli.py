@@ -52,7 +52,7 @@ TINY = {
                     memory=8,
                     units=8,
                     layers=1,
-                    horizon=3,
+                    dream_length=3,
                     starts=4,
                 ),
                 OffPolicyConfig(streams=2, capacity=200, batch=2, length=8, ratio=4.0),

@@ -1,5 +1,6 @@
 """Configurations: presets survive a round trip, names say what is trained, impossible values are refused by name."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.runs.build import build
-from reverie.runs.config_json import config_from_json, config_to_json
+from reverie.runs.config_json import config_differences, config_from_json, config_to_json
 from reverie.settings.config import CurveConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
 from reverie.settings.presets import PRESETS, preset
 from reverie.train.trainers import WorldTrainer
@@ -79,3 +80,14 @@ def test_the_pool_of_tasks_depends_on_the_seed_and_has_the_size_asked_for():
 def test_streams_of_one_seed_differ_and_stay_the_same():
     assert stream_seed(3, "a") == stream_seed(3, "a")
     assert len({stream_seed(3, "a"), stream_seed(3, "b"), stream_seed(4, "a")}) == 3
+
+
+def test_a_run_that_was_stored_under_an_older_name_of_a_field_is_read_and_goes_on():
+    plan = preset("dreamer", "cpu")
+    now = json.loads(json.dumps(config_to_json(plan)))
+    old = json.loads(json.dumps(now))
+    old["agent"]["algorithm"]["horizon"] = old["agent"]["algorithm"].pop("dream_length")
+    assert config_from_json(TrainConfig, old) == plan
+    assert config_differences(old, now) == []
+    old["agent"]["algorithm"]["horizon"] = 7
+    assert config_differences(old, now) == ["agent.algorithm.dream_length: 7, now 64"]

@@ -25,7 +25,7 @@ from reverie.train.off_policy import OffPolicyConfig
 ENV = FleetEnv(servers=3, jobs=12)
 TASK = fleet_task(constant_speeds([1.0, 0.5, 0.2]), workload.poisson(1.0, workload.exponential(1.0)))
 POOL = stack_tasks([TASK] * 2)
-FLAT = DreamerConfig(model=PRESETS["tiny"], memory=8, units=16, layers=1, horizon=4, starts=8)
+FLAT = DreamerConfig(model=PRESETS["tiny"], memory=8, units=16, layers=1, dream_length=4, starts=8)
 SET = replace(FLAT, model=SetRSSMConfig(units=16, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4))
 QUEUE = replace(FLAT, model=QueueConfig(units=16, deter=8), siblings=2)
 R2I = replace(FLAT, model=s3m.PRESETS["tiny"], optimiser=GroupsConfig())

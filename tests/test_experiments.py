@@ -235,7 +235,7 @@ def test_a_policy_learns_from_data_and_from_a_model_that_stay_as_they_are(load, 
     def small(game):
         plan = r2i.with_model_changes(game_plan(game), **tiny)
         experience = dataclasses.replace(plan.agent.experience, streams=2, batch=2, length=8, ratio=4.0, capacity=200)
-        algorithm = dataclasses.replace(plan.agent.algorithm, units=8, layers=1, horizon=3, starts=4)
+        algorithm = dataclasses.replace(plan.agent.algorithm, units=8, layers=1, dream_length=3, starts=4)
         agent = dataclasses.replace(plan.agent, algorithm=algorithm, experience=experience)
         return dataclasses.replace(plan, agent=agent, curve=dataclasses.replace(plan.curve, episodes=2))
 

@@ -111,7 +111,7 @@ def test_episodes_that_end_earlier_are_counted_once():
 def small(model) -> object:
     """The plan of a game, so small that it compiles quickly."""
     plan = game_plan("memory_length/3")
-    algorithm = replace(plan.agent.algorithm, model=model, units=8, layers=1, horizon=3, starts=4)
+    algorithm = replace(plan.agent.algorithm, model=model, units=8, layers=1, dream_length=3, starts=4)
     experience = replace(plan.agent.experience, streams=2, batch=2, length=6, ratio=3.0, capacity=100)
     agent = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=2)
     return replace(plan, agent=agent)

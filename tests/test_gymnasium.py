@@ -311,7 +311,7 @@ def test_a_picture_shows_how_long_each_job_still_takes():
         env.step(server)
     frame = env.render()
     # Jobs came at 1, 2 and 3. At 4 the first has 5 of its 8 to go, the second waits, the last has 1 of 2 to go.
-    pixel = (640 - picture._LEFT - picture._RIGHT) / picture.horizon(np.array([8.0, 15.0, 2.0]))
+    pixel = (640 - picture._LEFT - picture._RIGHT) / picture.reach(np.array([8.0, 15.0, 2.0]))
     seen = [bar(frame, row, c) for row, c in ((1, colours.BLUE), (1, colours.SKY), (0, colours.VERMILLION))]
     assert seen == pytest.approx([5 * pixel, 8 * pixel, 1 * pixel], abs=2)
     assert bar(frame, -1, colours.VERMILLION) == pytest.approx(8 * pixel, abs=2)

@@ -257,7 +257,7 @@ def test_a_resumed_dreamer_ends_with_the_same_bits(tmp_path):
         memory=8,
         units=8,
         layers=1,
-        horizon=3,
+        dream_length=3,
         starts=4,
     )
     trainer = WorldTrainer(

@@ -547,7 +547,7 @@ def training():
     """A trainer, its state at the beginning, and the program that makes two updates, compiled as the loop does."""
     model = RSSMConfig(units=16, deter=16, stoch=2, classes=4, blocks=2, encoder_layers=1, decoder_layers=1)
     config = OffPolicyRun(
-        algorithm=DreamerConfig(model=model, memory=0, units=8, layers=1, starts=4, horizon=2),
+        algorithm=DreamerConfig(model=model, memory=0, units=8, layers=1, starts=4, dream_length=2),
         experience=OffPolicyConfig(streams=COPIES, batch=3, length=4, capacity=300, ratio=0.2),
         chunk=2,
     )

@@ -65,10 +65,10 @@ def test_the_truth_beside_each_moment_is_that_of_its_time(played):
 def test_memory_is_that_after_the_moment_was_seen_and_lives_through_the_trial(played):
     recorded, tasks, key = played
     # 30 jobs and the end of each episode.
-    np.testing.assert_array_equal(recorded.memory[:, :, 0], [np.arange(1, 31), np.arange(32, 62)])
+    np.testing.assert_array_equal(recorded.state[:, :, 0], [np.arange(1, 31), np.arange(32, 62)])
     assert recorded.observation["servers"].shape == (2, 30, 2, 2, 2)
     wiped = record(FleetEnv(2, 30), Wiped(Counting()), tasks, key, episodes=2)
-    np.testing.assert_array_equal(wiped.memory[:, :, 0], [np.arange(1, 31)] * 2)
+    np.testing.assert_array_equal(wiped.state[:, :, 0], [np.arange(1, 31)] * 2)
 
 
 def test_changes_are_those_of_values_not_of_padding():

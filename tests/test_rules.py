@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverie.envs.core import TimeStep
-from reverie.policies.adaptive import AdaptiveLeastConnections, LoadMemory, ServerMemory, ValueFunctionDispatch
+from reverie.policies.adaptive import AdaptiveLeastConnections, LoadEstimates, ServerEstimates, ValueFunctionDispatch
 from reverie.policies.rules import (
     JoinShortestQueue,
     LeastWork,
@@ -209,7 +209,7 @@ def fpi_costs(work, speed, size, rate, mean_size, power=1.0):
 def test_fpi_follows_its_formula_with_the_load_it_was_given(power):
     rng, rule = np.random.default_rng(1), ValueFunctionDispatch(load=0.7, prior_jobs=1e12, split=power)
     work, size = rng.exponential(2, (500, 10)), rng.exponential(3, 500)
-    state = LoadMemory(jnp.full(500, 1e5), jnp.full(500, 3.0), jnp.full(500, 123.0))
+    state = LoadEstimates(jnp.full(500, 1e5), jnp.full(500, 3.0), jnp.full(500, 123.0))
     action, _ = rule.act(state, full(work, PARK, size, gap=9.0), KEY)
     costs = fpi_costs(work, PARK, size[:, None], 0.7 * PARK.sum() / 3, 3.0, power)
     assert (costs[np.arange(500), action] <= costs.min(-1) * 1.001).all()
@@ -296,7 +296,7 @@ def test_adaptive_rates_by_hand():
 
 def test_estimates_outlive_an_episode_but_nothing_is_learned_across_its_border():
     rule = AdaptiveLeastConnections([1.0, 2.0], tau=10.0)
-    learned = ServerMemory(jnp.array([[3.0, 1.0]]), jnp.array([[4.0, 5.0]]), jnp.array([[8.0, 2.0]]))
+    learned = ServerEstimates(jnp.array([[3.0, 1.0]]), jnp.array([[4.0, 5.0]]), jnp.array([[8.0, 2.0]]))
     for border in ({"first": True}, {"last": True}):
         _, state = rule.act(learned, counts([0, 0], gap=7.0, **border), KEY)
         assert (state.completed == learned.completed).all()

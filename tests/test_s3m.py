@@ -397,7 +397,7 @@ def test_the_world_model_for_popgym_has_as_many_parameters_as_published_but_for_
 
 
 def agent(**options) -> Dreamer:
-    small = {"memory": 4, "units": 8, "layers": 1, "horizon": 3, "starts": 4}
+    small = {"memory": 4, "units": 8, "layers": 1, "dream_length": 3, "starts": 4}
     config = DreamerConfig(model=TINY, optimiser=GroupsConfig(), **(small | options))
     return Dreamer(config, SPEC, Discrete(ACTIONS))
 

@@ -22,7 +22,7 @@ from reverie.train.seeds import side_by_side
 
 MODEL = QueueConfig(units=16, deter=8)  # draws no latents, which a rounding could tip
 DREAMER = OffPolicyRun(
-    DreamerConfig(model=MODEL, memory=8, units=16, layers=1, horizon=3, starts=4),
+    DreamerConfig(model=MODEL, memory=8, units=16, layers=1, dream_length=3, starts=4),
     OffPolicyConfig(streams=2, capacity=60, batch=2, length=6, ratio=3.0),
     chunk=2,
 )

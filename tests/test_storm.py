@@ -215,7 +215,7 @@ def agent_for(env: Environment, **model) -> Dreamer:
         memory=0,
         units=32,
         layers=1,
-        horizon=5,
+        dream_length=5,
         starts=64,
         entropy=1e-2,
     )

@@ -38,7 +38,7 @@ SMALL = DreamerConfig(
     memory=8,
     units=8,
     layers=1,
-    horizon=3,
+    dream_length=3,
     starts=2,
     siblings=2,
 )

@@ -48,11 +48,11 @@ class DreamerConfig:
     """Width of the hidden layers of actor and critic."""
     layers: Layers = 3
     """Hidden layers of actor and critic."""
-    horizon: Annotated[int, *at_least(1, 10_000, "a dream is held in memory")] = 15
+    dream_length: Annotated[int, *at_least(1, 10_000, "a dream is held in RAM")] = 15
     """Steps of a dream (H)."""
     starts: Whole = 0
     """How many replayed states dreams begin from, drawn anew each update; 0 is all of them, as published."""
-    siblings: Annotated[int, *at_least(1, 10_000, "dreams are held in memory")] = 1
+    siblings: Annotated[int, *at_least(1, 10_000, "dreams are held in RAM")] = 1
     """Dreams from each start. Several share the luck of the model, and each action is judged by how much better its
     dream went than its siblings, in units of how much they differ; 1 judges by the critic alone, as published."""
     discount_lambda: Share = 0.95
@@ -255,7 +255,7 @@ class Dreamer:
         chosen = jax.random.permutation(start_key, b * t)[: c.starts] if c.starts else jnp.arange(b * t)
         family = jnp.tile(chosen, c.siblings)
         start, start_memory = model.starts(before, states, family), memories.reshape(b * t, -1)[family]
-        dreams = stop_gradient(dream(networks, start, start_memory, c.horizon, c.siblings, dream_key))
+        dreams = stop_gradient(dream(networks, start, start_memory, c.dream_length, c.siblings, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
         dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]
 
@@ -400,11 +400,11 @@ def dream(
     networks: Networks,
     start: ModelState,
     recurrent: Float[Array, "n M"],
-    horizon: int,
+    length: int,
     siblings: int,
     key: Key[Array, ""],
 ) -> Dreams:
-    """Follow the policy inside the model for `horizon` steps from each of n states.
+    """Follow the policy inside the model for `length` steps from each of n states.
 
     Those are `siblings` times the same states, one set after the other. Siblings draw their own actions, but what the
     model draws at a step is decided by the same random numbers in all of them.
@@ -425,7 +425,7 @@ def dream(
 
     features = model.features(start)
     carry = start, recurrent, features
-    _, (later, encoded, action, reward, continues) = jax.lax.scan(step, carry, jax.random.split(key, horizon))
+    _, (later, encoded, action, reward, continues) = jax.lax.scan(step, carry, jax.random.split(key, length))
     began = features, jnp.zeros_like(reward[0]), model.continues(start)
     seen, reward, continues = jax.tree.map(
         lambda x, xs: jnp.concatenate([x[None], xs]), began, (later, reward, continues)

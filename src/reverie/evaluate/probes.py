@@ -28,8 +28,8 @@ class Recorded(NamedTuple):
 
     observation: dict[str, np.ndarray]
     """What the policy saw: leaves [K, J, E, ...]."""
-    memory: Any
-    """What it remembered once it had seen that: the leaves of its state, [K, J, E, ...]."""
+    state: Any
+    """The policy's state once it had seen that: leaves [K, J, E, ...]."""
     load: Float[np.ndarray, "K J E"]
     """The offered load in force."""
     speed: Float[np.ndarray, "K J E N"]
@@ -54,11 +54,11 @@ class Wiped(eqx.Module):
 
 
 def record(env: FleetEnv, policy: Policy, task: Task, key: Key[Array, ""], episodes: int = 1) -> Recorded:
-    """Play trials of `episodes` (K) episodes, memory kept from one to the next, and keep every moment.
+    """Play trials of `episodes` (K) episodes, the policy's state kept from one to the next, and keep every moment.
 
     Arguments: `task`, one for each trial, leaves [E, ...]. The jobs are those of `trials.play` with the same key.
     """
-    (observation, memory), (clock, speed) = jax.tree.map(np.asarray, _play(env, policy, task, key, episodes))
+    (observation, state), (clock, speed) = jax.tree.map(np.asarray, _play(env, policy, task, key, episodes))
     load, time_since = (np.empty(clock.shape) for _ in range(2))
     jobs_since = np.empty(clock.shape, int)
     for trial in range(clock.shape[-1]):
@@ -71,7 +71,7 @@ def record(env: FleetEnv, policy: Policy, task: Task, key: Key[Array, ""], episo
             time_since[episode, :, trial] = at - np.append(0.0, changed)[before]
             first = np.searchsorted(before, before)  # the first job since then
             jobs_since[episode, :, trial] = np.arange(len(at)) - first
-    return Recorded(observation, memory, load, speed.astype(float), jobs_since, time_since)
+    return Recorded(observation, state, load, speed.astype(float), jobs_since, time_since)
 
 
 @eqx.filter_jit

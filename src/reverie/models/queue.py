@@ -49,7 +49,7 @@ class QueueConfig:
 
 
 class QueueState(NamedTuple):
-    """What is known of the servers and the job that waits, and a memory of the jobs before it."""
+    """What is known of the servers and the job that waits, and a recurrent state made from the jobs before it."""
 
     deter: Float[Array, "*B D"]
     """Made from all jobs but the one that waits."""

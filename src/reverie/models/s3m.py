@@ -65,8 +65,8 @@ class S3MConfig(LatentConfig):
     discretisation: Discretisation = "bilinear"
     """How a layer's continuous system becomes a recurrence; the authors use `zoh` for bsuite."""
     modes: Modes = "legs"
-    """What a layer's memory is before training: blocks of HiPPO-LegS, or a `ring` of all frequencies, which keeps what
-    changes at random from step to step far better (`nn/ssm.py`); it has no blocks."""
+    """What a layer's transition is before training: blocks of HiPPO-LegS, or a `ring` of all frequencies, which keeps
+    what changes at random from step to step far better (`nn/ssm.py`); it has no blocks."""
     scan: Scan = "auto"
     """How a sequence is taken; `auto` is `parallel` on accelerators and `sequential` on CPUs."""
     posterior: Literal["parallel", "recurrent"] = "parallel"

@@ -34,7 +34,7 @@ class SetRSSMConfig:
     units: Width = 64
     """Width of all hidden layers."""
     cell: Literal["gru", "ssm"] = "gru"
-    """What carries states from step to step: a GRU, or R2I's kind of memory, a linear state-space layer whose modes
+    """What carries states from step to step: a GRU, or as in R2I a linear state-space layer whose modes
     take 20 to 2000 steps to forget (`nn/ssm.py`)."""
     deter: Width = 64
     """Width of each server's recurrent state."""

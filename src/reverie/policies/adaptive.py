@@ -24,8 +24,8 @@ def _check_positive(rule: str, **fields: float) -> None:
             raise ValueError(f"{rule}: {name} must be a positive finite number, got {value!r}")
 
 
-class ServerMemory(NamedTuple):
-    """What `AdaptiveLeastConnections` remembers; the two sums are forgotten exponentially."""
+class ServerEstimates(NamedTuple):
+    """What `AdaptiveLeastConnections` goes by; the two sums are forgotten exponentially."""
 
     jobs: Float[Array, "B N"]
     """In progress right after the last dispatch."""
@@ -56,11 +56,11 @@ class AdaptiveLeastConnections(eqx.Module):
     def __check_init__(self) -> None:
         _check_positive("adaptive least connections", tau=self.tau, c=self.c)
 
-    def initial_state(self, batch: int) -> ServerMemory:
+    def initial_state(self, batch: int) -> ServerEstimates:
         nothing = jnp.zeros((batch, self.speeds.shape[0]))
-        return ServerMemory(nothing, nothing, nothing)
+        return ServerEstimates(nothing, nothing, nothing)
 
-    def rates(self, state: ServerMemory) -> Float[Array, "B N"]:
+    def rates(self, state: ServerEstimates) -> Float[Array, "B N"]:
         """The estimates, in jobs per time unit; the nominal speeds until a job has been seen to end."""
         completed = state.completed.sum(-1, keepdims=True)  # [B, 1]
         capacity = (state.busy * self.speeds).sum(-1, keepdims=True)
@@ -68,8 +68,8 @@ class AdaptiveLeastConnections(eqx.Module):
         nominal = self.speeds * jnp.where(known, completed / jnp.where(known, capacity, 1.0), 1.0)
         return jnp.where(known, (state.completed + 1) / (state.busy + 1 / nominal), nominal)
 
-    def watch(self, state: ServerMemory, timestep: TimeStep) -> tuple[CountsView, ServerMemory]:
-        """What is seen, and the memory with what was completed since the last dispatch."""
+    def watch(self, state: ServerEstimates, timestep: TimeStep) -> tuple[CountsView, ServerEstimates]:
+        """What is seen, and the estimates with what was completed since the last dispatch."""
         seen = counts_view(timestep, self.speeds)
         border = (timestep.is_first | timestep.is_last)[:, None]  # the time across it is not seen
         gap = jnp.where(border, 0.0, seen.gap)  # [B, 1]
@@ -79,26 +79,26 @@ class AdaptiveLeastConnections(eqx.Module):
         # services this is within 7 % of the exact conditional mean at d = 1 and within 13 % up to d = 7.
         until_empty = completed / jnp.hypot((completed + 1) / gap, self.rates(state))
         kept = jnp.exp(-gap / self.tau)
-        return seen, ServerMemory(
+        return seen, ServerEstimates(
             jobs=seen.jobs,
             completed=kept * state.completed + completed,
             busy=kept * state.busy + jnp.where(seen.jobs > 0, gap, until_empty),
         )
 
-    def dispatched(self, state: ServerMemory, action: Int[Array, " B"]) -> ServerMemory:
-        """The memory once the job is on its way."""
+    def dispatched(self, state: ServerEstimates, action: Int[Array, " B"]) -> ServerEstimates:
+        """The estimates once the job is on its way."""
         return state._replace(jobs=state.jobs + jax.nn.one_hot(action, state.jobs.shape[-1]))
 
     def act(
-        self, state: ServerMemory, timestep: TimeStep, key: Key[Array, ""]
-    ) -> tuple[Int[Array, " B"], ServerMemory]:
+        self, state: ServerEstimates, timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], ServerEstimates]:
         seen, state = self.watch(state, timestep)
         rates = self.rates(state)
         action = pick((seen.jobs + self.c) / rates, rates, seen.allowed)
         return action, self.dispatched(state, action)
 
 
-class LoadMemory(NamedTuple):
+class LoadEstimates(NamedTuple):
     """What `ValueFunctionDispatch` has seen since the episode began."""
 
     jobs: Float[Array, " B"]
@@ -131,11 +131,13 @@ class ValueFunctionDispatch(eqx.Module):
         if self.load > HIGHEST_LOAD:
             raise ValueError(f"value-function dispatch: load must be at most {HIGHEST_LOAD}, got {self.load!r}")
 
-    def initial_state(self, batch: int) -> LoadMemory:
+    def initial_state(self, batch: int) -> LoadEstimates:
         nothing = jnp.zeros((batch,))
-        return LoadMemory(nothing, nothing, nothing)
+        return LoadEstimates(nothing, nothing, nothing)
 
-    def act(self, state: LoadMemory, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], LoadMemory]:
+    def act(
+        self, state: LoadEstimates, timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], LoadEstimates]:
         seen = full_view(timestep)
         size = seen.size[:, 0]
         gaps = jnp.where(timestep.is_first, 0.0, state.jobs)  # before the first job there is none
@@ -150,4 +152,4 @@ class ValueFunctionDispatch(eqx.Module):
         delayed = load / (1 - load) / mean_size[:, None] * seen.size  # later jobs, in the mean
         wait, service = seen.work / seen.speed, seen.size / seen.speed
         action = pick(wait + service + delayed * (wait + service / 2), seen.speed, seen.allowed)
-        return action, LoadMemory(gaps + 1, mean_size, mean_gap)
+        return action, LoadEstimates(gaps + 1, mean_size, mean_gap)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from reverie.envs.core import TimeStep
-from reverie.policies.adaptive import AdaptiveLeastConnections, ServerMemory, ValueFunctionDispatch
+from reverie.policies.adaptive import AdaptiveLeastConnections, ServerEstimates, ValueFunctionDispatch
 from reverie.policies.core import PolicyState
 from reverie.policies.latency import ResponseRule
 from reverie.policies.residual import ResidualLife
@@ -136,19 +136,19 @@ class UtilisationWeights(eqx.Module):
     estimates: AdaptiveLeastConnections
     """What takes the part of the reports: completions over busy time."""
 
-    def initial_state(self, batch: int) -> tuple[ServerMemory, Float[Array, "B N"]]:
-        memory = self.estimates.initial_state(batch)
-        return memory, jnp.zeros_like(memory.jobs)
+    def initial_state(self, batch: int) -> tuple[ServerEstimates, Float[Array, "B N"]]:
+        known = self.estimates.initial_state(batch)
+        return known, jnp.zeros_like(known.jobs)
 
     def act(
-        self, state: tuple[ServerMemory, Float[Array, "B N"]], timestep: TimeStep, key: Key[Array, ""]
-    ) -> tuple[Int[Array, " B"], tuple[ServerMemory, Float[Array, "B N"]]]:
-        memory, credit = state
-        seen, memory = self.estimates.watch(memory, timestep)
-        rates = self.estimates.rates(memory)
+        self, state: tuple[ServerEstimates, Float[Array, "B N"]], timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], tuple[ServerEstimates, Float[Array, "B N"]]]:
+        known, credit = state
+        seen, known = self.estimates.watch(known, timestep)
+        rates = self.estimates.rates(known)
         credit = jnp.where(timestep.is_first[:, None], 0.0, credit)
         action, credit = _smooth(credit, jnp.where(seen.allowed, rates, 0.0), rates, seen.allowed)
-        return action, (self.estimates.dispatched(memory, action), credit)
+        return action, (self.estimates.dispatched(known, action), credit)
 
 
 def _smooth(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import TimeStep
-from reverie.policies.adaptive import AdaptiveLeastConnections, ServerMemory
+from reverie.policies.adaptive import AdaptiveLeastConnections, ServerEstimates
 from reverie.policies.views import View, full_view, pick
 
 HIDDEN = 12
@@ -82,12 +82,12 @@ class ScoredCounts(eqx.Module):
     service: float
     """A usual service time, in time units."""
 
-    def initial_state(self, batch: int) -> ServerMemory:
+    def initial_state(self, batch: int) -> ServerEstimates:
         return self.estimates.initial_state(batch)
 
     def act(
-        self, state: ServerMemory, timestep: TimeStep, key: Key[Array, ""]
-    ) -> tuple[Int[Array, " B"], ServerMemory]:
+        self, state: ServerEstimates, timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], ServerEstimates]:
         seen, state = self.estimates.watch(state, timestep)
         rates = self.estimates.rates(state)
         count = seen.allowed.sum(-1, keepdims=True)  # [B, 1]

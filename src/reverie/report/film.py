@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from reverie.envs.fleet.picture import Scene, draw, horizon
+from reverie.envs.fleet.picture import Scene, draw, reach
 from reverie.evaluate.watch import Watched
 from reverie.files import replacing
 
@@ -23,7 +23,7 @@ def write_film(path: Path, episodes: Sequence[Watched], unit: str) -> None:
     Arguments: `unit`, of the times. A frame takes 4 ms for each policy.
     """
     columns = [{name: np.array([job[name] for job in each.jobs]) for name in _COLUMNS} for each in episodes]
-    ahead = horizon(np.concatenate([each["response"] for each in columns]))
+    ahead = reach(np.concatenate([each["response"] for each in columns]))
 
     def panel(watched: Watched, jobs: dict[str, np.ndarray], count: int) -> UInt8[np.ndarray, "H W 3"]:
         now = float(jobs["arrival"][min(count, len(jobs["arrival"]) - 1)])

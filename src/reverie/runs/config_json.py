@@ -12,9 +12,13 @@ import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAliasType, Union, get_args, get_origin, get_type_hints
 
 type Json = bool | int | float | str | list[Json] | dict[str, Json] | None
+
+RENAMED: Mapping[str, Mapping[str, str]] = MappingProxyType({"DreamerConfig": {"horizon": "dream_length"}})
+"""Fields by class that were stored under another name once, and what they are called now."""
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -40,7 +44,17 @@ def config_from_json[T](cls: type[T], data: Json) -> T:
         ValueError: fields that are unknown or missing, values of a wrong type or refused by the class itself. The
             message names the field by its path.
     """
-    return _decode(cls, data, "")
+    return _decode(cls, current(data), "")
+
+
+def current(data: Json) -> Json:
+    """A stored configuration under the names of now."""
+    if isinstance(data, list):
+        return [current(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    names = RENAMED.get(str(data.get("class")), {})
+    return {names.get(name, name): current(value) for name, value in data.items()}
 
 
 def read_settings(path: Path) -> dict[str, Json]:
@@ -81,6 +95,7 @@ def with_changes[T](config: T, changes: Json) -> T:
 
 def config_differences(old: Json, new: Json, where: str = "") -> list[str]:
     """The fields in which two configurations differ, one line each, such as `agent.units: 256, now 512`."""
+    old, new = current(old), current(new)
     if isinstance(old, dict) and isinstance(new, dict) and old.get("class") == new.get("class"):
         return [
             line

@@ -89,9 +89,9 @@ class WorldConfig:
     """Your own servers and jobs in place of the family's."""
     load: Annotated[Load, *above(0)] = 0.8
     """The offered load that the trace is brought to; `recorded` keeps its clock."""
-    tasks: Annotated[int, *at_least(1, 1_000_000, "all are drawn before training and held in memory")] = 64
+    tasks: Annotated[int, *at_least(1, 1_000_000, "all are drawn before training and held in RAM")] = 64
     """Tasks that are drawn from it, once; each trial plays one of them."""
-    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 250
+    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in RAM")] = 250
     """Length of an episode in jobs."""
     view: View = "full"
     """What the agent sees of the fleet."""
@@ -200,7 +200,7 @@ class CurveConfig:
 
     episodes: Annotated[int, *at_least(1, 100_000, "all are played at once")] = 16
     """Episodes of each point."""
-    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 1000
+    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in RAM")] = 1000
     """Their length in jobs; the games of a `GameConfig` have theirs."""
     trial: Count = 1
     """Episodes on one task in a game, of which the last is judged: an agent that adapts has the others to do so."""

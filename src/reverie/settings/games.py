@@ -34,7 +34,7 @@ class Demand:
     """How many steps back something that matters was seen."""
     horizon: float = 10.0
     """Steps ahead that the discount looks."""
-    dream: int = 10
+    dream_length: int = 10
     """Steps of a dream."""
     length: int = 128
     """Steps of a replayed sequence: enough to recall in."""
@@ -78,7 +78,7 @@ DEMANDS: Mapping[str, Demand] = MappingProxyType(
             1.0,
             1,
             horizon=10_000.0,
-            dream=2,
+            dream_length=2,
             length=202,
             state=64,
             deter=128,
@@ -189,7 +189,7 @@ def game_plan(game: str, agent: Literal["dreamer", "sac"] = "dreamer") -> TrainC
         memory=0,
         units=128,
         layers=2,
-        horizon=demand.dream,
+        dream_length=demand.dream_length,
         starts=64,
         entropy=demand.entropy,
         siblings=demand.siblings,

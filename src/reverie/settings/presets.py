@@ -73,7 +73,7 @@ _CPU_DREAMER = DreamerConfig(
     model=QueueConfig(unit=PARK_MEAN_SIZE, horizon=150.0),
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200, decay=1_050),  # as many updates as the steps allow
     layers=2,
-    horizon=64,
+    dream_length=64,
     starts=2,
     siblings=8,
     discount_lambda=1.0,
@@ -107,7 +107,7 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                 ),
                 "learned": TrainConfig(
                     agent=OffPolicyRun(
-                        algorithm=replace(_CPU_DREAMER, model=SetRSSMConfig(), horizon=15, discount_lambda=0.95),
+                        algorithm=replace(_CPU_DREAMER, model=SetRSSMConfig(), dream_length=15, discount_lambda=0.95),
                         experience=_CPU_EXPERIENCE,
                         averaging=0.0111,
                     ),
@@ -126,7 +126,7 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                             memory=0,
                             units=512,
                             layers=2,
-                            horizon=16,
+                            dream_length=16,
                             unimix=0.0,
                             replay_critic=0.0,
                             reward_scale=1 / PARK_MEAN_SIZE,

@@ -36,7 +36,7 @@ class EvolveConfig:
     """Vectors that are tried in each generation (P)."""
     episodes: Annotated[int, *at_least(1, 4096, "all of them are played at once")] = 32
     """Episodes that each of them plays (E)."""
-    jobs: Annotated[int, *at_least(1, 1_000_000, "an episode is held in memory")] = 1000
+    jobs: Annotated[int, *at_least(1, 1_000_000, "an episode is held in RAM")] = 1000
     """Their length in jobs (J)."""
     seed: Seed = 0
     """Of vectors, tasks and jobs."""

@@ -24,15 +24,15 @@ from reverie.train.replay import Replay
 class OffPolicyConfig:
     """How experience is gathered and replayed."""
 
-    streams: Annotated[int, *at_least(1, 1_000_000, "each is a world in memory")] = 16
+    streams: Annotated[int, *at_least(1, 1_000_000, "each is a world in RAM")] = 16
     """Environments that run side by side (B)."""
     episodes: Count = 1
     """Episodes of a trial: the policy's memory lives through them."""
     capacity: Count = 100_000
     """Environment steps that replay holds, over all streams."""
-    batch: Annotated[int, *at_least(1, 1_000_000, "a batch is held in memory")] = 16
+    batch: Annotated[int, *at_least(1, 1_000_000, "a batch is held in RAM")] = 16
     """Sequences of an update."""
-    length: Annotated[int, *at_least(1, 1_000_000, "a sequence is held in memory")] = 64
+    length: Annotated[int, *at_least(1, 1_000_000, "a sequence is held in RAM")] = 64
     """Steps of a sequence (T)."""
     ratio: Positive = 32.0
     """Replayed steps for each step in the environment."""

@@ -23,9 +23,9 @@ from reverie.train.collect import Collector, Experience, collect, finished_retur
 class OnPolicyConfig:
     """How experience is gathered."""
 
-    streams: Annotated[int, *at_least(1, 1_000_000, "each is a world in memory")] = 256
+    streams: Annotated[int, *at_least(1, 1_000_000, "each is a world in RAM")] = 256
     """Environments that run side by side (B)."""
-    steps: Annotated[int, *at_least(1, 1_000_000, "a rollout is held in memory")] = 16
+    steps: Annotated[int, *at_least(1, 1_000_000, "a rollout is held in RAM")] = 16
     """Steps that each of them takes for an update (T)."""
     episodes: Count = 1
     """Episodes of a trial: the policy's memory lives through them."""

@@ -162,7 +162,7 @@ class FleetEnv:
 
     servers: Annotated[int, *at_least(1, 100_000, "each is a row of what is seen")] = 10
     """N, padding included."""
-    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in memory")] = 1000
+    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in RAM")] = 1000
     """J, the length of an episode."""
     view: View = "full"
     """What the balancer may see."""

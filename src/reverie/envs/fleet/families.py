@@ -279,7 +279,7 @@ def measured(path: Path, servers: int = 10, load: float = 0.667, segments: int =
     """
     recording = read_speeds(path)
     workload = workloads.poisson(PARK_MEAN_SIZE / _positive_load(load) / PARK_SPEEDS.sum(), park_sizes())
-    horizon = jobs / float(workload.rate.value[0])
+    span = jobs / float(workload.rate.value[0])
 
     def draw(rng: np.random.Generator) -> Task:
         if segments == 1:
@@ -287,7 +287,7 @@ def measured(path: Path, servers: int = 10, load: float = 0.667, segments: int =
         else:
             start, value = speed_paths(recording, servers, segments, rng)  # [N, P], in hours
             lasts = start[:, -1] * segments / (segments - 1)  # the last measurement holds as long as the mean one
-            tempo = horizon / lasts.mean()
+            tempo = span / lasts.mean()
             rows = zip(start * tempo, value, lasts * tempo, strict=True)
             speed = schedules.stack([schedules.schedule(*row) for row in rows])
         total = sum(schedules.mean(Schedule(*row)) for row in zip(*speed, strict=True))

@@ -64,7 +64,7 @@ def _present(task: Task, state: FleetState) -> tuple[Float[Array, " N"], Bool[Ar
     return jax.vmap(schedules.at, (0, None))(task.speed, state.clock), members(task, state.clock)
 
 
-def horizon(response: Float[np.ndarray, " J"]) -> float:
+def reach(response: Float[np.ndarray, " J"]) -> float:
     """How far ahead a picture looks: a round number that few response times are beyond."""
     usual = 2 * float(np.percentile(response, 90)) if len(response) else 1.0
     power = 10 ** np.floor(np.log10(max(usual, 1e-9)))
@@ -78,10 +78,10 @@ def draw(
     it works on dark, each until it will be done. The one dispatched last is orange, as is the new one at the door, as
     long as a server of speed 1 takes. At the end stands how many jobs there are.
 
-    Arguments: `title`, whose doing it is; `ahead`, how far the axis reaches, that of `horizon` unless given; `unit`, of
+    Arguments: `title`, whose doing it is; `ahead`, how far the axis reaches, that of `reach` unless given; `unit`, of
     times.
     """
-    ahead = horizon(scene.response) if ahead is None else ahead
+    ahead = reach(scene.response) if ahead is None else ahead
     height = int(np.clip(_ROWS // len(scene.order), _LEAST, _TALLEST))
     bottom = _HEAD + height * len(scene.order)
     image = Image.new("RGB", (WIDTH, bottom + _FOOT), PAPER)
