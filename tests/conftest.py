@@ -5,9 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook("reverie", "beartype.beartype")
+
+# How long an example takes is the machine's affair: a busy one is no fault of ours.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Most of the time of these tests goes into compiling small programs that run once. Before JAX is imported.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()

@@ -205,7 +205,7 @@ def test_dreamer_learns_a_suite_whose_tasks_want_opposite_things():
         memory=0,
         units=32,
         layers=1,
-        horizon=3,
+        dream_length=3,
         starts=64,
         entropy=1e-2,
         scales=2,
