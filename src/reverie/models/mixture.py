@@ -46,7 +46,7 @@ class MixtureConfig(StormConfig):
 
     modules: Count = 1
     """Encoders, decoders and sets of heads (N_m)."""
-    clusters: tuple[int, ...] = ()
+    clusters: tuple[Whole, ...] = ()
     """The module of each task of the suite; in turn where not given."""
     experts: Count = 1
     """Transformers among which the router chooses (N_e)."""
