@@ -10,7 +10,7 @@ from reverie.evaluate.results import Results
 from reverie.report import figures
 from reverie.report.style import save_png
 
-AGENTS = ("a2c", "dreamer-rl2")
+AGENTS = ("a2c", "dreamer-queue-rl2")
 
 
 def main() -> None:

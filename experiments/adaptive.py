@@ -78,7 +78,7 @@ def switching(rng: np.random.Generator) -> Task:
 
 def hidden_dreamers(asked: Study) -> list[TrainConfig]:
     """Dreamer + RL2 that sees counts, trained where speeds are hidden and change, once for each seed."""
-    plan = replace(preset("dreamer", "hidden"), label="dreamer-rl2-hidden")
+    plan = preset("dreamer", "hidden")
     return [asked.larger(replace(plan, seed=seed)) for seed in range(asked.seeds)]
 
 

@@ -50,7 +50,7 @@ def learners(asked: Forgetting) -> dict[str, TrainConfig]:
     agent = replace(dreamer.agent, algorithm=replace(dreamer.agent.algorithm, optimiser=steady))
     dreamer = replace(dreamer, agent=agent, loop=replace(dreamer.loop, steps=asked.steps, evaluate_every=asked.steps))
     a2c = with_steps_of(dreamer, preset("a2c", "cpu"))
-    plans = {"dreamer-rl2": dreamer, "a2c-equal-steps": a2c, "a2c-long": long(asked.steps)}
+    plans = {"dreamer-queue-rl2": dreamer, "a2c-equal-steps": a2c, "a2c-long": long(asked.steps)}
     return {name: asked.larger(plan) for name, plan in plans.items()}
 
 
@@ -153,7 +153,7 @@ def measures(names: Sequence[str], seeds: int, levels: dict[str, list[Row]]) -> 
 def picture(rows: Sequence[Row]) -> Figure:
     """The matrix as one panel a level: how far from its best rule each learner is after each stage. Untrained agents,
     and whatever else is more than three times as slow, lie beyond the axis."""
-    looks = {"dreamer-rl2": (BLUE, "o"), "a2c-equal-steps": (ORANGE, "s"), "a2c-long": (VERMILLION, "^")}
+    looks = {"dreamer-queue-rl2": (BLUE, "o"), "a2c-equal-steps": (ORANGE, "s"), "a2c-long": (VERMILLION, "^")}
     with setting():
         figure = Figure(figsize=(WIDTH, 3.2))
         axes = figure.subplots(1, len(STANDARD), sharey=True)

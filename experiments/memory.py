@@ -53,9 +53,9 @@ class Memory(Study):
 
 def plans(asked: Memory) -> dict[str, list[TrainConfig]]:
     """By agent, what is trained for each seed. The first is that of `standard.py`."""
-    hidden = replace(preset("dreamer", "hidden"), label="dreamer-rl2-hidden")
+    hidden = preset("dreamer", "hidden")
     others = [asked.larger(plan) for plan in (hidden, in_trials(hidden))]
-    return {"dreamer-rl2": dreamers(asked)} | {
+    return {"dreamer-queue-rl2": dreamers(asked)} | {
         plan.name: [replace(plan, seed=seed) for seed in range(asked.seeds)] for plan in others
     }
 

@@ -394,10 +394,10 @@ def test_a_verdict_is_printed_reported_and_goes_on_where_it_was(capsys):
     first = answer(capsys, *words)
     judged = [row for row in first["rows"] if row["role"] == "agent" and row["level"] is None]
     tasks = ("easy", "medium", "hard", "conversation-like at load 0.8", "levels")
-    agents = ("a2c", "a2c-equal-steps", "dreamer-rl2")
+    agents = ("a2c", "a2c-equal-steps", "dreamer-set-rl2")
     assert {(row["agent"], row["task"]) for row in judged} == {(a, t) for a in agents for t in tasks}
     page = Path(first["report"]).read_text()
-    assert "dreamer-rl2" in page
+    assert "dreamer-set-rl2" in page
     assert page.count("<svg") >= 5
 
     def saved():
@@ -405,7 +405,7 @@ def test_a_verdict_is_printed_reported_and_goes_on_where_it_was(capsys):
 
     kept = saved()  # one or two for each run, as the machine's speed has it
     assert {Path(path).parts[2] for path in kept} == {f"{agent}-0" for agent in agents}
-    Path("runs/verdict/tables/responses-dreamer-rl2-0.csv").unlink()  # as if it had been killed before this
+    Path("runs/verdict/tables/responses-dreamer-set-rl2-0.csv").unlink()  # as if it had been killed before this
     again = answer(capsys, *words)
     assert again["rows"] == first["rows"]
     assert saved() == kept

@@ -35,7 +35,14 @@ def test_the_paper_preset_is_dreamerv3_at_its_smallest_size_with_a_memory_of_256
     assert run.experience == OffPolicyRun().experience
 
 
-def test_the_name_tells_whether_there_is_a_memory():
+def test_the_name_tells_the_world_model_and_whether_there_is_a_memory():
+    names = {name: preset("dreamer", name).name for name in ("paper", "learned", "cpu", "hidden")}
+    assert names == {
+        "paper": "dreamer-rl2",
+        "learned": "dreamer-set-rl2",
+        "cpu": "dreamer-queue-rl2",
+        "hidden": "dreamer-counts-rl2",
+    }
     assert OffPolicyRun(DreamerConfig(memory=0)).name == "dreamer"
     assert OffPolicyRun(DreamerConfig(memory=8)).name == "dreamer-rl2"
     assert OnPolicyRun(A2CConfig()).name == "a2c"

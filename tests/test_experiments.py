@@ -48,7 +48,7 @@ def test_forgetting_goes_on_from_stage_to_stage(load, tmp_path):
         for plan in (first, mixture):
             build(plan)
     steps = {name: plan.loop.steps for name, plan in forgetting.learners(asked).items()}
-    assert steps == {"dreamer-rl2": 30_000, "a2c-equal-steps": 30_000, "a2c-long": 400 * 30_000}
+    assert steps == {"dreamer-queue-rl2": 30_000, "a2c-equal-steps": 30_000, "a2c-long": 400 * 30_000}
 
 
 def test_forgetting_reads_its_measures_from_results(load):
@@ -82,8 +82,8 @@ def test_memory_compares_agents_that_differ_in_their_trials_alone(load, tmp_path
     asked = tyro.cli(memory.Memory, args=["--runs", str(tmp_path), "--seeds", "2"])
     assert asked.exam.jobs == 100
     plans = memory.plans(asked)
-    assert plans["dreamer-rl2"] == load("standard").dreamers(asked)
-    alone, in_trials = (plans[name][1] for name in ("dreamer-rl2-hidden", "dreamer-rl2-hidden-trials"))
+    assert plans["dreamer-queue-rl2"] == load("standard").dreamers(asked)
+    alone, in_trials = (plans[name][1] for name in ("dreamer-counts-rl2", "dreamer-counts-rl2-trials"))
     assert alone.agent.experience.episodes * alone.world.jobs == 500
     assert in_trials.agent.experience.episodes * in_trials.world.jobs == 500
     build(in_trials)

@@ -348,8 +348,18 @@ def test_an_agent_looks_the_same_in_every_figure():
     assert looks["a2c"].colour != looks["dreamer"].colour
     drawn = figures.learning_curves(list(curves()), {}, agents=["dreamer", "a2c", "absent"]).axes[0].lines
     first = looks["dreamer"].colour
-    assert {line.get_color() for line in drawn if line.get_label() == "dreamer"} == {first} == {style.BLUE}
+    assert {line.get_color() for line in drawn if line.get_label() == "dreamer"} == {first} == {style.SKY}
     assert {looks[rule].colour for rule in ("sed", "jsq", "round-robin")} == {style.GREY}
+
+
+def test_an_agent_looks_the_same_whoever_takes_part():
+    def seen(*names):
+        return style.looks([{"agent": name, "role": "agent"} for name in names])
+
+    alone = {name: seen(name)[name] for name in style._AGENTS}
+    everybody = seen(*alone, "mine", "yours")
+    assert {name: everybody[name] for name in alone} == alone
+    assert len({(look.colour, look.dashes) for look in everybody.values()}) == len(everybody)
 
 
 def test_forest_has_a_panel_per_task_and_level_and_writes_out_what_is_beyond_it():

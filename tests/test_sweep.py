@@ -26,11 +26,12 @@ from reverie.runs.folder import RunFolder
 from reverie.runs.progress import Terminal
 from reverie.settings import presets
 from reverie.settings.config import CurveConfig, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.presets import preset
 from reverie.sweep.board import Board, standing
 from reverie.sweep.engines import Ending, Local, Ray
 from reverie.sweep.plans import SweepConfig, VerdictConfig
 from reverie.sweep.side_by_side import RunsFailedError, train_all
-from reverie.sweep.sweep import open_sweep
+from reverie.sweep.sweep import open_sweep, sweep
 from reverie.sweep.training import train_run
 from reverie.train.on_policy import OnPolicyConfig
 
@@ -355,13 +356,13 @@ def test_agents_families_and_seeds_are_all_planned_and_told_apart():
     assert [(plan.name, plan.world.family, plan.seed) for plan in found] == [
         (f"{agent}-{family}", family, seed)
         for seed in (0, 1)
-        for agent in ("dreamer-rl2", "a2c-rl2")
+        for agent in ("dreamer-queue-rl2", "a2c-rl2")
         for family in ("hard", "levels")
     ]
     assert {plan.loop.steps for plan in found} == {1_000}
     dreamer, with_memory = found[0].agent.algorithm, found[2].agent.algorithm
     assert with_memory.network.memory == dreamer.memory > 0
-    assert [plan.name for plan in SweepConfig(seeds=1).plans()] == ["dreamer-rl2", "a2c"]
+    assert [plan.name for plan in SweepConfig(seeds=1).plans()] == ["dreamer-queue-rl2", "a2c"]
 
 
 @pytest.mark.parametrize(
@@ -439,3 +440,11 @@ def test_more_seeds_keep_what_is_there_and_add_what_is_missing(tmp_path, kind):
     with pytest.raises(ValueError, match="minutes"):
         open_sweep(run.path, kind(seeds=4, minutes=1.0))
     assert run.config(kind) == many
+
+
+def test_a_sweep_whose_agents_have_other_names_now_is_refused(tmp_path):
+    run = open_sweep(tmp_path / "sweep", VerdictConfig())
+    plan = preset("dreamer", "cpu")
+    RunFolder.create(run.path / "dreamer-rl2-0", plan)
+    with pytest.raises(ValueError, match=r"dreamer-rl2-0 is of an older version, .* is called dreamer-queue-rl2 now"):
+        sweep(run, [plan], Examination(), Local(), title="", command=[])

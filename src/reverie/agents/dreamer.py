@@ -82,8 +82,8 @@ class DreamerConfig:
 
     @property
     def name(self) -> str:
-        """What tables call the agent."""
-        return "dreamer-rl2" if self.memory else "dreamer"
+        """What tables call the agent: `dreamer`, the world model unless it is DreamerV3's, `rl2` where it remembers."""
+        return "-".join(filter(None, ("dreamer", self.model.kind, "rl2" if self.memory else "")))
 
 
 class Networks(eqx.Module):

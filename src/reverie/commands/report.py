@@ -22,7 +22,7 @@ class Report:
 
     Example: reverie report runs/first
 
-    Example: reverie report runs/first --gif --policy jsq --policy dreamer-rl2
+    Example: reverie report runs/first --gif --policy jsq --policy dreamer-queue-rl2
     """
 
     run: tyro.conf.Positional[Path]

@@ -35,6 +35,7 @@ SPANS = (8.0, 40.0)
 class CountsConfig:
     """Sizes of the model."""
 
+    kind: ClassVar[str] = "counts"
     units: Width = 64
     """Width of all hidden layers."""
     deter: Width = 32

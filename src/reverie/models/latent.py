@@ -31,6 +31,8 @@ from reverie.ranges import Below1, Horizon, Layers, Weight, Whole, Width, WidthO
 class LatentConfig:
     """Sizes and weights of the model; `units` alone scales it."""
 
+    kind: ClassVar[str] = ""
+    """What it is called in the names of agents; nothing for DreamerV3's own."""
     units: Width = 64
     """Width of all hidden layers."""
     deter: WidthOrNone = None

@@ -32,6 +32,7 @@ SLOWEST = 1e-3
 class QueueConfig:
     """Sizes of the model, and what it is told."""
 
+    kind: ClassVar[str] = "queue"
     units: Width = 64
     """Width of all hidden layers."""
     deter: Width = 64

@@ -38,6 +38,7 @@ from reverie.ranges import Layers, Weight, Width, WidthOrNone, between, checked
 class S3MConfig(LatentConfig):
     """Sizes and weights of the model. The defaults are what R2I uses for POPGym."""
 
+    kind: ClassVar[str] = "s3m"
     units: Width = 512
     """Width of the state-space layers and of all hidden layers."""
     deter: WidthOrNone = 1024

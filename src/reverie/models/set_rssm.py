@@ -31,6 +31,7 @@ from reverie.ranges import Below1, Classes, Horizon, Weight, Width, checked
 class SetRSSMConfig:
     """Sizes and weights of the model."""
 
+    kind: ClassVar[str] = "set"
     units: Width = 64
     """Width of all hidden layers."""
     cell: Literal["gru", "ssm"] = "gru"

@@ -97,14 +97,33 @@ def setting() -> Generator[None]:
         yield
 
 
+_AGENTS = {
+    "dreamer-queue-rl2": (BLUE, "-"),
+    "dreamer-counts-rl2": (BLUE, "--"),
+    "dreamer-set-rl2": (BLUE, "-."),
+    "dreamer-rl2": (SKY, "-"),
+    "dreamer": (SKY, "--"),
+    "a2c": (VERMILLION, "-"),
+    "a2c-rl2": (VERMILLION, "--"),
+    "a2c-equal-steps": (GREEN, "-"),
+    "ppo": (PURPLE, "-"),
+    "ppo-rl2": (PURPLE, "--"),
+    "sac": (ORANGE, "-"),
+}
+"""Agents that have a colour and dashes of their own, in whatever picture and company."""
+
+
 def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
-    """A look for every name in a table with the columns agent and role, the same for the same set of names."""
+    """A look for every name in a table with the columns agent and role; agents of other names take what is left."""
     roles = {str(row["agent"]): str(row["role"]) for row in rows}
     of_role = {role: sorted(name for name in roles if roles[name] == role) for role in ("agent", "rule", "oracle")}
-    of_role["agent"].sort(key=lambda name: not name.startswith("dreamer"))  # ours is blue whoever else takes part
     bright, dashed = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), ("-", "--", "-.", ":")
+    taken = {_AGENTS[name] for name in of_role["agent"] if name in _AGENTS}
+    free = [(colour, dashes) for dashes in dashed for colour in bright if (colour, dashes) not in taken]
+    others = [name for name in of_role["agent"] if name not in _AGENTS]
+    agents = _AGENTS | {name: free[i % len(free)] for i, name in enumerate(others)}
     found = {name: Look(GREY, ":", 1.0) for name in roles}
-    found |= {name: Look(bright[i % 6], dashed[i // 6 % 4], 2.2) for i, name in enumerate(of_role["agent"])}
+    found |= {name: Look(*agents[name], 2.2) for name in of_role["agent"]}
     found |= {name: Look(GREY, dashed[i % 4], 1.2) for i, name in enumerate(of_role["rule"])}
     return found | {name: Look(INK, dashed[1 + i % 3], 1.2) for i, name in enumerate(of_role["oracle"])}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reverie.evaluate.about import about_view
-from reverie.evaluate.agents import load_agents
+from reverie.evaluate.agents import load_agents, training_runs
 from reverie.evaluate.results import Examination, Results
 from reverie.evaluate.trials import Contestant
 from reverie.report.output import say
@@ -44,6 +44,16 @@ def open_sweep(path: Path, config: SweepConfig | VerdictConfig) -> RunFolder:
     return open_or_create(path, config)
 
 
+def _check_names(run: RunFolder) -> None:
+    """Errors: ValueError where a run within a sweep is called otherwise than its agent: names have changed since."""
+    for each in training_runs(run):
+        config = each.config(TrainConfig) if each.path != run.path else None
+        if config and each.path.name != f"{config.name}-{config.seed}":
+            raise ValueError(
+                f"{each.path} is of an older version, and its agent is called {config.name} now: give another --out"
+            )
+
+
 def sweep(
     run: RunFolder,
     plans: Sequence[TrainConfig],
@@ -66,6 +76,7 @@ def sweep(
     """
     examination.read()  # a mistake in it should not be found after training
     view = plans[0].fleet.view  # presets of one name agree on it
+    _check_names(run)
     folders = {run.path / f"{plan.name}-{plan.seed}": plan for plan in plans}
     batches = [{folder: plan} for folder, plan in folders.items()] if one_by_one else [folders]
     trained: list[RunFolder] = []
