@@ -20,7 +20,7 @@ from reverie.evaluate.examination import STANDARD, Exam, hold, of_family
 from reverie.evaluate.forgetting import continual
 from reverie.evaluate.statistics import over_seeds, verdict
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, INK, ORANGE, VERMILLION, setting
+from reverie.report.style import BLUE, GREEN, INK, VERMILLION, setting
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig
 from reverie.settings.presets import preset
@@ -153,7 +153,7 @@ def measures(names: Sequence[str], seeds: int, levels: dict[str, list[Row]]) -> 
 def picture(rows: Sequence[Row]) -> Figure:
     """The matrix as one panel a level: how far from its best rule each learner is after each stage. Untrained agents,
     and whatever else is more than three times as slow, lie beyond the axis."""
-    looks = {"dreamer-queue-rl2": (BLUE, "o"), "a2c-equal-steps": (ORANGE, "s"), "a2c-long": (VERMILLION, "^")}
+    looks = {"dreamer-queue-rl2": (BLUE, "o"), "a2c-equal-steps": (GREEN, "s"), "a2c-long": (VERMILLION, "^")}
     with setting():
         figure = Figure(figsize=(WIDTH, 3.2))
         axes = figure.subplots(1, len(STANDARD), sharey=True)

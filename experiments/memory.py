@@ -28,7 +28,7 @@ from reverie.evaluate.probes import Wiped, decode, numbers, record
 from reverie.evaluate.statistics import over_seeds, verdict
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
-from reverie.report.style import BLUE, GREEN, GREY, INK, VERMILLION, setting
+from reverie.report.style import BLUE, GREY, INK, VERMILLION, looks, setting
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import OffPolicyRun, TrainConfig
 from reverie.settings.presets import preset
@@ -186,14 +186,14 @@ def curve_picture(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(WIDTH, 3.2))
         for axis, (column, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
             axis.axhline(1, color=INK, linewidth=1)
-            for name, colour in zip(names, (BLUE, VERMILLION, GREEN), strict=False):
+            for name, (colour, dashes, _) in looks([{"agent": name, "role": "agent"} for name in names]).items():
                 mine = [row for row in rows if row["agent"] == name]
                 episode, ratio, low, high = (
                     np.array([row[c] for row in mine], float)
                     for c in ("episode", column, f"{column}_low", f"{column}_high")
                 )
                 axis.fill_between(episode, low, high, color=colour, alpha=0.15, linewidth=0)
-                axis.plot(episode, ratio, color=colour, label=name)
+                axis.plot(episode, ratio, dashes, color=colour, label=name)
             axis.set_title(title)
             axis.set_xlabel("episode of the trial")
         figure.axes[0].set_ylabel("response time ratio")
@@ -205,11 +205,11 @@ def probe_picture(rows: Sequence[Row]) -> Figure:
     """R^2 of each target, trained (filled) and untrained (hollow), by source."""
     trained = [name for name in dict.fromkeys(str(row["agent"]) for row in rows) if not name.endswith(UNTRAINED)]
     targets = list(dict.fromkeys(str(row["target"]) for row in rows))
-    looks = {"recurrent": (VERMILLION, "memory"), "model": (BLUE, "model's features"), CONTROL: (GREY, CONTROL)}
+    sources = {"recurrent": (VERMILLION, "memory"), "model": (BLUE, "model's features"), CONTROL: (GREY, CONTROL)}
     with setting():
         figure = Figure(figsize=(WIDTH, 3.0))
         for axis, target in zip(figure.subplots(1, len(targets), sharey=True), targets, strict=True):
-            for shift, (source, (colour, words)) in zip((-0.2, 0, 0.2), looks.items(), strict=True):
+            for shift, (source, (colour, words)) in zip((-0.2, 0, 0.2), sources.items(), strict=True):
                 for x, name in enumerate(trained):
                     for who, face in ((f"{name}-{UNTRAINED}", "white"), (name, colour)):
                         key = {"agent": who, "source": source, "target": target}
