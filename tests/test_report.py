@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from contextlib import nullcontext
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def sections():
         page.answer_section(JUDGED),
         page.verdict_section(JUDGED),
         page.Section(
-            "Learning", pictures=[page.Picture(figures.learning_curves(list(curves()), {"sed": 7.0}), "How it went.")]
+            "Learning",
+            pictures=[page.Picture(partial(figures.learning_curves, list(curves()), {"sed": 7.0}), "How it went.")],
         ),
         page.response_section(list(distribution(JUDGED)), JUDGED),
         page.fleet_section([episode("sed"), episode("jsq")]),
@@ -106,7 +108,7 @@ class Reader(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.elements, self.cells, self.text = [], [], []
-        self.feed(text)
+        self.feed(re.sub('<span class="name">(.*?)</span>', r"\1", text).replace("\N{NO-BREAK SPACE}%", " %"))
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -156,7 +158,9 @@ def test_references_within_the_page_have_one_target_each(text, read):
 def test_page_shows_every_figure_with_its_caption(read):
     pictures = [picture for section in sections() for picture in section.pictures]
     assert len(pictures) == 2 + 1 + 2 + 1  # the verdict and the distribution have one for each experiment
-    assert [attrs["aria-label"] for tag, attrs in read.elements if tag == "svg"] == [p.caption for p in pictures]
+    assert [attrs["aria-label"] for tag, attrs in read.elements if tag == "svg"] == [
+        p.caption for p in pictures for _ in ("wide", "narrow")
+    ]
     assert set(read.text) >= {p.caption for p in pictures}
 
 
@@ -451,6 +455,28 @@ def test_the_best_rule_and_the_best_agent_are_worth_watching():
     agents = [episode(name) for name in ("sed", "a2c", "dreamer")]
     assert film.best_of(agents, JUDGED) == ["sed", "dreamer"]
     assert film.best_of(agents[:1], JUDGED) == ["sed"]
+
+
+def test_a_phone_gets_pictures_of_its_own_with_panels_below_one_another():
+    adaptive = [row for row in JUDGED if row["experiment"] == "adaptive"]
+    wide, narrow = (figures.forest(adaptive, width=width) for width in (figures.WIDTH, figures.PHONE))
+    for figure, columns in ((wide, 3), (narrow, 1)):
+        figure.draw_without_rendering()
+        assert len({round(axis.get_position().x0, 2) for axis in figure.axes}) == columns
+        for axis in figure.axes:
+            assert axis.title.get_window_extent().x1 <= figure.bbox.x1
+    for figure in (figures.survival(list(distribution(JUDGED)), ["sed"], width=figures.PHONE), narrow):
+        assert figure.get_figwidth() == figures.PHONE
+
+
+def test_names_do_not_break(read):
+    long = [row | {"task": "a_task-of_one_very_long_name at load 0.8"} for row in JUDGED if row["level"] is None]
+    (title,) = {axis.get_title("left") for axis in figures.forest(long).axes}
+    assert title.replace("\n", " ") == long[0]["task"]
+    assert "a_task-of_one_very_long_name" in title
+    assert page._text("On x p2c-peak-ewma is 4.0 % slower") == (
+        'On x <span class="name">p2c-peak-ewma</span> is 4.0\N{NO-BREAK SPACE}% slower'
+    )
 
 
 def test_figures_can_be_saved_for_a_readme(tmp_path):

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         from reverie.report.traces import draw_trace
 
         with replacing(asked.plot) as partial:
-            draw_trace(trace, summary).savefig(partial)
+            draw_trace(trace, summary).savefig(partial, facecolor="white")
     if asked.output == "json":
         load = None if course is None else {"edges": course.edges.tolist(), "load": course.load.tolist()}
         described = dataclasses.asdict(summary)

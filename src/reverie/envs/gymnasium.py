@@ -34,7 +34,9 @@ from reverie.envs.core import (
     stack_tasks,
 )
 from reverie.envs.fleet import picture
-from reverie.envs.fleet.env import FleetEnv, FleetState, Reward, View
+from reverie.envs.fleet import schedule as schedules
+from reverie.envs.fleet.env import FleetEnv, FleetState, Reward, View, members
+from reverie.envs.fleet.env import Task as FleetTask
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 
@@ -61,9 +63,22 @@ def job_info(state: FleetState) -> dict[str, Array]:
     return {**state.record._asdict(), "clock": state.clock.coarse}
 
 
-def draw_fleet(world: FleetEnv, task: Any, state: FleetState, told: Sequence[Told]) -> UInt8[np.ndarray, "H W 3"]:
-    """The fleet, the jobs at each server and the one at the door, see `picture.draw`."""
-    return picture.draw(picture.scene(world, task, state, told))
+def draw_fleet(world: FleetEnv, task: FleetTask, state: FleetState, told: Sequence[Told]) -> UInt8[np.ndarray, "H W 3"]:
+    """The fleet, the jobs at each server and the one at the door, see `picture.draw`; `told` is `job_info` of each."""
+    server, size, arrival, response = (
+        np.array([job[name] for job in told], float) for name in ("server", "size", "arrival", "response")
+    )
+    speed, there = (np.asarray(column) for column in _present(task, state))
+    order = [server for server in np.argsort(-np.asarray(task.speed.value)[:, 0], kind="stable") if task.mask[server]]
+    door = None if len(told) == world.jobs else float(state.job.size)
+    seen = server.astype(int), size, arrival, response, door, world.jobs, speed, there, np.array(order)
+    return picture.draw(picture.Scene(float(state.clock.coarse), *seen))
+
+
+@jax.jit
+def _present(task: FleetTask, state: FleetState) -> tuple[Array, Array]:
+    """The speed of each server now, and which are there: [N] each."""
+    return jax.vmap(schedules.at, (0, None))(task.speed, state.clock), members(task, state.clock)
 
 
 class ReverieEnv(gymnasium.Env[Any, Any]):

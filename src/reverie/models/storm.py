@@ -43,6 +43,7 @@ from reverie.ranges import Below1, Horizon, Layers, Weight, Whole, Width, at_lea
 class StormConfig:
     """Sizes and weights of the model. The defaults are STORM's, but for the window."""
 
+    kind: ClassVar[str] = "storm"
     units: Width = 512
     """Width of the hidden layers that read and reconstruct vectors and servers."""
     deter: Width = 512

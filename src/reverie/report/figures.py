@@ -28,11 +28,12 @@ Table = Sequence[Mapping[str, Any]]
 
 UNIT = "time units"
 """Of the worlds' own clock; traces have seconds."""
-WIDTH = 8.8
-"""Inches; 880 pixels on screen."""
+WIDTH, PHONE = 8.8, 4.0
+"""Inches of a figure on a page, 880 pixels on screen, and on a phone: letters are as large, and panels stand below one
+another."""
 
 
-def forest(verdict: Table) -> Figure:
+def forest(verdict: Table, width: float = WIDTH) -> Figure:
     """The verdict as a forest plot: for each agent the ratio of its response times to the opponent's, with interval.
 
     `verdict` holds the rows of one experiment: a panel for each of its tasks and levels, agents in the order of their
@@ -44,17 +45,15 @@ def forest(verdict: Table) -> Figure:
     ratios = {name: [row["ratio"] for row in verdict if row["agent"] == name] for name in names}
     names.sort(key=lambda name: np.log(ratios[name]).mean())
     look = looks(verdict)
-    lines, columns = _grid(len(panels), side_by_side=4)
+    lines, columns = _grid(len(panels), side_by_side=int(4 * width / WIDTH))
     with setting():
-        figure = Figure(figsize=(WIDTH, 0.5 + lines * (0.6 + 0.2 * len(names))))
+        figure = Figure(figsize=(width, 0.5 + lines * (0.6 + 0.2 * len(names))))
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
         for axis, (task, level) in zip(axes, panels, strict=False):
             mine = [(y, cells[name, task, level]) for y, name in enumerate(names) if (name, task, level) in cells]
             _forest_panel(axis, mine, look)
             title = _place(task, level, levels=len({panel[1] for panel in panels if panel[0] == task}) > 1)
-            axis.set_title(
-                textwrap.fill(title.replace("_", " "), 64 // columns, break_long_words=False, break_on_hyphens=False)
-            )
+            _title(axis, title, int(11 * (width - 1.8) / columns))
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         axes[0].set_yticks(range(len(names)), names)
@@ -64,7 +63,8 @@ def forest(verdict: Table) -> Figure:
                 _emphasise(label, look[name])
         opponents = {row["against"] for row in verdict}
         opponent = opponents.pop() if len(opponents) == 1 else "the best rule of each panel"
-        figure.supxlabel(f"response time / that of {opponent} (geometric mean over episodes; left is better)", size=9)
+        label = f"response time / that of {opponent} (geometric mean over episodes; left is better)"
+        figure.supxlabel(textwrap.fill(label, int(15 * width)), size=9)
     return figure
 
 
@@ -97,7 +97,10 @@ _RATIOS = (0.64, 0.8, 1, 1.25, 1.6, 2)
 
 
 def survival(
-    responses: Table, highlighted: Sequence[str] = (), units: Mapping[str, str] = MappingProxyType({})
+    responses: Table,
+    highlighted: Sequence[str] = (),
+    units: Mapping[str, str] = MappingProxyType({}),
+    width: float = WIDTH,
 ) -> Figure:
     """The share of jobs that take longer than a time, one panel per task, both axes logarithmic: heavy tails are lines.
 
@@ -108,8 +111,8 @@ def survival(
     look = looks(responses)
     named = [name for name in look if look[name].weight > 2] + [name for name in highlighted if name in look]
     with setting():
-        lines, columns = _grid(len(tasks), side_by_side=3)
-        figure = Figure(figsize=(WIDTH, 0.6 + 2.6 * lines))
+        lines, columns = _grid(len(tasks), side_by_side=int(3 * width / WIDTH))
+        figure = Figure(figsize=(width, 0.6 + 2.6 * lines))
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
         for axis in axes[len(tasks) :]:
             axis.set_visible(False)
@@ -126,7 +129,7 @@ def survival(
                     axis.plot(response, share, color=GRID, linewidth=0.8)
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.set_title(textwrap.fill(task, 70 // columns, break_on_hyphens=False))
+            _title(axis, task, int(11 * (width - 1.8) / columns))
             axis.set_xlabel(f"response time [{units.get(task, UNIT)}]")
             axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
@@ -137,7 +140,10 @@ def survival(
         handles = [drawn[name] for name in named if name in drawn]
         if len(named) < len(look):
             handles += axes[0].plot([], [], color=GRID, linewidth=0.8, label="all others")
-        figure.legend(handles=handles, loc="outside right center")
+        if width == WIDTH:
+            figure.legend(handles=handles, loc="outside right center")
+        else:
+            figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -164,6 +170,7 @@ def learning_curves(
     x: Literal["step", "cpu_seconds"] = "step",
     y: str = "response",
     agents: Sequence[str] = (),
+    width: float = WIDTH,
 ) -> Figure:
     """How a number (mean response time on the evaluation episodes) fell in training, one line per run.
 
@@ -172,7 +179,7 @@ def learning_curves(
     """
     look = looks([{"agent": name, "role": "agent"} for name in (*agents, *(row["agent"] for row in curves))])
     with setting():
-        figure = Figure(figsize=(WIDTH, 3.4))
+        figure = Figure(figsize=(width, 3.4))
         axis = figure.subplots()
         for run, agent in {(row["agent"], row["training_seed"]): str(row["agent"]) for row in curves}.items():
             points = [(row[x], row[y]) for row in curves if (row["agent"], row["training_seed"]) == run and row[x] > 0]
@@ -200,13 +207,13 @@ def learning_curves(
     return figure
 
 
-def return_curve(curve: Table, best: float | None = None) -> Figure:
+def return_curve(curve: Table, best: float | None = None, width: float = WIDTH) -> Figure:
     """How the mean return of a game rose in training; `curve` has the columns `step` and `evaluation/return`.
 
     Arguments: `best`, the highest return that is possible, drawn as a line.
     """
     with setting():
-        figure = Figure(figsize=(WIDTH, 3.0))
+        figure = Figure(figsize=(width, 3.0))
         axis = figure.subplots()
         points = [(row["step"], row["evaluation/return"]) for row in curve]
         axis.plot(*np.array(points, float).reshape(-1, 2).T, color=BLUE, linewidth=1.6)
@@ -251,7 +258,9 @@ def _label_lines(axis: Axes, levels: Mapping[str, float]) -> None:
         )
 
 
-def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float | None = None) -> Figure:
+def fleet_over_time(
+    episodes: Sequence[Watched], begin: float = 0.0, end: float | None = None, width: float = WIDTH
+) -> Figure:
     """What happened inside the fleet: servers as rows, the fastest on top, bright where a job would have to wait long.
 
     Ticks are the jobs sent to a server, longer for larger ones; a hatched server has failed. Below, the load that
@@ -266,11 +275,11 @@ def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float 
     norm = LogNorm(most / 1000, most, clip=False)
     with setting():
         heights = [len(grids[0]) * 0.19] * len(episodes) + [1.0]
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.45 * len(heights) + 0.3))
+        figure = Figure(figsize=(width, sum(heights) + 0.45 * len(heights) + 0.3))
         figure.set_layout_engine("constrained", h_pad=0.08)
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         for axis, watched, grid in zip(axes, episodes, grids, strict=False):
-            image = _fleet_panel(axis, watched, grid, norm, begin, end)
+            image = _fleet_panel(axis, watched, grid, norm, begin, end, int(12 * (width - 1.3)))
         bar = figure.colorbar(image, ax=axes[:-1], pad=0.01, aspect=30, fraction=0.03)
         bar.set_label(f"wait of a new job [{UNIT}]")
         bar.outline.set_visible(False)
@@ -282,7 +291,13 @@ def fleet_over_time(episodes: Sequence[Watched], begin: float = 0.0, end: float 
 
 
 def _fleet_panel(
-    axis: Axes, watched: Watched, wait: Float[np.ndarray, "N M"], norm: LogNorm, begin: float, end: float
+    axis: Axes,
+    watched: Watched,
+    wait: Float[np.ndarray, "N M"],
+    norm: LogNorm,
+    begin: float,
+    end: float,
+    room: int,
 ) -> AxesImage:
     speed = {row["server"]: row["speed"] for row in reversed(watched.servers)}  # at first
     order = sorted(speed, key=lambda server: -speed[server])
@@ -308,7 +323,8 @@ def _fleet_panel(
 
     response = np.array([row["response"] for row in watched.jobs])
     numbers = f"mean response {response.mean():,.4g}, slowest 1 % above {np.percentile(response, 99):,.4g}"
-    axis.set_title(f"{watched.jobs[0]['agent']} on {watched.jobs[0]['task']}: {numbers}")
+    title = f"{watched.jobs[0]['agent']} on {watched.jobs[0]['task']}: {numbers}"
+    axis.set_title(textwrap.fill(title, room, break_on_hyphens=False))
     axis.set_yticks(range(len(order)), [f"{speed[n]:.3g}" for n in order], size=7)
     axis.set_ylabel("speed\n[work / time]")
     axis.grid(visible=False)
@@ -340,6 +356,12 @@ def _load_panel(axis: Axes, watched: Watched, begin: float, end: float) -> None:
     axis.set_ylim(0, min(axis.get_ylim()[1], 4))
     axis.set_ylabel("load\n[of capacity]")
     axis.grid(axis="x", visible=False)
+
+
+def _title(axis: Axes, text: str, room: int) -> None:
+    """A title in lines of `room` letters, or of smaller ones where a name is longer: names do not break."""
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    axis.set_title("\n".join(lines), size=10 * min(1.0, room / max(map(len, lines))))
 
 
 def _grid(panels: int, side_by_side: int) -> tuple[int, int]:

@@ -6,7 +6,9 @@
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,8 @@ Table = Sequence[Mapping[str, Any]]
 
 
 class Picture(NamedTuple):
-    figure: Figure
+    draw: Callable[..., Figure]
+    """Makes a figure of `width` inches: there is one for a wide page and one for a phone."""
     caption: str
 
 
@@ -68,7 +71,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 <main>
 <header>
 <h1>{html.escape(title)}</h1>
-<p class="lead">{html.escape(lead)}</p>
+<p class="lead">{_text(lead)}</p>
 </header>
 {body}
 </main>
@@ -92,7 +95,7 @@ def verdict_section(verdict: Table) -> Section:
     experiments = dict.fromkeys(row["experiment"] for row in verdict)
     pictures = [
         Picture(
-            figures.forest([row for row in verdict if row["experiment"] == name]),
+            partial(figures.forest, [row for row in verdict if row["experiment"] == name]),
             f"{str(name).capitalize()} trials: response times as a ratio to those of the best rule, with "
             f"{100 * verdict[0]['confidence']:g} % intervals; left of 1 is faster. Every contestant met the same jobs."
             + " Hollow marks were told what is hidden from the agents."
@@ -130,7 +133,7 @@ def response_section(responses: Table, verdict: Table) -> Section:
     units = {str(row["task"]): "seconds" for row in verdict if row["windows"]}
     pictures = [
         Picture(
-            figures.survival([row for row in responses if row["experiment"] == name], best, units),
+            partial(figures.survival, [row for row in responses if row["experiment"] == name], best, units),
             f"{str(name).capitalize()} trials: the share of jobs that take longer than a time, over all episodes. "
             "Lines further to the left are better; where they are straight, tails are heavy.",
         )
@@ -146,7 +149,7 @@ def fleet_section(episodes: Sequence[Watched]) -> Section:
         "hardly at all). White ticks are the jobs sent there, longer for larger ones; a hatched server has failed. "
         "Below, the load that arrived (bars) and the workload's mean (line); above 1 the fleet falls behind."
     )
-    return Section("Inside the fleet", pictures=[Picture(figures.fleet_over_time(episodes), caption)])
+    return Section("Inside the fleet", pictures=[Picture(partial(figures.fleet_over_time, episodes), caption)])
 
 
 def run_section(facts: Mapping[str, Any]) -> Section:
@@ -167,13 +170,16 @@ def _section(number: int, section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     if section.answer:
         parts.append(_table(section.answer, "answer"))
-    parts += [f"<p>{html.escape(text)}</p>" for text in section.text]
+    parts += [f"<p>{_text(text)}</p>" for text in section.text]
     for position, picture in enumerate(section.pictures):
-        svg = to_svg(picture.figure, f"figure-{number}-{position}", picture.caption)
-        parts.append(f"<figure>{svg}<figcaption>{html.escape(picture.caption)}</figcaption></figure>")
+        drawn = ""
+        for kind, width in (("wide", figures.WIDTH), ("narrow", figures.PHONE)):
+            svg = to_svg(picture.draw(width=width), f"{kind}-{number}-{position}", picture.caption)
+            drawn += f'<div class="{kind}">{svg}</div>'
+        parts.append(f"<figure>{drawn}<figcaption>{_text(picture.caption)}</figcaption></figure>")
     if section.findings:
         items = (
-            f'<li class="{word.replace(" ", "-")}"><b>{html.escape(word)}</b> {html.escape(said)}</li>'
+            f'<li class="{word.replace(" ", "-")}"><b>{html.escape(word)}</b> {_text(said)}</li>'
             for word, said in section.findings
         )
         parts.append(f'<ul class="findings">{"".join(items)}</ul>')
@@ -182,6 +188,14 @@ def _section(number: int, section: Section) -> str:
         items = (f"<dt>{html.escape(name)}</dt><dd>{_fact(value)}</dd>" for name, value in section.facts.items())
         parts.append(f"<dl>{''.join(items)}</dl>")
     return f"<section>{''.join(parts)}</section>"
+
+
+def _text(text: str) -> str:
+    """Text in which names do not break at their hyphens, nor numbers from their per cent."""
+    text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", html.escape(text))
+    return re.sub(
+        r"[\w.]+(-[\w.]+)+", lambda name: f'<span class="name">{name[0]}</span>' if len(name[0]) < 30 else name[0], text
+    )
 
 
 def _fact(value: str) -> str:
@@ -206,7 +220,7 @@ def _table(table: TextTable, kind: str = "") -> str:
 
 
 def _cell(column: str, text: str) -> str:
-    return f'<td data-column="{html.escape(column)}">{html.escape(text)}</td>'
+    return f'<td data-column="{html.escape(column)}">{_text(text)}</td>'
 
 
 _CSS = """
@@ -229,7 +243,9 @@ h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-bottom: .3rem; border-bo
 .findings .worse { --tone: var(--vermillion); }
 .findings b { display: block; font-size: .85rem; color: var(--muted); }
 figure { margin: 1.5rem 0; }
+figure .narrow { display: none; }
 figure svg { display: block; width: 100%; height: auto; }
+.name { white-space: nowrap; }
 figcaption { font-size: .9rem; margin-top: .4rem; }
 .table { overflow-x: auto; margin: 2rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .8rem; font-variant-numeric: tabular-nums; }
@@ -263,8 +279,8 @@ tr.bound { color: var(--muted); }
   .answer td:nth-child(n + 4) { display: inline; font-size: .8rem; color: var(--muted); }
   .answer td:nth-child(4)::after { content: "; "; }
   .answer td:nth-child(5)::before { content: attr(data-column) ": "; }
-  figure { overflow-x: auto; }
-  figure svg { min-width: 40rem; }
+  figure .wide { display: none; }
+  figure .narrow { display: block; }
   dl { grid-template-columns: 1fr; }
 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .4rem 1.25rem; }

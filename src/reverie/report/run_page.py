@@ -1,6 +1,7 @@
 """The page of a run or of many, put together from what lies in its folder; and the verdict in brief."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from reverie.envs.fleet.traces import describe
@@ -134,9 +135,9 @@ def learning_section(trained: Sequence[RunFolder], judged: Sequence[Mapping[str,
         "the classical rules there. Training takes place in the family that the configuration names."
     )
     pictures = [
-        Picture(figures.learning_curves(curves, shown, "cpu_seconds", agents=agents), caption),
+        Picture(partial(figures.learning_curves, curves, shown, "cpu_seconds", agents=agents), caption),
         Picture(
-            figures.learning_curves(curves, shown, "step", agents=agents),
+            partial(figures.learning_curves, curves, shown, "step", agents=agents),
             "The same over the jobs dispatched in training.",
         ),
     ]
@@ -149,7 +150,7 @@ def trace_section(results: Results) -> Section:
     caption = "When its jobs arrive, how bursty they are and how large, beside Poisson arrivals and exponential sizes."
     facts = dict(line.split(": ", 1) for line in results.about) | dict(trace.provenance)
     return Section(
-        f"The trace {trace.name}", pictures=[Picture(draw_trace(trace, describe(trace)), caption)], facts=facts
+        f"The trace {trace.name}", pictures=[Picture(partial(draw_trace, trace, describe(trace)), caption)], facts=facts
     )
 
 
@@ -186,7 +187,8 @@ def write_player_report(run: RunFolder) -> None:
     curve = [line for line in run.metrics() if "evaluation/return" in line]
     caption = "Mean return of the same few episodes while training went on."
     row = max(rows, key=lambda each: (each["tasks"] == "interpolated", each["episode"]))  # what the curve is about
-    pictures = [Picture(figures.return_curve(curve, None if row["best"] is None else float(str(row["best"]))), caption)]
+    best = None if row["best"] is None else float(str(row["best"]))
+    pictures = [Picture(partial(figures.return_curve, curve, best), caption)]
     sections = [
         Section("Returns", tables=[returns_table(rows)]),
         Section("Learning", pictures=pictures, tables=[training_table([run])]),

@@ -119,7 +119,9 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
     of_role = {role: sorted(name for name in roles if roles[name] == role) for role in ("agent", "rule", "oracle")}
     bright, dashed = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), ("-", "--", "-.", ":")
     taken = {_AGENTS[name] for name in of_role["agent"] if name in _AGENTS}
-    free = [(colour, dashes) for dashes in dashed for colour in bright if (colour, dashes) not in taken]
+    seen = {colour for colour, _ in taken}
+    free = [(colour, dashes) for dashes in dashed for colour in sorted(bright, key=seen.__contains__)]
+    free = [look for look in free if look not in _AGENTS.values()] + free
     others = [name for name in of_role["agent"] if name not in _AGENTS]
     agents = _AGENTS | {name: free[i % len(free)] for i, name in enumerate(others)}
     found = {name: Look(GREY, ":", 1.0) for name in roles}

@@ -4,6 +4,7 @@ Drawing only; the numbers come from `reverie.envs.fleet.traces`.
 """
 
 import math
+import textwrap
 
 import numpy as np
 from jaxtyping import Float64
@@ -12,11 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
+from reverie.colours import BLUE, GRID, INK, MUTED, ORANGE
 from reverie.envs.fleet.traces import Tenths, Trace, TraceSummary, tenths
 from reverie.report.style import as_text
 
-_INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_DATA, _REFERENCE = "#2563a8", "#d9822b"
+WIDTH, _HEAD = 8.8, 0.9
+"""Inches of a figure, and of what stands above its panels."""
+_DATA, _REFERENCE = BLUE, ORANGE
 _WINDOWS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0)
 """Seconds that one point of the arrival curve may stand for."""
 _POINTS = 360
@@ -24,53 +27,59 @@ _POINTS = 360
 _JOBS_PER_POINT = 5
 
 
-def draw_trace(trace: Trace, summary: TraceSummary) -> Figure:
+def draw_trace(trace: Trace, summary: TraceSummary, width: float = WIDTH) -> Figure:
     """Draw arrivals over time, the gaps between them and the sizes, beside Poisson arrivals and exponential sizes.
 
     Args:
         trace: what is drawn.
         summary: `describe(trace)`, for the numbers beside the curves.
+        width: of the figure in inches; panels stand below one another on a narrow one.
 
     Returns:
         A figure that belongs to no window: save it with `savefig`.
     """
     course = tenths(trace)
-    heights = [1, 1.25] if course is None else [1, 0.7, 1.25]
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 0.9), w_pad=0.12, h_pad=0.1, hspace=0.06, wspace=0.06)
-    figure = Figure(figsize=(10, 3 + 1.6 * sum(heights)), layout=layout, facecolor="white")
-    rows = "aa;gs" if course is None else "aa;ll;gs"
-    axes = figure.subplot_mosaic(rows, height_ratios=heights)
-    _arrivals(axes["a"], trace, summary)
+    narrow = width < WIDTH
+    heights = {"a": 1.6 if narrow else 1.0} | ({} if course is None else {"l": 0.7})
+    heights |= {"g": 1.25, "s": 1.25} if narrow else {"gs": 1.25}
+    height = 3 + 1.6 * sum(heights.values())
+    layout = ConstrainedLayoutEngine(
+        rect=(0, 0, 1, 1 - _HEAD / height), w_pad=0.12, h_pad=0.1, hspace=0.06, wspace=0.06
+    )
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="none")
+    axes = figure.subplot_mosaic(
+        [list(row if narrow or len(row) == 2 else 2 * row) for row in heights], height_ratios=list(heights.values())
+    )
+    _arrivals(axes["a"], trace, summary, "\n" if narrow else "     ")
     if course is not None:
         _load(axes["l"], course, trace.span)
     _gaps(axes["g"], trace, summary)
     _sizes(axes["s"], trace, summary)
-    figure.text(0.015, 0.96, trace.name, fontsize=13, fontweight="bold", color=_INK, va="center", parse_math=False)
-    figure.text(
-        0.015,
-        0.915,
+    said = (
         f"{summary.count:,} jobs in {_duration(summary.span)}, {_number(summary.rate)} per second; "
-        f"they keep {_number(summary.work_rate)} servers of speed 1 busy",
-        fontsize=10,
-        color=_INK,
-        va="center",
+        f"they keep {_number(summary.work_rate)} servers of speed 1 busy"
     )
+    x, y = 0.15 / width, 1 - 0.06 / height
+    figure.text(x, y, trace.name, fontsize=13, fontweight="bold", color=INK, va="top", parse_math=False)
+    said = textwrap.fill(said, int(12 * width))
+    figure.text(x, y - 0.25 / height, said, fontsize=10, color=INK, va="top")
     figure.legend(
         *axes["g"].get_legend_handles_labels(),
-        loc="center right",
-        bbox_to_anchor=(0.99, 0.96),
+        loc="lower left" if narrow else "upper right",
+        bbox_to_anchor=(0.02, 1 - _HEAD / height) if narrow else (0.99, 1),
         ncols=2,
         reverse=True,
         frameon=False,
-        fontsize=9,
-        labelcolor=_INK,
+        fontsize=7 if narrow else 9,
+        labelcolor=INK,
         borderaxespad=0,
+        columnspacing=1,
     )
     as_text(figure)
     return figure
 
 
-def _arrivals(ax: Axes, trace: Trace, summary: TraceSummary) -> None:
+def _arrivals(ax: Axes, trace: Trace, summary: TraceSummary, between: str) -> None:
     points = min(_POINTS, max(1, summary.count // _JOBS_PER_POINT))
     window = next((w for w in _WINDOWS if trace.span / w <= points), trace.span / points)
     windows = max(1, int(trace.span // window))  # the last one is cut off and would look like a lull
@@ -82,14 +91,17 @@ def _arrivals(ax: Axes, trace: Trace, summary: TraceSummary) -> None:
     ax.axhline(summary.rate, color=_REFERENCE, lw=1)
     ax.stairs(rate, edges / seconds, color=_DATA, fill=True, alpha=0.15)
     ax.stairs(rate, edges / seconds, color=_DATA, lw=1.1)
-    ax.set(xlim=(0, edges[-1] / seconds), ylim=(0, 1.35 * max(rate.max(), summary.rate + 2 * deviation)))
+    ax.set(
+        xlim=(0, edges[-1] / seconds),
+        ylim=(0, (1.9 if "\n" in between else 1.35) * max(rate.max(), summary.rate + 2 * deviation)),
+    )
     dispersions = (summary.dispersion_1s, summary.dispersion_10s, summary.dispersion_60s)
     notes = [
-        "shaded: 95 % of windows, if Poisson",
-        f"dispersion at 1, 10, 60 s: {', '.join(map(_number, dispersions))} (Poisson: 1)",
+        "shaded: 95 % of windows, if Poisson (dispersion 1)",
+        f"dispersion at 1, 10, 60 s: {', '.join(map(_number, dispersions))}",
         f"busiest minute over mean: {_number(summary.peak_to_mean)}",
     ]
-    ax.text(0.008, 0.96, "     ".join(notes), transform=ax.transAxes, va="top", fontsize=9, color=_INK, in_layout=False)
+    ax.text(0.008, 0.96, between.join(notes), transform=ax.transAxes, va="top", fontsize=9, color=INK, in_layout=False)
 
 
 def _load(ax: Axes, course: Tenths, span: float) -> None:
@@ -97,14 +109,14 @@ def _load(ax: Axes, course: Tenths, span: float) -> None:
     load = np.minimum(
         course.load, 10 * course.load[np.isfinite(course.load)].max()
     )  # a tenth that arrives at once has no bounds
-    _style(ax, "Load in each tenth of the jobs over that of the whole", unit)
+    _style(ax, "Load in tenths of the jobs over the whole's", unit)
     ax.stairs(load, course.edges / seconds, color=_DATA, fill=True, alpha=0.15)
     ax.stairs(load, course.edges / seconds, color=_DATA, lw=1.1)
     ax.axhline(1.0, color=_REFERENCE, lw=1)
     ax.set(xlim=(0, span / seconds), ylim=(0, 1.35 * max(1.0, load.max())))
     if course.unsteady:
         said = "not steady: one load for the whole is true of few jobs"
-        ax.text(0.008, 0.94, said, transform=ax.transAxes, va="top", fontsize=9, color=_INK, in_layout=False)
+        ax.text(0.008, 0.94, said, transform=ax.transAxes, va="top", fontsize=9, color=INK, in_layout=False)
 
 
 def _gaps(ax: Axes, trace: Trace, summary: TraceSummary) -> None:
@@ -146,18 +158,19 @@ def _survival(ax: Axes, values: Float64[np.ndarray, " K"], mean: float) -> None:
 
 
 def _style(ax: Axes, title: str, xlabel: str) -> None:
-    ax.set_title(title, loc="left", fontsize=10.5, color=_INK)
-    ax.set_xlabel(xlabel, fontsize=9.5, color=_MUTED)
+    ax.set_facecolor("none")
+    ax.set_title(title, loc="left", fontsize=10, color=INK)
+    ax.set_xlabel(xlabel, fontsize=9.5, color=MUTED)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(_GRID)
-    ax.tick_params(color=_GRID, labelcolor=_MUTED, labelsize=9)
-    ax.grid(color=_GRID, lw=0.7)
+    ax.spines[["left", "bottom"]].set_color(GRID)
+    ax.tick_params(color=GRID, labelcolor=MUTED, labelsize=9)
+    ax.grid(color=GRID, lw=0.7)
     ax.set_axisbelow(True)
 
 
 def _notes(ax: Axes, *lines: str) -> None:
     """Lines in the lower left corner, where a survival curve never is."""
-    ax.text(0.03, 0.04, "\n".join(lines), transform=ax.transAxes, fontsize=9, color=_INK, linespacing=1.5)
+    ax.text(0.03, 0.04, "\n".join(lines), transform=ax.transAxes, fontsize=9, color=INK, linespacing=1.5)
 
 
 def _number(value: float) -> str:

@@ -4,20 +4,16 @@ Drawn by Pillow in 2 to 4 ms (matplotlib takes 50). Gymnasium's `render` and `re
 happened comes as arrays, and nothing here knows of policies.
 """
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from reverie.colours import BLUE, GRID, INK, MUTED, PAPER, SILVER, SKY, VERMILLION
-from reverie.envs.fleet import schedule as schedules
-from reverie.envs.fleet.env import FleetEnv, FleetState, Task, members
 
 WIDTH = 640
 """Pixels; a phone shows its letters at 10."""
@@ -44,24 +40,6 @@ class Scene(NamedTuple):
     """Which servers may be given a job now."""
     order: Int[np.ndarray, " R"]
     """Which servers are rows, from the top; R at most N."""
-
-
-def scene(world: FleetEnv, task: Task, state: FleetState, told: Sequence[Mapping[str, Any]]) -> Scene:
-    """What is to be seen of a state of the simulator; `told` has the `Record` of each job so far, by name."""
-    speed, there = (np.asarray(column) for column in _present(task, state))
-    server, size, arrival, response = (
-        np.array([job[name] for job in told], float) for name in ("server", "size", "arrival", "response")
-    )
-    first = np.asarray(task.speed.value)[:, 0]
-    order = [server for server in np.argsort(-first, kind="stable") if task.mask[server]]
-    door = None if len(told) == world.jobs else float(state.job.size)
-    now = float(state.clock.coarse)
-    return Scene(now, server.astype(int), size, arrival, response, door, world.jobs, speed, there, np.array(order))
-
-
-@jax.jit
-def _present(task: Task, state: FleetState) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
-    return jax.vmap(schedules.at, (0, None))(task.speed, state.clock), members(task, state.clock)
 
 
 def reach(response: Float[np.ndarray, " J"]) -> float:
