@@ -1,5 +1,7 @@
 """Contestants meet the same jobs, keep what they may keep, and the tables say what happened."""
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -280,3 +282,16 @@ def test_waits_are_what_earlier_jobs_left():
     fleet = Watched(jobs, [{"server": n, "time": 0.0, "speed": 1.0} for n in range(3)])
     found = waits(fleet, np.array([0.5, 1.0, 2.5, 6.0, 8.0]))
     np.testing.assert_allclose(found, [[0, 4, 4.5, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+
+
+def test_the_page_about_an_own_policy_runs_as_printed(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "own-policy.md").read_text(encoding="utf-8")
+    names = {"__name__": "own_policy"}
+    for code in page.split("```python\n")[1:]:
+        exec(compile(code.split("```")[0], "own-policy.md", "exec"), names)
+    judged = {row["agent"]: row for row in names["judged"]}
+    assert judged.keys() == {"restless", "jsq", "sed", "round-robin"}
+    assert (judged["restless"]["role"], judged["restless"]["sees"]) == ("agent", "counts")
+    assert judged["restless"]["mean"] == pytest.approx(judged["sed"]["mean"], rel=0.1)  # the rule that it varies
+    assert judged["round-robin"]["ratio"] > 2
+    assert "restless" in capsys.readouterr().out
