@@ -374,7 +374,7 @@ def test_train_resume_compare_evaluate_and_report(capsys):
     assert cli.main(["report", "whole"]) == 0
     page = Path("whole/report.html").read_text()
     lead = page.split('<p class="lead">')[1].split("</p>")[0]
-    assert "conversation-like is played on this fleet: Park&#x27;s ten servers" in lead
+    assert "is played on this fleet: Park&#x27;s ten servers" in lead
     assert "clock: 6.28 times slower than recorded" in lead
     assert "seen (full)" in lead
     assert page.count("<svg") >= 4
