@@ -6,6 +6,8 @@ The world is Park's fleet at load 0.909, seen in full (10 servers, 22 numbers); 
 for the actor and as much for the critic, without memory. The floor is the arithmetic of their matrix products (two
 operations per weight for acting and for looking, twice that again where gradients flow) over the rate of a large matrix
 product measured in the same run. All that is counted happens in one compiled program: jobs, dispatch, acting, update.
+
+Needs nothing but Reverie itself.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def seconds(call) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to train")
     parser.add_argument("--streams", type=int, default=OnPolicyConfig.streams, help="environments side by side")
     parser.add_argument("--steps", type=int, default=OnPolicyConfig.steps, help="steps of each for an update")

@@ -6,6 +6,8 @@ The floor is the arithmetic of the update's matrix products (two operations per 
 gradients flow) over the rate of a large matrix product measured in the same run. The setting is that of DreamerV3's
 public code for vectors: size1m, 16 sequences of 64 steps, 4 numbers in, 2 actions, dreams of 15 steps. That code takes
 0.70 to 0.82 CPU-seconds for it (measured elsewhere, on two cores of an AMD EPYC; `docs/speed.md`).
+
+Needs nothing but Reverie itself; the numbers of others in docs/speed.md were measured apart.
 """
 
 import argparse
@@ -111,7 +113,7 @@ def cpu_seconds(program, *arguments) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10, help="counted updates of each variant")
     arguments = parser.parse_args()
     programs = {}

@@ -6,6 +6,8 @@ An update is the model's loss with its gradient on `steps` replayed steps in seq
 sequences of 64 steps, or one of 4096. That is what long memory changes; dreams are short and take one step at a time
 with either model. Both models learn from the same random vectors, with one reset in the middle. On an accelerator S3M
 runs its parallel scan, on a CPU the sequential one (`--scan` asks for one of them).
+
+Needs nothing but Reverie itself.
 """
 
 import argparse
@@ -59,7 +61,7 @@ def sequences(batch: int, length: int) -> Sequence:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--steps", type=int, default=4096, help="replayed steps of an update")
     parser.add_argument("--units", type=int, default=128, help="width of the models")

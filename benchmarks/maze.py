@@ -6,6 +6,8 @@ Each plays the same mazes for a whole episode: one that walks at random, one wit
 sees the wanted target and then goes there, and one that knows the maze and always takes the shortest way. Steps are
 those of the random walk, per second of CPU time; compilation and resets are not counted; the last column is the reset
 of a batch.
+
+Needs nothing but Reverie itself.
 """
 
 import argparse
@@ -75,7 +77,7 @@ def main(mazes: int, batches: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Reference returns and speed of the maze.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mazes", type=int, default=64, help="in one batch, at least 2")
     parser.add_argument("--batches", type=int, default=4, help="played one after the other")
     options = parser.parse_args()

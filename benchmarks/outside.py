@@ -4,9 +4,11 @@
 
 CPU time of this process per environment step, the best of some runs in turn: `callback` is what training does (a random
 policy, compiled), `by hand` the same copies stepped by a Python loop without any policy.
+
+Needs the package of each world that is named (`pip install -e '.[popgym]'` and so on; Gymnasium's own need none).
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 
@@ -71,4 +73,11 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["gym:CartPole-v1"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "name", nargs="*", default=["gym:CartPole-v1"], help="a world, such as popgym:RepeatPreviousEasy"
+    )
+    try:
+        main(parser.parse_args().name)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"benchmarks/outside.py: {error}") from None

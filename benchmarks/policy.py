@@ -2,6 +2,8 @@
 
 Without a file, networks of the CPU presets as they are before training: what a decision takes does not depend on what
 was learned. Batch 1, plain lists in and an index out; products of this size gain nothing by a second thread.
+
+Needs nothing but Reverie itself.
 """
 
 import argparse
@@ -52,7 +54,7 @@ def write(name: str, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--decisions", type=int, default=20_000)
     asked = parser.parse_args()

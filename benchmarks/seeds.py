@@ -5,6 +5,8 @@
 Counted are updates of all seeds per CPU-second (on a GPU look at those per second on the clock), with their experience
 and replay, without compilation. Without a preset, sizes are tiny, where batching has the most to win: Dreamer with the
 `tiny` RSSM on 2 streams, A2C with 16 units on 8 streams.
+
+Needs nothing but Reverie itself.
 """
 
 import argparse
@@ -58,7 +60,7 @@ class Timed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=4, help="how many are trained")
     parser.add_argument("--chunks", type=int, default=5, help="counted calls of each program")
     parser.add_argument("--preset", choices=["cpu", "learned", "paper"], help="settings instead of tiny ones")

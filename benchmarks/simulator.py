@@ -5,7 +5,9 @@
 All three play the same: 64 tasks of 1,000 jobs each on Park's ten servers, loads from 0.5 to 0.9, exponential sizes,
 under one rule. They are a pure-Python event simulation (a calendar in a heap, a queue per server), a loop over arrivals
 compiled by numba, and `reverie` with all tasks in one compiled batch. Runs alternate; the table shows medians, and the
-mean response time over all runs as a check that the work is the same. Needs numba (`uv sync` brings it).
+mean response time over all runs as a check that the work is the same.
+
+Needs numba, one of the peers, which the group `dev` brings (`python -m uv run`, or `pip install numba`).
 """
 
 import argparse
@@ -21,7 +23,11 @@ if hasattr(os, "sched_setaffinity"):  # before XLA starts its threads
 
 import equinox as eqx
 import jax
-import numba
+
+try:
+    import numba
+except ModuleNotFoundError:
+    raise SystemExit("benchmarks/simulator.py: numba, a peer, is not installed: pip install numba") from None
 import numpy as np
 
 from reverie.envs.core import stack_tasks
@@ -145,6 +151,6 @@ def main(repeats: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Jobs per CPU-second of the fleet simulator and of two peers.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9, help="measured runs of each, at least 2")
     main(max(parser.parse_args().repeats, 2))

@@ -44,6 +44,7 @@ FAST = 100.0
 class MixtureConfig(StormConfig):
     """Sizes and weights of the model; those of STORM are those of each of its parts."""
 
+    kind: ClassVar[str] = "mixture"
     modules: Count = 1
     """Encoders, decoders and sets of heads (N_m)."""
     clusters: tuple[Whole, ...] = ()
