@@ -7,7 +7,7 @@ sees the wanted target and then goes there, and one that knows the maze and alwa
 those of the random walk, per second of CPU time; compilation and resets are not counted; the last column is the reset
 of a batch.
 
-Needs nothing but Reverie itself.
+Needs nothing but Reverie itself. Takes a minute of CPU time.
 """
 
 import argparse

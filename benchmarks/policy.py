@@ -3,7 +3,7 @@
 Without a file, networks of the CPU presets as they are before training: what a decision takes does not depend on what
 was learned. Batch 1, plain lists in and an index out; products of this size gain nothing by a second thread.
 
-Needs nothing but Reverie itself.
+Needs nothing but Reverie itself. Takes half a minute.
 """
 
 import argparse

@@ -8,6 +8,7 @@ compiled by numba, and `reverie` with all tasks in one compiled batch. Runs alte
 mean response time over all runs as a check that the work is the same.
 
 Needs numba, one of the peers, which the group `dev` brings (`python -m uv run`, or `pip install numba`).
+Takes a quarter of a minute.
 """
 
 import argparse
