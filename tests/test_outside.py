@@ -679,3 +679,14 @@ def test_memory_maze():
         told=int,
         read=lambda seen: {"image": seen},
     )
+
+
+def test_a_module_in_the_working_directory_is_found_and_a_missing_one_named(tmp_path, monkeypatch):
+    text = "import gymnasium\ngymnasium.register('here/Pole-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    (tmp_path / "poles_of_mine.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    assert open_outside("gym:poles_of_mine:here/Pole-v0", 1).action_spec.n == 2
+    assert str(tmp_path) not in sys.path
+    with pytest.raises(ValueError, match="no module 'nobody_has_it', neither installed nor in "):
+        open_outside("gym:nobody_has_it:X-v0", 1)

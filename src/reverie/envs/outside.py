@@ -499,7 +499,23 @@ def open_outside(
         ) from error
 
 
+def _import_from_here(module: str) -> None:
+    """Import a module that may lie in the working directory, where the command `reverie` would not look."""
+    sys.path.append(os.getcwd())
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ValueError(f"there is no module {module!r}, neither installed nor in {os.getcwd()}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
 def _gymnasium(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> OutsideWorld:
+    module, named, _ = name.partition(":")
+    if named:
+        _import_from_here(module)
     try:
         return FromGymnasium(gymnasium.make(name, disable_env_checker=True, **arguments))
     except gymnasium.error.UnregisteredEnv as error:
