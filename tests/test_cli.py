@@ -442,7 +442,7 @@ def test_a_verdict_on_own_servers_says_first_what_is_played_on_which_and_what_is
     assert "clock: 21.5 times slower than recorded" in lead
     assert "seen (counts)" in lead
     tables = Path("runs/verdict/tables")
-    rows = read_csv(tables / "results-dreamer-rl2-0.csv")
+    rows = read_csv(tables / "results-dreamer-set-rl2-0.csv")
     tasks = ("easy", "medium", "hard", "conversation-like", "levels")
     assert {row["task"] for row in rows} == {
         f"{task} on 1,0.5,0.25" + " at load 0.8" * (task == "conversation-like") for task in tasks
