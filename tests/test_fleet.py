@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -472,33 +472,46 @@ def test_a_padded_fleet_behaves_as_it_is():
     assert offered_load(padded) == pytest.approx(offered_load(row))
 
 
-def unlike_tasks(count: int, rng: np.random.Generator) -> list[Task]:
+class Outline(NamedTuple):
+    """What decides the shapes of a task: few of them are few programs, in which all else is drawn."""
+
+    servers: int
+    segments: int
+    jobs: int = 0
+    """Of a recording; 0 draws them from a law."""
+    modulated: bool = False
+    scales: int = 1
+
+
+WIDE, NARROW, PLAIN, SHORT = Outline(3, 4, 17), Outline(1, 1, 0, True, 3), Outline(2, 2), Outline(3, 1, 1)
+
+
+def unlike_tasks(outlines: Sequence[Outline], rng: np.random.Generator) -> list[Task]:
     """Tasks of different fleet sizes, numbers of changes, laws of jobs and recordings."""
 
-    def changing(segments: int, period: bool) -> Schedule:
+    def changing(segments: int) -> Schedule:
         start = np.append(0, np.cumsum(rng.uniform(1, 20, segments - 1)))
-        return schedules.schedule(start, rng.uniform(0.2, 2, segments), start[-1] + 5 if period else np.inf)
+        period = start[-1] + 5 if rng.random() < 0.5 else np.inf
+        return schedules.schedule(start, rng.uniform(0.2, 2, segments), period)
 
-    def task() -> Task:
-        servers, segments = rng.integers(1, 4), rng.integers(1, 5)
-        speed = schedules.stack([changing(rng.integers(1, segments + 1), rng.random() < 0.5) for _ in range(servers)])
-        kind = rng.integers(3)
-        if kind == 0:
-            jobs = rng.integers(1, 30)
-            first = int(rng.integers(jobs))
-            return fleet_task(speed, workloads.recorded(rng.exponential(2, jobs), rng.exponential(1, jobs), first))
-        workload = workloads.modulated([1.0, 3.0], [9.0, 9.0], workloads.pareto(1.5, 0.4), rng, phases=4)
-        scale = changing(int(rng.integers(1, 4)), rng.random() < 0.5)
-        return fleet_task(speed, (workload if kind == 1 else workloads.poisson(2.0, UNIT))._replace(scale=scale))
+    def task(o: Outline) -> Task:
+        segments = [o.segments, *rng.integers(1, o.segments + 1, o.servers - 1)]
+        speed = schedules.stack([changing(n) for n in segments])
+        if o.jobs:
+            first = int(rng.integers(o.jobs))
+            return fleet_task(speed, workloads.recorded(rng.exponential(2, o.jobs), rng.exponential(1, o.jobs), first))
+        slow = workloads.modulated([1.0, 3.0], [9.0, 9.0], workloads.pareto(1.5, 0.4), rng, phases=4)
+        workload = slow if o.modulated else workloads.poisson(2.0, UNIT)
+        return fleet_task(speed, workload._replace(scale=changing(o.scales)))
 
-    return [task() for _ in range(count)]
+    return [task(outline) for outline in outlines]
 
 
-@settings(deadline=None, max_examples=12, derandomize=True)
-@given(st.integers(2, 4), st.integers(0, 2**16))
-def test_tasks_of_any_shape_stack_and_padding_is_without_effect(count, seed):
+@settings(deadline=None, max_examples=24, derandomize=True)
+@given(st.sampled_from([(WIDE, NARROW), (SHORT, PLAIN, NARROW), (PLAIN, WIDE, SHORT, NARROW)]), st.integers(0, 2**16))
+def test_tasks_of_any_shape_stack_and_padding_is_without_effect(outlines, seed):
     rng = np.random.default_rng(seed)
-    tasks = unlike_tasks(count, rng)
+    tasks = unlike_tasks(outlines, rng)
     batch = stack_fleets(tasks)
     servers = batch.mask.shape[-1]
     assert servers == max(task.mask.shape[-1] for task in tasks)

@@ -52,7 +52,7 @@ class StormConfig:
     """Blocks of the Transformer."""
     heads: Width = 8
     """Heads of its attention."""
-    window: Annotated[int, *at_least(2, 10_000, "keys and values of each are held in memory")] = 16
+    window: Annotated[int, *at_least(2, 10_000, "keys and values of each are held in RAM")] = 16
     """Steps that a block attends to, the present one included (W). h knows of layers x (W - 1) earlier ones."""
     lent: Annotated[int | None, *at_least(0, 100_000)] = None
     """Rows before a replayed sequence that its past is made from anew; as many as it depends on where not given, so

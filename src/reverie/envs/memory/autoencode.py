@@ -38,7 +38,7 @@ class Autoencode:
     with all of them.
     """
 
-    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in memory")] = 1
+    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in RAM")] = 1
     """Decks of 52 cards, shuffled into one."""
     parts: tuple[Count, ...] = ()
     """Cards that are shown, a number for each task; none given is all of them, and the task any array of integers."""

@@ -39,7 +39,7 @@ class Concentration:
     the task is any array.
     """
 
-    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in memory")] = 1
+    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in RAM")] = 1
     """Decks of 52 cards, shuffled into one."""
     match: Literal["colors", "ranks"] = "colors"
     """What makes a pair."""

@@ -32,7 +32,7 @@ class RepeatPrevious:
     ends with the last card, after cards - 1 steps. There are no variants: the task is any array.
     """
 
-    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in memory")] = 1
+    decks: Annotated[int, *at_least(1, 1_000, "all cards are held in RAM")] = 1
     """Decks of 52 cards, shuffled into one."""
     k: Count = 4
     """How far back the card lies that is asked for."""
