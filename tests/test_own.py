@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -12,6 +13,7 @@ import pytest
 
 import reverie.envs.gymnasium  # noqa: F401 - registers the environments
 from reverie import cli
+from reverie.commands import evaluate
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import families
 from reverie.envs.fleet import schedule as schedules
@@ -21,7 +23,9 @@ from reverie.envs.fleet.families import family
 from reverie.envs.fleet.own import ARRIVALS, SIZES, Own, read_fleet
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
+from reverie.runs.folder import RunFolder
 from reverie.settings.config import WorldConfig
+from reverie.settings.presets import preset
 
 PAGE = Path(__file__).parents[1] / "docs" / "your-fleet.md"
 FILE = """
@@ -220,3 +224,21 @@ def test_the_recipe_for_a_workload_makes_a_family_that_trains_and_is_examined(mo
     assert WorldConfig(family="lunch", tasks=3, jobs=10).open(0)[1].mask.shape == (3, 10)
     assert cli.main(["simulate", "--family", "lunch", "--episodes", "4", "--jobs", "20", "--policy", "jsq"]) == 0
     assert "lunch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "expected"), [([], "1,0.5"), (["--speeds", "3,2,1"], "3,2,1")])
+def test_an_agent_is_examined_on_the_servers_it_was_trained_for_unless_others_are_given(
+    asked, expected, tmp_path, monkeypatch
+):
+    plan = preset("a2c", "cpu")
+    RunFolder.create(tmp_path / "run", replace(plan, world=replace(plan.world, own=Own(speeds="1,0.5"))))
+    seen = []
+
+    def examine(path, tables, examination, tell):
+        seen.append(examination.own.speeds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "examine_agent", examine)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([str(tmp_path / "run"), *asked])
+    assert seen == [expected]

@@ -48,6 +48,7 @@ PLANS = {
     "ppo-cpu": preset("ppo", "cpu"),
     "a2c-set-memory": with_network(A2C, servers="set", memory=8),
     "a2c-queue": with_network(A2C, servers="queue"),
+    "a2c-latency": with_network(replace(A2C, world=WorldConfig(view="latency")), servers="set", memory=8),
     "a2c-flat-memory": with_network(A2C, servers="flat", memory=8),
     "a2c-park": with_network(replace(A2C, world=WorldConfig(view="park")), servers="flat"),
 }

@@ -15,12 +15,14 @@ from reverie.report.output import Output, print_json, print_lines, print_table, 
 from reverie.report.run_page import brief, returns_table
 from reverie.report.tables import rich_table
 from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Examine the agent of a run, as its newest checkpoint has it, beside all rules: standard trials at three loads,
-    adaptive trials whose load changes at unknown moments, and windows of a trace. The tables go into the run. An agent
+    adaptive trials whose load changes at unknown moments, and windows of a trace. The servers and jobs are those of its
+    training, where it had its own, unless others are given. The tables go into the run. An agent
     that learned a game plays episodes of it, as many as --episodes says.
 
     Example: reverie evaluate runs/first
@@ -55,7 +57,10 @@ def main(arguments: Sequence[str]) -> None:
             print_table(rich_table(returns_table(rows)))
         return
     tables = asked.run.with_suffix(".tables") if run is None else run.tables
-    results = examine_agent(asked.run, tables, asked.examination, say)
+    examination = asked.examination
+    if run is not None:
+        examination = examination.at_home(run.config(TrainConfig).fleet.own)
+    results = examine_agent(asked.run, tables, examination, say)
     judged = verdict(results.tables().results)
     if asked.output == "json":
         print_json({"run": str(asked.run), "about": results.about, "rows": judged})

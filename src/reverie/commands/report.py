@@ -13,6 +13,7 @@ from reverie.report.film import best_of, write_film
 from reverie.report.output import say
 from reverie.report.run_page import write_player_report, write_report
 from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> None:
         made = " ".join(run.versions()[-1]["command"]) if run.versions() else "the command that made this folder"
         raise ValueError(f"tables in {run.tables} are damaged or missing; {made} makes them anew")
     else:
-        results = examine_agent(run.path, run.tables, Examination(), say)
+        examination = Examination().at_home(run.config(TrainConfig).fleet.own)
+        results = examine_agent(run.path, run.tables, examination, say)
     judged = write_report(run, trained, results, f"Report on {run.path.name}")
     say(f"written: {run.report}")
     if asked.gif:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ import tyro
 from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import Load, traced
 from reverie.envs.fleet.formats.reading import Reading
-from reverie.envs.fleet.own import Own
+from reverie.envs.fleet.own import NOTHING_OWN, Own
 from reverie.envs.fleet.sources import BUILT_IN, read_source
 from reverie.envs.fleet.traces import Trace
 from reverie.evaluate.agents import load_agents
@@ -80,6 +80,10 @@ class Examination:
         trace = read_source(self.trace, self.held_out, self.reading)
         traced(trace, self.load, self.exam.jobs, self.own.servers(), self.load_per_window)
         return trace
+
+    def at_home(self, own: Own) -> "Examination":
+        """On the servers and jobs that an agent was trained for, unless others are asked for."""
+        return replace(self, own=own) if self.own == NOTHING_OWN else self
 
 
 class Results:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from reverie.envs.fleet.env import FleetEnv
+from reverie.envs.fleet.env import LATENCY_FEATURES, FleetEnv
 from reverie.policies.core import Policy
 from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
@@ -27,6 +27,10 @@ UNITS = {
     "park": {"vector": "of each server, work that waits plus time that the job in service takes; then the job's size"},
     "full": {"servers": "of each server [backlog in work units, speed in work per time]", "job": "[size, gap]"},
     "counts": {"servers": "of each server [jobs in progress]", "job": "[time since the last arrival]"},
+    "latency": {
+        "servers": f"of each server [{', '.join(LATENCY_FEATURES)}], the second to the fifth since the last arrival",
+        "job": "[time since the last arrival]",
+    },
 }
 """What the numbers of each view are; times and work are in the units of the fleet that the agent was trained in."""
 
