@@ -348,3 +348,26 @@ def test_tasks_of_the_suite_of_fleets_are_clustered_by_their_fleet(load):
     assert abs(chance["fleet"]) < 0.05
     assert abs(chance["traffic"]) < 0.05
     assert gradients["fleet"] > 0.5
+
+
+def test_the_point_robot_is_measured_where_each_episode_ends(load):
+    """A policy that knows the goal ends there, from the second episode of a trial on if it sleeps through the first."""
+
+    class Sleeper:
+        def initial_state(self, batch):
+            return np.zeros(batch)
+
+        def act(self, state, timestep, key):
+            awake = (state > 20)[:, None]
+            aim = (timestep.observation["factors"] - timestep.observation["position"]) / 0.1
+            return jax.numpy.where(awake, aim, 0.0), state + 1
+
+    point_robot = load("point_robot")
+    pearl, oracle = tyro.cli(point_robot.PointRobots, args=[]).plans()
+    assert (pearl.curve.trial, oracle.curve.trial) == (11, 1)
+    assert pearl.agent.algorithm.units == oracle.agent.algorithm.units
+    world, tasks = oracle.world.open(30, "interpolated")
+    slept, walked = point_robot.final_distances(world, Sleeper(), tasks, 2)
+    np.testing.assert_allclose(slept, np.linalg.norm(tasks, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(walked, 0.0, atol=1e-5)
+    build(oracle)

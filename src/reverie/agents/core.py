@@ -5,6 +5,7 @@ knows nothing of how experience is gathered: `train/off_policy.py` keeps it and 
 hands out what has just happened. Which configuration belongs to which agent is said in `runs/build.py`.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Int, Key, PyTree
@@ -24,6 +25,33 @@ class Row(NamedTuple):
     """Done after the timestep was seen; means nothing where that closed an episode."""
     kept: PyTree
     """What the agent asked to `keep` of the policy's state, right after it saw the timestep."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an agent that has to infer its task is given to do so at each update, apart from what it learns from.
+
+    Each stream of such an agent plays one task for good, and what the agent `keep`s of a step is whether that may serve
+    as evidence.
+    """
+
+    tasks: int
+    """Tasks of an update (M)."""
+    stretches: int
+    """Stretches of evidence on each (n)."""
+    length: int
+    """Rows of a stretch (L)."""
+    recent: int
+    """How many of the newest rows that may serve a stretch may begin in."""
+
+
+class Studied(NamedTuple):
+    """What an agent with `Evidence` is given for an update."""
+
+    rows: Row
+    """To learn from [M, S, context + T, ...]."""
+    evidence: Row
+    """On what the tasks are [M, n, L, ...]."""
 
 
 class Learner(Protocol):
@@ -57,12 +85,17 @@ class OffPolicyAgent(Agent, Protocol):
         """How many rows before a sequence it has to be lent: to say what led there, and what was remembered."""
         ...
 
+    @property
+    def evidence(self) -> Evidence | None:
+        """What it is to be given to infer tasks from; None where it does not, and streams play any task."""
+        ...
+
     def keep(self, networks: Any, state: PolicyState) -> PyTree:
         """What replay stores of the policy's state [B, ...] at each step; None for nothing."""
         ...
 
-    def update(self, learner: Any, rows: Row, key: Key[Array, ""]) -> tuple[Any, PyTree | None, dict[str, Array]]:
-        """One update on rows [S, context + T, ...].
+    def update(self, learner: Any, rows: Any, key: Key[Array, ""]) -> tuple[Any, PyTree | None, dict[str, Array]]:
+        """One update on a `Row` [S, context + T, ...], or on what was `Studied` where it asks for evidence.
 
         Returns the learner, what replay is to keep of the last T rows from now on (like `keep`, leaves [S, T, ...];
         None leaves it as it is), and metrics with fixed names.

@@ -160,6 +160,8 @@ class Dreamer:
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
 
+    evidence = None
+
     @cached_property
     def context(self) -> int:
         """How many rows before a sequence it has to be lent: one says what led there, the others are the model's."""

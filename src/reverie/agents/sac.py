@@ -118,6 +118,20 @@ class Considered(NamedTuple):
         return (self.probability * x).sum(-1)
 
 
+def considered(
+    policy: Categorical | TanhNormal, critics: tuple[QNetwork, QNetwork], seen: Features, key: Key[Array, ""]
+) -> Considered:
+    """What a policy might do, and how good critics find it."""
+    match policy:
+        case Categorical():
+            q = jnp.minimum(*(critic.all(seen) for critic in critics))
+            return Considered(policy.probs, policy.log_probs, q)
+        case TanhNormal():
+            action, log_prob = policy.reparameterised(jax.random.normal(key, policy.center.shape))
+            q = jnp.minimum(*(critic.of(seen, action) for critic in critics))
+            return Considered(jnp.ones_like(q)[..., None], log_prob[..., None], q[..., None])
+
+
 @dataclass(frozen=True)
 class SAC:
     """The algorithm, for one kind of world."""
@@ -127,6 +141,7 @@ class SAC:
     action_spec: ActionSpec
 
     context = 1
+    evidence = None
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. The critics start near 0, the actor near the widest it can be."""
@@ -197,15 +212,7 @@ class SAC:
     ) -> Considered:
         """What the policy might do at a timestep, and how good the critics find it."""
         seen = networks.inputs.see(timestep.observation)
-        policy = networks.policy(seen, timestep.observation)
-        match policy:
-            case Categorical():
-                q = jnp.minimum(*(critic.all(seen) for critic in critics))
-                return Considered(policy.probs, policy.log_probs, q)
-            case TanhNormal():
-                action, log_prob = policy.reparameterised(jax.random.normal(key, policy.center.shape))
-                q = jnp.minimum(*(critic.of(seen, action) for critic in critics))
-                return Considered(jnp.ones_like(q)[..., None], log_prob[..., None], q[..., None])
+        return considered(networks.policy(seen, timestep.observation), critics, seen, key)
 
     @property
     def target_entropy(self) -> float:

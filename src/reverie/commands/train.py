@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import tyro
 
@@ -20,7 +20,7 @@ from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Interrupted
 from reverie.runs.mlflow import reported
 from reverie.settings.config import TrainConfig
-from reverie.settings.games import game_plan
+from reverie.settings.games import Player, game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
 from reverie.sweep.training import LIMITS, create, go_on, train_run, train_seeds
 from reverie.train.seeds import side_by_side
@@ -64,9 +64,11 @@ class Choice:
     """Show no progress."""
 
     def __post_init__(self):
-        if self.game is not None and (self.agent not in ("dreamer", "sac") or self.preset is not None):
+        if self.game is not None and (self.agent not in get_args(Player) or self.preset is not None):
             given = f"--preset {self.preset}" if self.preset else f"--agent {self.agent}"
-            raise ValueError(f"--game {self.game} has settings of its own, for dreamer and sac; {given} was given too")
+            raise ValueError(
+                f"--game {self.game} has settings of its own, for {', '.join(get_args(Player))}; {given} was given too"
+            )
 
     @property
     def plan(self) -> TrainConfig:
@@ -74,7 +76,7 @@ class Choice:
         if self.game is None:
             plan = preset(self.agent, self.preset or "cpu")
         else:
-            plan = game_plan(self.game, "sac" if self.agent == "sac" else "dreamer")
+            plan = game_plan(self.game, cast(Player, self.agent))
         plan = plan if self.file is None else self._changed(plan, self.file)
         plan = with_model(plan, self.model) if self.model else plan
         return with_optimiser(plan, self.optimiser) if self.optimiser else plan
@@ -126,6 +128,8 @@ class Train:
     Example: reverie train --game gym:CartPole-v1 --out runs/cartpole
 
     Example: reverie train --agent sac --game gym:Pendulum-v1 --steps 20000
+
+    Example: reverie train --agent pearl --game point_robot
 
     Example: reverie train --resume --out runs/first
 
@@ -189,7 +193,7 @@ def _check_step_size(config: TrainConfig, run: Path | None) -> None:
     optimiser = agent.algorithm.optimiser
     if not isinstance(optimiser, OptimiserConfig) or not optimiser.decay:
         return
-    updates, last = steps // agent.experience.env_steps, optimiser.warmup + optimiser.decay
+    updates, last = steps // agent.experience.env_steps * agent.experience.repeats, optimiser.warmup + optimiser.decay
     if updates > last:
         decay = f"--agent.optimiser.decay {updates - optimiser.warmup}"
         begin = "give" if run is None else f"begin another run with --start {run} and"

@@ -11,6 +11,7 @@ import jax
 
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.agents.ppo import PPO, PPOConfig
 from reverie.agents.sac import SAC, SACConfig
 from reverie.models.counts import CountsConfig
@@ -21,7 +22,7 @@ from reverie.train.collect import pool_size
 from reverie.train.trainers import WorldTrainer
 
 AGENTS: Mapping[type, Callable[..., Any]] = MappingProxyType(
-    {DreamerConfig: Dreamer, SACConfig: SAC, A2CConfig: A2C, PPOConfig: PPO}
+    {DreamerConfig: Dreamer, SACConfig: SAC, PEARLConfig: PEARL, A2CConfig: A2C, PPOConfig: PPO}
 )
 """Which agent a configuration describes; each is made of it and of the specs of observations and actions."""
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.pearl import PEARLConfig
 from reverie.agents.sac import SACConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
@@ -147,14 +148,52 @@ TASKS_SAC = replace(
 """SAC's, of games of many tasks: an update for every 16 steps."""
 
 
-def game_plan(game: str, agent: Literal["dreamer", "sac"] = "dreamer") -> TrainConfig:
+PEARL = PEARLConfig(
+    units=128, layers=2, encoder_units=128, encoder_layers=2, learning_rate=1e-3, recent=200, sees_next=True
+)
+PEARL_EXPERIENCE = OffPolicyConfig(batch=512, length=1, repeats=20, capacity=500_000, episodes=4)
+"""PEARL's, of games of many tasks, at a size for two cores; `pearl_plan` has as many streams as there are tasks."""
+
+Player = Literal["dreamer", "sac", "pearl"]
+"""Agents that games have settings for."""
+
+
+def pearl_plan(world: GameConfig) -> TrainConfig:
+    """PEARL's settings for a game of many tasks. For the point robot, where rewards alone differ, they are the authors'
+    but for the scale of rewards (theirs is 100, which as few updates as these never reach), and for as many episodes
+    with the prior when the agent is judged as in training: theirs are 2, which say too little of a point in the plane.
+
+    Raises:
+        ValueError: the game has one task.
+    """
+    if not world.tests:
+        raise ValueError(
+            f"pearl infers which task it plays, and {world.game} is one: point_robot has many, for example"
+        )
+    algorithm, experience = PEARL, PEARL_EXPERIENCE
+    streams = world.variants * -(-algorithm.tasks // world.variants)
+    experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / streams)
+    if world.game.startswith("point_robot"):
+        algorithm = replace(algorithm, reward_scale=20.0, prior_episodes=10, test_episodes=10, sees_next=False)
+        experience = replace(experience, episodes=20)
+    return TrainConfig(
+        agent=OffPolicyRun(algorithm=algorithm, experience=experience, chunk=25),
+        world=world,
+        loop=LoopConfig(steps=60_000, evaluate_every=10_000),
+        curve=CurveConfig(episodes=64, trial=1 + algorithm.test_episodes),
+    )
+
+
+def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     """The settings for a game or a world outside.
 
     Raises:
-        ValueError: there is no such game.
+        ValueError: there is no such game, or it is none for that agent.
     """
     world = GameConfig(game)
     many = bool(world.tests)
+    if agent == "pearl":
+        return pearl_plan(world)
     if agent == "sac":
         return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
     if world.is_outside or many:

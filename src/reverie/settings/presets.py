@@ -38,7 +38,7 @@ from reverie.nn.optimiser import OptimiserConfig
 from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.off_policy import OffPolicyConfig
 
-Algorithm = Literal["dreamer", "a2c", "ppo", "sac"]
+Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "pearl"]
 Preset = Literal["cpu", "hidden", "learned", "paper", "storm"]
 ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m", "storm"]
 OptimiserKind = Literal["single", "groups"]
@@ -231,8 +231,12 @@ def preset(algorithm: Algorithm, name: Preset) -> TrainConfig:
     """The settings of that name for an algorithm.
 
     Raises:
-        ValueError: the algorithm has no settings of that name.
+        ValueError: the algorithm has no settings of that name, or none at all for fleets.
     """
+    if algorithm not in PRESETS:
+        raise ValueError(
+            f"{algorithm} has no settings for fleets yet, only for games of many tasks, such as --game point_robot"
+        )
     named = PRESETS[algorithm]
     if name not in named:
         raise ValueError(f"{algorithm} has no preset {name!r}; it has {', '.join(named)}")

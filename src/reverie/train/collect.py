@@ -47,10 +47,14 @@ class Experience(NamedTuple):
     """Return of the episode that `timestep` closes; NaN where it closes none."""
 
 
-def open_streams(env: World, pool: Task, policy: Policy, batch: int, key: Key[Array, ""]) -> Collector:
-    """Open `batch` (B) streams. `pool`: tasks, leaves [K, ...]."""
+def open_streams(
+    env: World, pool: Task, policy: Policy, batch: int, key: Key[Array, ""], settled: bool = False
+) -> Collector:
+    """Open `batch` (B) streams. `pool`: tasks, leaves [K, ...]; `settled`, streams take turns at them, instead of
+    drawing one each."""
     key, task_key, reset_key = jax.random.split(key, 3)
-    task = jax.random.randint(task_key, (batch,), 0, pool_size(pool))
+    drawn = jax.random.randint(task_key, (batch,), 0, pool_size(pool))
+    task = jnp.arange(batch) % pool_size(pool) if settled else drawn
     opened = begin(env, policy, take(pool, task), reset_key)
     return Collector(
         task=task,
@@ -72,10 +76,12 @@ def collect(
     steps: int,
     episodes: int,
     keep: Callable[[PolicyState], PyTree] = lambda state: None,
+    settled: bool = False,
 ) -> tuple[Collector, Experience]:
     """Let the policy act for `steps` (T) steps in all streams.
 
-    Arguments: `episodes`, how many make a trial; `keep`, what to store of the policy's state at each step.
+    Arguments: `episodes`, how many make a trial; `keep`, what to store of the policy's state at each step; `settled`,
+    each stream plays its task for good, trial after trial.
     Returns the collector and the experience [T, B, ...].
     """
 
@@ -84,7 +90,7 @@ def collect(
         closes = c.timesteps.is_last
         ends_trial = closes & (c.episode == episodes - 1)
         drawn = jax.random.randint(task_key, c.task.shape, 0, pool_size(pool))
-        task = jnp.where(ends_trial, drawn, c.task)
+        task = c.task if settled else jnp.where(ends_trial, drawn, c.task)
         before = Play(c.states, c.timesteps, c.policy_state)
         after, action = advance(env, policy, take(pool, task), before, act_key, step_key)
         seen = Experience(

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from reverie.agents.core import OffPolicyAgent, Row
+from reverie.agents.core import Evidence, OffPolicyAgent, Row, Studied
 from reverie.envs.core import Task, World
 from reverie.ranges import Count, Positive, Weight, Whole, at_least, checked
 from reverie.train import replay as replays
 from reverie.train.collect import Collector, collect, finished_returns, open_streams, pool_size
-from reverie.train.replay import Replay
+from reverie.train.replay import Place, Replay
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class OffPolicyConfig:
     """Steps of a sequence (T)."""
     ratio: Positive = 32.0
     """Replayed steps for each step in the environment."""
+    repeats: Count = 1
+    """Updates for each stretch of new experience; with many streams a single one would be little for so much of it."""
     prefill: Whole = 0
     """Environment steps, over all streams, before the first update, where those of a first sequence are fewer."""
     by_task: bool = False
@@ -52,21 +54,21 @@ class OffPolicyConfig:
                 "OffPolicyConfig: capacity must hold a sequence of each stream and what is gathered before the first "
                 f"update (prefill), {self.first_steps}; got {self.capacity}"
             )
-        most = self.batch * self.length / self.streams
+        most = self.batch * self.length * self.repeats / self.streams
         if self.ratio > most:
             raise ValueError(
-                f"OffPolicyConfig: ratio must be at most batch * length / streams = {most}, got {self.ratio}: "
-                "each update needs at least one new step of each stream"
+                f"OffPolicyConfig: ratio must be at most batch * length * repeats / streams = {most}, "
+                f"got {self.ratio}: there is at least one new step of each stream before so many updates"
             )
 
     @property
     def steps(self) -> int:
-        """Steps that each stream takes for one update."""
-        return max(1, round(self.batch * self.length / (self.ratio * self.streams)))
+        """Steps that each stream takes before the next updates (`repeats`)."""
+        return max(1, round(self.batch * self.length * self.repeats / (self.ratio * self.streams)))
 
     @property
     def env_steps(self) -> int:
-        """Environment steps, over all streams, for one update."""
+        """Environment steps, over all streams, before the next updates."""
         return self.steps * self.streams
 
     @property
@@ -100,7 +102,8 @@ def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task,
     Arguments: `pool`, the tasks [K, ...] that trials are drawn from.
 
     Raises:
-        ValueError: replay has no room for a sequence of each stream and the rows that are lent before it.
+        ValueError: replay has no room for a sequence of each stream and the rows that are lent before it; or the agent
+            infers tasks, and there are not the streams and sequences that this takes.
     """
     steps = first_steps(agent, config)
     if config.capacity < steps:
@@ -108,9 +111,11 @@ def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task,
             f"OffPolicyConfig: capacity must be at least {steps}, got {config.capacity}: each of {config.streams} "
             f"streams keeps a sequence of {config.length} steps and {agent.context} rows that the agent is lent"
         )
+    if settled := agent.evidence is not None:
+        check_streams(agent.evidence, config, pool_size(pool))
     key, agent_key, world_key = jax.random.split(key, 3)
     learner = agent.init(agent_key)
-    collector = open_streams(env, pool, agent.policy(learner.networks), config.streams, world_key)
+    collector = open_streams(env, pool, agent.policy(learner.networks), config.streams, world_key, settled)
     collector, rows, _ = gather(agent, config, env, pool, learner, collector, steps // config.streams)
     ring = replays.empty(jax.tree.map(lambda leaf: leaf[0], rows), config.capacity // config.streams)
     return OffPolicy(learner, collector, replays.add(ring, rows), jnp.int32(0), key)
@@ -119,18 +124,62 @@ def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task,
 def update(
     agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task, state: OffPolicy
 ) -> tuple[OffPolicy, dict[str, Array]]:
-    """Some experience, and one update on what replay holds by then; also returns metrics."""
-    key, place_key, update_key = jax.random.split(state.key, 3)
+    """Some experience, and updates on what replay holds by then; also returns metrics."""
     collector, rows, scores = gather(agent, config, env, pool, state.learner, state.collector, config.steps)
-    replay = replays.add(state.replay, rows)
-    length = agent.context + config.length
-    newest, tasks = fresh(config, state.updates), pool_size(pool) if config.by_task else 0
-    place = replays.sample(replay, config.batch, length, newest, place_key, tasks, config.recency)
-    learner, kept, metrics = agent.update(state.learner, replays.read(replay, place), update_key)
+    state = state._replace(collector=collector, replay=replays.add(state.replay, rows))
+    learning = partial(learn, agent, config, pool_size(pool))
+    if config.repeats == 1:
+        state, metrics = learning(state)
+    else:
+        state, metrics = jax.lax.scan(lambda now, _: learning(now), state, None, length=config.repeats)
+        metrics = jax.tree.map(lambda each: each.mean(0), metrics)
+    return state, metrics | scores
+
+
+def learn(
+    agent: OffPolicyAgent, config: OffPolicyConfig, pool: int, state: OffPolicy
+) -> tuple[OffPolicy, dict[str, Array]]:
+    """One update on what replay holds of a pool of so many tasks; also returns metrics."""
+    key, place_key, update_key = jax.random.split(state.key, 3)
+    replay, length = state.replay, agent.context + config.length
+    if agent.evidence is None:
+        newest, tasks = fresh(config, state.updates), pool if config.by_task else 0
+        place = replays.sample(replay, config.batch, length, newest, place_key, tasks, config.recency)
+        rows = replays.read(replay, place)
+    else:
+        place, rows = study(agent.evidence, config, length, replay, place_key)
+    learner, kept, metrics = agent.update(state.learner, rows, update_key)
     if kept is not None:
-        learned = jax.tree.map(lambda x: x[:, agent.context :], place)  # all but the rows that were lent
+        learned = jax.tree.map(lambda x: x[..., agent.context :], place)  # all but the rows that were lent
         replay = replays.write(replay, learned, kept=kept)
-    return OffPolicy(learner, collector, replay, state.updates + 1, key), metrics | scores
+    return state._replace(learner=learner, replay=replay, updates=state.updates + 1, key=key), metrics
+
+
+def study(
+    asked: Evidence, config: OffPolicyConfig, length: int, replay: Replay, key: Key[Array, ""]
+) -> tuple[Place, Studied]:
+    """Some streams, each of which plays one task: sequences of all that is kept of it, and evidence, drawn apart."""
+    stream_key, place_key, evidence_key = jax.random.split(key, 3)
+    streams = jax.random.permutation(stream_key, config.streams)[: asked.tasks]
+    place = replays.sample_of(replay, streams, config.batch // asked.tasks, length, place_key)
+    serves = replay.rows.kept
+    among = replays.sample_of(replay, streams, asked.stretches, asked.length, evidence_key, serves, asked.recent)
+    return place, Studied(replays.read(replay, place), replays.read(replay, among))
+
+
+def check_streams(asked: Evidence, config: OffPolicyConfig, pool: int) -> None:
+    """Errors: ValueError where tasks cannot be inferred from what is gathered."""
+    if config.streams % pool:
+        raise ValueError(
+            f"streams must be a multiple of the number of tasks, {pool}, as each plays one of them for good; "
+            f"got {config.streams}"
+        )
+    if asked.tasks > config.streams:
+        raise ValueError(f"tasks of an update must be at most the streams, {config.streams}; got {asked.tasks}")
+    if config.batch % asked.tasks:
+        raise ValueError(f"batch must be a multiple of the tasks of an update, {asked.tasks}; got {config.batch}")
+    if asked.length > config.length + 1:
+        raise ValueError(f"stretches of evidence are {asked.length} rows, more than the sequences with their context")
 
 
 def gather(
@@ -145,7 +194,7 @@ def gather(
     """Experience of the present policy, as rows [T, B, ...] for replay."""
     networks = learner.networks
     policy, keep = agent.policy(networks), partial(agent.keep, networks)
-    collector, seen = collect(env, pool, policy, collector, steps, config.episodes, keep)
+    collector, seen = collect(env, pool, policy, collector, steps, config.episodes, keep, agent.evidence is not None)
     rows = Row(seen.timestep, seen.is_trial_first, seen.task, seen.action, seen.kept)
     return collector, rows, finished_returns(seen)
 

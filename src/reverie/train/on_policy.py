@@ -34,6 +34,8 @@ class OnPolicyConfig:
 
     outside: ClassVar[bool] = False
     """Whether worlds outside JAX can be learned from: their copies cannot be stepped in parts."""
+    repeats: ClassVar[int] = 1
+    """Updates for each rollout: it is learned from once."""
 
     def __post_init__(self):
         if self.streams % self.workers:

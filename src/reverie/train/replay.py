@@ -4,11 +4,12 @@ Any pytree of rows can be stored. Sequences may cross the borders of episodes (m
 place where the ring is being overwritten.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
 
 class Replay(NamedTuple):
@@ -24,8 +25,8 @@ class Replay(NamedTuple):
 class Place(NamedTuple):
     """Where sampled sequences lie in the ring, so that what is learned about them can be written back."""
 
-    time: Int[Array, "S L"]
-    stream: Int[Array, "S L"]
+    time: Int[Array, "*S L"]
+    stream: Int[Array, "*S L"]
 
 
 def empty(row: PyTree, capacity: int) -> Replay:
@@ -89,8 +90,39 @@ def sample(
     return Place(time, jnp.broadcast_to(stream[:, None], time.shape))
 
 
+def sample_of(
+    replay: Replay,
+    streams: Int[Array, " M"],
+    count: int,
+    length: int,
+    key: Key[Array, ""],
+    serves: Bool[Array, "C B"] | None = None,
+    recent: int = 0,
+) -> Place:
+    """Places [M, S, L] of `count` (S) stretches of `length` (L) steps of each of the given streams.
+
+    Arguments: `serves`, which rows a stretch may begin in, of which the newest `recent` do; all equally without. Where
+    none does, it is the oldest.
+    """
+    capacity, newest = jax.tree.leaves(replay.rows)[0].shape[0], replay.filled - length
+    oldest, shape = replay.position - replay.filled, (streams.shape[0], count)
+    if serves is None:
+        start = jax.random.randint(key, shape, 0, newest + 1)
+    else:
+        place = jnp.arange(capacity)  # from the oldest row on
+        may = serves[(oldest + place) % capacity][:, streams].T & (place <= newest)  # [M, C]
+        so_far = jnp.cumsum(may, 1)  # how many that may, up to each
+        found = so_far[:, -1:]
+        among = jnp.minimum(found, recent)
+        rank = found - 1 - (jax.random.uniform(key, shape) * among).astype(jnp.int32)  # [M, S], among those that may
+        start = jax.vmap(partial(jnp.searchsorted, side="right"))(so_far, jnp.minimum(rank, found - 1))
+        start = jnp.where(found > 0, start, 0)
+    time = (oldest + start[..., None] + jnp.arange(length)) % capacity
+    return Place(time, jnp.broadcast_to(streams[:, None, None], time.shape))
+
+
 def read(replay: Replay, place: Place) -> PyTree:
-    """The rows [S, L, ...] at a place."""
+    """The rows [*S, L, ...] at a place."""
     return jax.tree.map(lambda ring: ring[place.time, place.stream], replay.rows)
 
 
