@@ -1,6 +1,7 @@
 """The classical dispatch rules: choices computed by hand, ties, what holds for all of them, and what they learn."""
 
 from collections import deque
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverie.envs.core import TimeStep
+from reverie.envs.core import TimeStep, first
 from reverie.policies.adaptive import AdaptiveLeastConnections, LoadEstimates, ServerEstimates, ValueFunctionDispatch
 from reverie.policies.rules import (
     JoinShortestQueue,
@@ -23,7 +24,7 @@ from reverie.policies.rules import (
     WaitPlusService,
     rules,
 )
-from reverie.policies.views import pick
+from reverie.policies.views import Rule, pick
 
 KEY = jax.random.key(0)
 ACT = eqx.filter_jit(lambda rule, state, step, key: rule.act(state, step, key))
@@ -220,8 +221,8 @@ def test_fpi_follows_its_formula_with_the_load_it_was_given(power):
 def test_fpi_measures_the_load_of_the_episode_and_forgets_the_one_before():
     rng, rule = np.random.default_rng(2), ValueFunctionDispatch(load=0.5, prior_jobs=4.0)
     state = rule.initial_state(1)
-    for first in (True, False, False, True):
-        _, state = rule.act(state, full(np.zeros(10), PARK, 100.0, gap=1000.0, first=first), KEY)
+    for begins in (True, False, False, True):
+        _, state = rule.act(state, full(np.zeros(10), PARK, 100.0, gap=1000.0, first=begins), KEY)
     gaps, sizes = rng.exponential(1 / 5, 300), rng.exponential(1, 300)
     for k in range(300):
         work = rng.exponential(1, 10)
@@ -460,3 +461,20 @@ def test_a_rule_on_another_view_or_fleet_says_so(name):
     if rule.view == "counts":
         with pytest.raises(ValueError, match=r"5 speeds .* 3 servers"):
             choose(rule, counts(np.ones(3)))
+
+
+def test_a_rule_is_added_as_the_recipe_says():
+    """It holds on to its server for as long as that has one more, and then goes where fewest are."""
+    page = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    code = page.split("### Add a rule")[1].split("```python")[1].split("```")[0]
+    names: dict = {"__name__": "recipe"}
+    exec(compile(code, "how-it-works.md", "exec"), names)
+    rule = names["Hysteresis"](np.ones(3))
+    assert isinstance(rule, Rule)
+    state, chosen = rule.initial_state(1), []
+    for jobs in ([0, 0, 0], [1, 0, 0], [2, 0, 1], [1, 1, 1], [0, 2, 2]):
+        servers = jnp.asarray(jobs, jnp.float32)[None, :, None]
+        timestep = first({"servers": servers, "job": jnp.ones((1, 1)), "mask": jnp.ones((1, 3), bool)})
+        action, state = rule.act(state, timestep, KEY)
+        chosen.append(action.item())
+    assert chosen == [0, 0, 1, 1, 0]
