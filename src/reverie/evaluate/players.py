@@ -21,8 +21,7 @@ def game_of(run: RunFolder) -> GameConfig | None:
     described = run.config_json()
     if not isinstance(described, dict) or described.get("class") != TrainConfig.__name__:
         return None
-    world = run.config(TrainConfig).world
-    return world if isinstance(world, GameConfig) else None
+    return run.config(TrainConfig).game
 
 
 def evaluate_player(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool = False) -> list[Row]:

@@ -259,17 +259,26 @@ class TrainConfig:
         return self.label or self.agent.name
 
     @property
+    def game(self) -> GameConfig | None:
+        """The world, where it is a game."""
+        match self.world:
+            case GameConfig() as game:
+                return game
+            case WorldConfig():
+                return None
+
+    @property
     def fleet(self) -> WorldConfig:
         """The world, where it is one of fleets.
 
         Raises:
             ValueError: it is a game.
         """
-        if isinstance(self.world, GameConfig):
-            raise ValueError(
-                f"{self.name} is trained in the game {self.world.game}: it has never seen a fleet to dispatch to"
-            )
-        return self.world
+        match self.world:
+            case WorldConfig() as fleet:
+                return fleet
+            case GameConfig(game=name):
+                raise ValueError(f"{self.name} is trained in the game {name}: it has never seen a fleet to dispatch to")
 
 
 def stream_seed(seed: int, purpose: str) -> int:

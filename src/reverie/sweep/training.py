@@ -18,7 +18,7 @@ from reverie.runs.config_json import config_differences, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.loop import Outcome
-from reverie.settings.config import GameConfig, TrainConfig
+from reverie.settings.config import TrainConfig
 from reverie.train.seeds import SeedsTrainer
 from reverie.train.trainers import InWorld, WorldTrainer
 
@@ -91,8 +91,8 @@ def train_seeds(
 
 def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | ReturnCurve:
     """The learning curve of a configuration; what the rules achieve in a fleet is put down in the runs."""
-    if isinstance(config.world, GameConfig):
-        return return_curve(config.world, config.curve)
+    if config.game is not None:
+        return return_curve(config.game, config.curve)
     judged = learning_curve(config)
     write_curve_rules(judged, runs)
     return judged
