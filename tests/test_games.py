@@ -237,7 +237,7 @@ def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):
     assert cli.main(["report", str(player.path)]) == 0
     page = player.report.read_text()
     assert "memory_length/3" in page
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2  # one picture, drawn again for phones
     assert {"step", "evaluation/return"} <= player.metrics()[-1].keys()
 
 
