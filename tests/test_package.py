@@ -33,9 +33,9 @@ def test_the_readme_has_no_link_that_an_index_cannot_follow(readme, url):
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", shown)
     if url is None:
         assert pictures == []
-        assert "Brighter: a new job waits longer" not in shown  # of the picture that is not there
+        assert "The same jobs under the best rule" not in shown  # of the picture that is not there
     else:
-        assert pictures == [f"{url}/raw/main/docs/pictures/fleet.png"]
+        assert pictures == [f"{url}/raw/main/docs/pictures/fleet.gif"]
         for target in re.findall(re.escape(url) + r"/(?:blob|raw)/main/([^)#]+)", shown):
             assert (ROOT / target).exists(), target
     prose = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
