@@ -63,7 +63,7 @@ def test_a_fleet_file_says_when_speeds_change_and_who_is_there(fleet_file):
     ("name", "answer"),
     [
         ("leastconn", "is called jsq here"),
-        ("first", "is not here; with maxconn 1"),
+        ("first", "is called late-binding-fastest here"),
         ("least_time", "is called ewma here"),
     ],
 )
