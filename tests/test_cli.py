@@ -20,6 +20,7 @@ from reverie import cli
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
+from reverie.evaluate import suites
 from reverie.models.queue import QueueConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
@@ -190,6 +191,9 @@ def test_an_unknown_command_names_the_nearest(capsys):
         ("trace inspect conversation-like --plot picture.doc", "must end in .png"),
         ("trace inspcet conversation-like", "can only `inspect`"),
         ("doctor --folder nowhere", "nowhere is not a folder"),
+        ("train --suite floats", "unknown suite 'floats'; there are fleets, loads"),
+        ("train --suite loads --game maze", "--game maze was given too"),
+        ("train --suite loads --world.tasks x", "the suite loads has no task 'x'; it has load-0.5"),
     ],
 )
 def test_a_mistake_is_answered_in_plain_words(capsys, words, said):
@@ -386,6 +390,31 @@ def test_train_resume_compare_evaluate_and_report(capsys):
     errors = capsys.readouterr().err
     assert "give --gif too" in errors
     assert "jqs" in errors
+
+
+def test_a_suite_is_trained_judged_on_each_of_its_tasks_and_reported(capsys, monkeypatch):
+    monkeypatch.setattr(suites, "RIVALS", ("random", "least-work"))
+    episodes, words = ["--curve.episodes", "6", "--curve.jobs", "30"], ["--suite", "loads", "--out", "suite", "--quiet"]
+    some = ["--world.tasks", "load-0.5", "load-0.9", "--world.draws", "2", "--world.jobs", "20"]
+    cli.main(["train", *words, *some, *episodes, "--steps", "120"])
+    lines = RunFolder(Path("suite")).metrics()
+    assert {f"evaluation/score/load-{load}" for load in (0.5, 0.65, 0.8, 0.9)} <= lines[-1].keys()
+    both = [lines[-1][f"evaluation/score/load-{load}"] for load in (0.5, 0.9)]
+    assert lines[-1]["evaluation/score"] == pytest.approx(sum(both) / 2)
+    rows = answer(capsys, "evaluate", "suite", *EXAM)["rows"]
+    assert [(row["task"], row["learned"]) for row in rows] == [
+        ("load-0.5", True),
+        ("load-0.65", False),
+        ("load-0.8", False),
+        ("load-0.9", True),
+    ]
+    assert [row["task"] for row in read_csv(Path("suite/tables/scores.csv"))] == [row["task"] for row in rows]
+    cli.main(["report", "suite"])
+    page = Path("suite/report.html").read_text()
+    assert page.count("(new)") >= 2
+    assert "Mean score" in page
+    assert "learned the suite loads" in fails(capsys, "evaluate", "suite", "--load", "0.5")
+    assert "is trained in the suite loads" in fails(capsys, "compare", "--run", "suite")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from diagnostic import HiddenArm
 
 from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.heads import Critics, critic_for
 from reverie.envs.core import ArraySpec, Suite, suite
 from reverie.models.build import build_model
 from reverie.models.core import Sequence
@@ -115,6 +116,24 @@ def test_tasks_feel_their_own_module_and_experts_alone():
         modules = np.asarray([jnp.abs(x).sum() > 0 for x in gradient.heads.rew.output.weight])
         assert np.flatnonzero(modules).tolist() == [task % 2]
         assert all(jnp.abs(x).sum() > 0 for x in jax.tree.leaves(gradient.router)), "the router learns nothing"
+
+
+def test_each_cluster_has_a_critic_of_its_own():
+    """Two of them, which know nothing of each other's tasks; with one module there is one critic, which is no list."""
+    model = mixture()
+    size = model.features(model.initial(1)).context.shape[-1]
+    critics = critic_for(model.critics, size, 0, 8, 1, key=KEY)
+    assert isinstance(critics, Critics)
+    assert critic_for(mixture(dataclasses.replace(MANY, modules=1)).critics, size, 0, 8, 1, key=KEY).shared is None
+    start = model.initial(2)
+
+    def worth(critics, task):
+        features = model.features(start._replace(task=jnp.array([task, task])))
+        return (critics(features, jnp.zeros((2, 0))).logits * jnp.arange(255)).sum()
+
+    for task in range(K):
+        felt = eqx.filter_grad(worth)(critics, task).stacked.head.output.weight
+        assert np.flatnonzero(jnp.abs(felt).sum((1, 2)) > 0).tolist() == [task % 2]
 
 
 def test_tasks_side_by_side_are_what_they_are_alone():

@@ -21,7 +21,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from reverie.agents.core import Row
-from reverie.agents.heads import Actor, Critic
+from reverie.agents.heads import Actor, Critic, Critics, critic_for
 from reverie.agents.optimisers import GroupsConfig, optimiser
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.build import ModelConfig, build_model
@@ -70,7 +70,8 @@ class DreamerConfig:
     scale_rate: Share = 0.01
     """Rate at which the 5th and 95th percentile of returns are followed."""
     scales: Count = 1
-    """Scales of returns that follow them: one for all tasks, or one for each task of the pool that is trained on."""
+    """Scales of returns that follow them: one for all tasks, or one for each task of the suite, or of the pool, that is
+    trained on."""
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
 
@@ -92,14 +93,14 @@ class Networks(eqx.Module):
     model: WorldModel
     memory: GRU | None
     actor: Actor
-    critic: Critic
+    critic: Critic | Critics
 
 
 class Learner(NamedTuple):
     """All that training changes."""
 
     networks: Networks
-    slow_critic: Critic
+    slow_critic: Critic | Critics
     optimiser: optax.OptState
     low: Float[Array, " K"]
     """Running 5th percentile of returns, of all tasks or of each."""
@@ -178,7 +179,7 @@ class Dreamer:
         rows = 0 if features.servers is None else features.servers.shape[-1]  # an action has an entry for each
         memory = GRU(context + (rows or actions) + 2, c.memory, key=memory_key) if c.memory else None
         actor = Actor(self.action_spec, context + c.memory, rows, c.units, c.layers, c.unimix, key=actor_key)
-        critic = Critic(context + c.memory, rows, c.units, c.layers, key=critic_key)
+        critic = critic_for(model.critics, context + c.memory, rows, c.units, c.layers, key=critic_key)
         networks = Networks(model, memory, actor, critic)
         zero = jnp.zeros((c.scales,))
         slow_critic = jax.tree.map(jnp.copy, critic)  # its own buffers, so that training may donate them
@@ -266,7 +267,8 @@ class Dreamer:
         worth = stop_gradient(value.mean())
         returns = lambda_returns(dreams.reward[1:], dreams.continues[1:], worth, c.discount_lambda)  # [H, n]
         weight = jnp.cumprod(dreams.continues, 0)[:-1]  # [H, n] how likely the dream has got so far, discounted
-        scale = flat(batch.sequence.task)[family] if c.scales > 1 else jnp.zeros(family.shape, jnp.int32)  # [n]
+        task = sequence.observation.get("task", sequence.task)  # of a suite, or of the pool
+        scale = flat(task)[family] if c.scales > 1 else jnp.zeros(family.shape, jnp.int32)  # [n]
         low, high = percentiles(returns, scale, c.scales)
         learner = learner._replace(
             low=learner.low + c.scale_rate * jnp.where(jnp.isnan(low), 0.0, low - learner.low),

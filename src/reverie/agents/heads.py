@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 from reverie.envs.core import ActionSpec, Continuous, Discrete
 from reverie.models.core import Features
 from reverie.nn.distributions import BoundedNormal, Categorical, TwoHot
+from reverie.nn.grouped import each, stacked
 from reverie.nn.layers import MLP, Head, Linear, RMSNorm, masked_pool
 
 
@@ -116,6 +117,27 @@ class Critic(eqx.Module):
         return TwoHot(self.head(context))
 
 
+class Critics(eqx.Module):
+    """Several critics; the features say which of them judges a state."""
+
+    stacked: Critic
+
+    def __call__(self, features: Features, memory: Float[Array, "*B M"]) -> TwoHot:
+        assert features.critic is not None, "the model said which when these critics were made"
+        return each(Critic.__call__, self.stacked, features.critic, features._replace(critic=None), memory)
+
+
+def critic_for(
+    count: int, context: int, rows: int, units: int, layers: int, *, key: Key[Array, ""]
+) -> Critic | Critics:
+    """One critic, or so many."""
+
+    def critic(key: Key[Array, ""]) -> Critic:
+        return Critic(context, rows, units, layers, key=key)
+
+    return critic(key) if count == 1 else Critics(stacked(critic, count, key))
+
+
 class Tower(eqx.Module):
     """Hidden layers with tanh and a linear output, [*B, D] -> [*B, O]: the textbook network for A2C and PPO."""
 
@@ -171,7 +193,7 @@ class SetTower(eqx.Module):
             self.output = Head(context, outputs, units, layers, scale=scale, key=output_key)
 
     def __call__(self, features: Features) -> Float[Array, "..."]:
-        context, rows, mask = features
+        context, rows, mask, _ = features
         assert rows is not None
         assert mask is not None
         context = jnp.concatenate([context, masked_pool(self.summary(rows, context), mask)], -1)

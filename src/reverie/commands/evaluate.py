@@ -11,8 +11,10 @@ from reverie.evaluate.examination import Exam
 from reverie.evaluate.players import evaluate_player, game_of
 from reverie.evaluate.results import Examination, examine_agent
 from reverie.evaluate.statistics import verdict
+from reverie.evaluate.suites import evaluate_suite, suite_of
 from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.run_page import brief, returns_table
+from reverie.report.suite_page import scores_table
 from reverie.report.tables import rich_table
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig
@@ -22,8 +24,8 @@ from reverie.settings.config import TrainConfig
 class Evaluate:
     """Examine the agent of a run, as its newest checkpoint has it, beside all rules: standard trials at three loads,
     adaptive trials whose load changes at unknown moments, and windows of a trace. The servers and jobs are those of its
-    training, where it had its own, unless others are given. The tables go into the run. An agent
-    that learned a game plays episodes of it, as many as --episodes says.
+    training, where it had its own, unless others are given. The tables go into the run. An agent that learned a game
+    plays episodes of it, as many as --episodes says; one that learned a suite of fleets plays each of its tasks.
 
     Example: reverie evaluate runs/first
     """
@@ -55,6 +57,18 @@ def main(arguments: Sequence[str]) -> None:
             print_json({"run": str(asked.run), "rows": rows})
         else:
             print_table(rich_table(returns_table(rows)))
+        return
+    if run is not None and (suite := suite_of(run)) is not None:
+        if asked.examination != Examination(exam=asked.examination.exam):
+            raise ValueError(
+                f"{asked.run} learned the suite {suite.suite}: --episodes, --jobs and --seed are all that can be said "
+                "of how its tasks are played"
+            )
+        rows = evaluate_suite(run, suite, asked.examination.exam)
+        if asked.output == "json":
+            print_json({"run": str(asked.run), "rows": rows})
+        else:
+            print_table(rich_table(scores_table(rows)))
         return
     tables = asked.run.with_suffix(".tables") if run is None else run.tables
     examination = asked.examination

@@ -9,9 +9,11 @@ import tyro
 from reverie.evaluate.agents import training_runs
 from reverie.evaluate.players import evaluate_player, game_of, was_evaluated
 from reverie.evaluate.results import Examination, Results, examine_agent
+from reverie.evaluate.suites import evaluate_suite, suite_of, was_scored
 from reverie.report.film import best_of, write_film
 from reverie.report.output import say
 from reverie.report.run_page import write_player_report, write_report
+from reverie.report.suite_page import write_suite_report
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig
 
@@ -53,6 +55,14 @@ def main(arguments: Sequence[str]) -> None:
             exam = Examination().exam
             evaluate_player(run, game, exam.episodes, exam.seed, asked.trust)
         write_player_report(run)
+        say(f"written: {run.report}")
+        return
+    if (suite := suite_of(run)) is not None:
+        if asked.gif:
+            raise ValueError(f"{run.path} learned the suite {suite.suite}: a GIF shows a fleet of one kind")
+        if not was_scored(run):
+            evaluate_suite(run, suite, Examination().exam)
+        write_suite_report(run, suite)
         say(f"written: {run.report}")
         return
     trained = training_runs(run)

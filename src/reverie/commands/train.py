@@ -22,6 +22,7 @@ from reverie.runs.mlflow import reported
 from reverie.settings.config import TrainConfig
 from reverie.settings.games import Player, game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
+from reverie.settings.suites import suite_plan
 from reverie.sweep.training import LIMITS, create, go_on, train_run, train_seeds
 from reverie.train.seeds import side_by_side
 
@@ -38,10 +39,13 @@ class Choice:
     game: str | None = None
     """A game instead of a fleet, with settings of its own: one of memory such as repeat_previous/hard, or a world
     outside such as gym:CartPole-v1 or dmc:walker_walk. A wrong name is answered by those there are."""
+    suite: str | None = None
+    """A suite of unlike fleets instead of one family, to learn all at once: `fleets` (16 tasks) or `loads` (4). The
+    agent is that of the preset `cpu` unless --model is given."""
     model: ModelKind | None = None
     """Dreamer's kind of world model, instead of the preset's: `queue` and `counts` know what a queue is, `set_rssm`
     learns servers as a set; `rssm` (DreamerV3's), `s3m` (R2I's, with a long memory) and `storm` (a Transformer) read
-    anything."""
+    anything. In a suite, `mixture` has parts for each task, and `shared` is one for all that is told the task."""
     optimiser: OptimiserKind | None = None
     """Dreamer's kind of optimiser at its published values, instead of the preset's: `single` is DreamerV3's, for all
     networks at once; `groups` is R2I's, Adam with a learning rate and a clip of its own for each part."""
@@ -69,22 +73,35 @@ class Choice:
             raise ValueError(
                 f"--game {self.game} has settings of its own, for {', '.join(get_args(Player))}; {given} was given too"
             )
+        if self.suite is not None:
+            others = {
+                "agent": self.agent if self.agent != "dreamer" else None,
+                "preset": self.preset,
+                "game": self.game,
+            }
+            for name, value in others.items():
+                if value is not None:
+                    raise ValueError(
+                        f"--suite {self.suite} has settings of its own, for dreamer; --{name} {value} was given too"
+                    )
 
     @property
     def plan(self) -> TrainConfig:
         """The settings to begin with."""
-        if self.game is None:
+        if self.suite is not None:
+            plan = suite_plan(self.suite, self.model or "queue")
+        elif self.game is None:
             plan = preset(self.agent, self.preset or "cpu")
         else:
             plan = game_plan(self.game, cast(Player, self.agent))
         plan = plan if self.file is None else self._changed(plan, self.file)
-        plan = with_model(plan, self.model) if self.model else plan
+        plan = with_model(plan, self.model) if self.model and self.suite is None else plan
         return with_optimiser(plan, self.optimiser) if self.optimiser else plan
 
     def _changed(self, plan: TrainConfig, path: Path) -> TrainConfig:
         """The plan with what stands in a file; with all of it, if that is a whole configuration."""
         changes = read_settings(path)
-        for name, value in (("preset", self.preset), ("game", self.game)):
+        for name, value in (("preset", self.preset), ("game", self.game), ("suite", self.suite)):
             if value is not None and "class" in changes:
                 raise ValueError(f"{path} is a whole configuration, of which --{name} {value} would leave nothing")
         try:
@@ -131,6 +148,10 @@ class Train:
 
     Example: reverie train --agent pearl --game point_robot
 
+    Example: reverie train --suite fleets --out runs/fleets
+
+    Example: reverie train --suite fleets --model mixture --world.tasks equal/steady two-speeds/steady
+
     Example: reverie train --resume --out runs/first
 
     Example: reverie train --agent a2c --seeds 5 --out runs/a2c
@@ -147,7 +168,7 @@ def parse(arguments: Sequence[str]) -> Train:
     if choice.resume:
         if choice.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
-        for name in ("preset", "model", "optimiser", "game", "file"):
+        for name in ("preset", "model", "optimiser", "game", "suite", "file"):
             if (value := getattr(choice, name)) is not None:
                 option = "config" if name == "file" else name
                 raise ValueError(f"--{option} {value} is for a new run; one that goes on keeps what it began with")

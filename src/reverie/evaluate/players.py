@@ -18,10 +18,15 @@ RETURNS = "returns.csv"
 
 def game_of(run: RunFolder) -> GameConfig | None:
     """The game that a run trains in; None where it trains in a fleet, or is no training run."""
+    return None if (config := training_of(run)) is None else config.game
+
+
+def training_of(run: RunFolder) -> TrainConfig | None:
+    """The configuration of a training run; None where it is none, such as that of a verdict."""
     described = run.config_json()
     if not isinstance(described, dict) or described.get("class") != TrainConfig.__name__:
         return None
-    return run.config(TrainConfig).game
+    return run.config(TrainConfig)
 
 
 def evaluate_player(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool = False) -> list[Row]:

@@ -26,6 +26,8 @@ class Features(NamedTuple):
     servers: Float[Array, "*B N G"] | None = None
     mask: Bool[Array, "*B N"] | None = None
     """Which rows are servers (the others are padding). Given together with `servers`."""
+    critic: Int[Array, "*B"] | None = None
+    """Which critic judges the state, where the model asks for several (`critics`)."""
 
 
 class Sequence(NamedTuple):
@@ -72,6 +74,11 @@ class WorldModel(eqx.Module):
     def discount(self) -> float:
         """The discount per step, which `continues` contains."""
         return 1 - 1 / self.config.horizon
+
+    @property
+    def critics(self) -> int:
+        """How many critics its states are judged by; `features` says which."""
+        return 1
 
     @property
     def context(self) -> int:

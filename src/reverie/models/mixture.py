@@ -184,6 +184,10 @@ class Mixture(WorldModel):
         return self.config.context
 
     @property
+    def critics(self) -> int:
+        return self.config.modules
+
+    @property
     def clusters(self) -> Int[Array, " K"]:
         """The module of each task."""
         c = self.config
@@ -216,8 +220,9 @@ class Mixture(WorldModel):
         return MixtureState(task, StormState(deter[:, 0], stoch, foretold, slide(storm.past, past)))
 
     def features(self, state: MixtureState) -> Features:
-        """h, the z that the policy sees, and the task's embedding, side by side."""
-        return Features(self._told(jnp.concatenate([state.storm.deter, flat(seen(state.storm))], -1), state.task))
+        """h, the z that the policy sees, and the task's embedding, side by side; the critic is the cluster's."""
+        context = self._told(jnp.concatenate([state.storm.deter, flat(seen(state.storm))], -1), state.task)
+        return Features(context, critic=self.clusters[state.task] if self.critics > 1 else None)
 
     def reward(self, state: MixtureState) -> Float[Array, "*B"]:
         return TwoHot(self._head("rew", state)).mean()

@@ -54,7 +54,7 @@ def each(call: Callable[..., Any], modules: eqx.Module, index: Int[Array, "*B"],
     plan = groups(index.reshape(-1), count)
 
     def lay(x: Array) -> Array:
-        x = x.reshape(-1, *x.shape[len(axes) :])
+        x = x.reshape(index.size, *x.shape[len(axes) :])
         return jnp.concatenate([x, jnp.zeros_like(x[:1])])[plan.source]
 
     def run(arrays: PyTree[Array], *rows: PyTree[Array]) -> PyTree[Array]:

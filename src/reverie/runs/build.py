@@ -14,10 +14,11 @@ from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.agents.ppo import PPO, PPOConfig
 from reverie.agents.sac import SAC, SACConfig
+from reverie.envs.core import Task
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import GameConfig, TrainConfig, WorldConfig, stream_seed
+from reverie.settings.config import GameConfig, SuiteConfig, TrainConfig, WorldConfig, stream_seed
 from reverie.train.collect import pool_size
 from reverie.train.trainers import WorldTrainer
 
@@ -69,6 +70,8 @@ def build(config: TrainConfig) -> WorldTrainer:
     match world:
         case WorldConfig():
             env, pool = world.open(stream_seed(config.seed, "training tasks"))
+        case SuiteConfig():
+            env, pool = world.open(world.draws, stream_seed(config.seed, "training tasks"), world.learned)
         case GameConfig():
             if module_of(config) is not None and (here := os.getcwd()) not in sys.path:
                 sys.path.append(here)  # whoever names a module means one here, if there is no other of that name
@@ -82,16 +85,30 @@ def build(config: TrainConfig) -> WorldTrainer:
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
     jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
     match run.algorithm, world:
-        case DreamerConfig(model=QueueConfig(rewards="response")), WorldConfig(reward=reward) if reward != "admission":
+        case (
+            DreamerConfig(model=QueueConfig(rewards="response")),
+            WorldConfig(reward=reward) | SuiteConfig(reward=reward),
+        ) if reward != "admission":
             raise ValueError(
                 f"the queue model takes rewards for response times, and reward is {reward!r}: "
                 "give the model rewards `any` (--agent.model.rewards any), or the world reward `admission`"
             )
-        case DreamerConfig(model=CountsConfig()), WorldConfig(reward=reward) if reward != "elapsed":
+        case (
+            DreamerConfig(model=CountsConfig()),
+            WorldConfig(reward=reward) | SuiteConfig(reward=reward),
+        ) if reward != "elapsed":
             raise ValueError(
                 f"the counts model takes rewards for time in the system, and reward is {reward!r}: "
                 "give the world reward `elapsed`"
             )
-        case DreamerConfig(scales=scales), _ if scales not in (1, pool_size(pool)):
-            raise ValueError(f"scales must be 1 or the number of tasks, {pool_size(pool)}; got {scales}")
+        case DreamerConfig(scales=scales), _ if scales not in (1, several := _several(world, pool)):
+            raise ValueError(f"scales must be 1 or the number of tasks, {several}; got {scales}")
     return trainer
+
+
+def _several(world: WorldConfig | GameConfig | SuiteConfig, pool: Task) -> int:
+    """How many tasks have returns of their own scale: those of a suite, however often each is drawn."""
+    match world:
+        case SuiteConfig(names=names):
+            return len(names)
+    return pool_size(pool)

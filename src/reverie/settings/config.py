@@ -8,7 +8,7 @@ import re
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +20,14 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.agents.sac import SACConfig
-from reverie.envs.core import World
+from reverie.envs.core import Numbered, Suite, World
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
 from reverie.envs.fleet.families import Load, draw_tasks
 from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.formats.reading import AS_IT_IS, Reading
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
+from reverie.envs.fleet.suites import find_suite, fleet_suite
 from reverie.envs.games import find_game
 from reverie.envs.outside import LIMIT, open_outside
 from reverie.ranges import Count, PositiveOrNone, Seed, Weight, above, at_least, between, checked
@@ -196,6 +197,42 @@ class GameConfig:
 
 @dataclass(frozen=True)
 @checked
+class SuiteConfig:
+    """Unlike fleets that one agent learns all at once, each of which has a name (`envs/fleet/suites.py`)."""
+
+    suite: str = "fleets"
+    """Its name: `fleets`, 16 tasks of unlike fleets and traffic, or `loads`, one fleet at four loads."""
+    tasks: tuple[str, ...] = ()
+    """The tasks to train on, all unless given. The agent is judged on the others too, as tasks that are new to it."""
+    draws: Annotated[int, *at_least(1, 100_000, "all are drawn before training and held in RAM")] = 4
+    """How often each task is drawn, where its traffic is: trials take turns at them."""
+    jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in RAM")] = 250
+    """Length of an episode in jobs."""
+    view: View = "full"
+    """What the agent sees of the fleet."""
+    reward: Literal["elapsed", "admission"] = "admission"
+    """When response times are credited."""
+
+    def __post_init__(self):
+        find_suite(self.suite, self.tasks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all tasks of the suite, by number."""
+        return tuple(find_suite(self.suite))
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Of those to train on."""
+        return tuple(find_suite(self.suite, self.tasks))
+
+    def open(self, draws: int, seed: int, only: tuple[str, ...] = ()) -> tuple[Suite, Numbered]:
+        """The world, and so many draws of all tasks or of those named."""
+        return fleet_suite(self.jobs, self.view, draws, seed, name=self.suite, only=only, reward=self.reward)
+
+
+@dataclass(frozen=True)
+@checked
 class CurveConfig:
     """The learning curve: the agent, taking its likeliest action, plays the same few episodes again and again."""
 
@@ -235,7 +272,7 @@ class TrainConfig:
 
     agent: OffPolicyRun | OnPolicyRun
     """The algorithm."""
-    world: WorldConfig | GameConfig = field(default_factory=WorldConfig)
+    world: WorldConfig | GameConfig | SuiteConfig = field(default_factory=WorldConfig)
     """What it is trained in."""
     loop: Annotated[LoopConfig, arg(name="")] = field(default_factory=LoopConfig)
     """When it stops, is evaluated and saved."""
@@ -264,7 +301,16 @@ class TrainConfig:
         match self.world:
             case GameConfig() as game:
                 return game
-            case WorldConfig():
+            case WorldConfig() | SuiteConfig():
+                return None
+
+    @property
+    def suite(self) -> SuiteConfig | None:
+        """The world, where it is a suite of fleets."""
+        match self.world:
+            case SuiteConfig() as suite:
+                return suite
+            case WorldConfig() | GameConfig():
                 return None
 
     @property
@@ -272,13 +318,18 @@ class TrainConfig:
         """The world, where it is one of fleets.
 
         Raises:
-            ValueError: it is a game.
+            ValueError: it is a game or a suite.
         """
         match self.world:
             case WorldConfig() as fleet:
                 return fleet
             case GameConfig(game=name):
                 raise ValueError(f"{self.name} is trained in the game {name}: it has never seen a fleet to dispatch to")
+            case SuiteConfig(suite=name):
+                raise ValueError(
+                    f"{self.name} is trained in the suite {name}, whose tasks it tells apart by their number: "
+                    "`reverie evaluate` and `reverie report` judge it on each of them"
+                )
 
 
 def stream_seed(seed: int, purpose: str) -> int:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
@@ -29,6 +29,7 @@ from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.models import rssm
 from reverie.models.build import ModelConfig
 from reverie.models.counts import CountsConfig
+from reverie.models.mixture import MixtureConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
@@ -40,8 +41,12 @@ from reverie.train.off_policy import OffPolicyConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "pearl"]
 Preset = Literal["cpu", "hidden", "learned", "paper", "storm"]
-ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m", "storm"]
+ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m", "storm", "mixture", "shared"]
 OptimiserKind = Literal["single", "groups"]
+
+_SMALL_STORM: Mapping[str, Any] = MappingProxyType(
+    {"units": 64, "deter": 128, "heads": 4, "dropout": 0.0, "stoch": 8, "classes": 8, "horizon": 333.0}
+)
 
 MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
     {
@@ -61,10 +66,15 @@ MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
             continue_layers=1,
             servers="set",
         ),
-        "storm": StormConfig(units=64, deter=128, heads=4, dropout=0.0, stoch=8, classes=8, horizon=333.0),
+        "storm": StormConfig(**_SMALL_STORM),
+        "mixture": MixtureConfig(
+            **_SMALL_STORM, layers=1, trunk=1, modules=4, experts=8, active=2, embedding=16, settle=2_000
+        ),
+        "shared": MixtureConfig(**_SMALL_STORM, trunk=0, embedding=16),
     }
 )
-"""World models of each kind, of a size for two cores. The last three read anything."""
+"""World models of each kind, of a size for two cores. All but the first three read anything; the last two are STORM's
+for suites of tasks: with parts for each, and one for all that is told which task it is."""
 
 _CPU_WORLD = WorldConfig(family="calm", jobs=250)  # without giants, less of what happens is luck
 _CPU_LOOP = LoopConfig(steps=160_000, evaluate_every=20_000)

@@ -10,6 +10,7 @@ import numpy as np
 
 from reverie.evaluate.curve import LearningCurve, learning_curve, write_curve_rules
 from reverie.evaluate.returns import ReturnCurve, return_curve
+from reverie.evaluate.suites import SuiteCurve, suite_curve
 from reverie.files import locked, write_text
 from reverie.policies.core import Policy
 from reverie.runs import checkpoint, loop
@@ -22,10 +23,14 @@ from reverie.settings.config import TrainConfig
 from reverie.train.seeds import SeedsTrainer
 from reverie.train.trainers import InWorld, WorldTrainer
 
+type _Curve = LearningCurve | ReturnCurve | SuiteCurve
+
 _SHOWN = (
     "episode/return",
     "evaluation/ratio",
     "evaluation/return",
+    "evaluation/score",
+    "evaluation/score_new",
     "model/reward",
     "actor/loss",
     "actor/entropy",
@@ -45,7 +50,7 @@ def train_run(
     is called with the step and all that is logged."""
 
     @cache
-    def curve() -> LearningCurve | ReturnCurve:  # only where there is something to train: the rules take some seconds
+    def curve() -> _Curve:  # only where there is something to train: the rules take some seconds
         return _judge(config, [run])
 
     def evaluate(policy: Policy) -> dict[str, float]:
@@ -76,7 +81,7 @@ def train_seeds(
     """`train_run` for several seeds at once. `configs` differ in their seed alone; `trainer` is made of all of them."""
 
     @cache
-    def curve() -> LearningCurve | ReturnCurve:  # its episodes are the same for all seeds
+    def curve() -> _Curve:  # its episodes are the same for all seeds
         return _judge(configs[0], runs.runs)
 
     def evaluate(policies: tuple[Policy, ...]) -> dict[str, np.ndarray]:
@@ -89,10 +94,12 @@ def train_seeds(
     return loop.train(trainer, limits, runs, command, seeds, evaluate, title=title, shown=_SHOWN, quiet=quiet)
 
 
-def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> LearningCurve | ReturnCurve:
+def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> _Curve:
     """The learning curve of a configuration; what the rules achieve in a fleet is put down in the runs."""
     if config.game is not None:
         return return_curve(config.game, config.curve)
+    if config.suite is not None:
+        return suite_curve(config, config.suite)
     judged = learning_curve(config)
     write_curve_rules(judged, runs)
     return judged

@@ -1,19 +1,21 @@
-"""A suite of fleets: four kinds of fleet, each of another size, under four kinds of traffic, to learn all at once.
+"""Suites of fleets, to learn all at once: the world, and its tasks by name.
 
-What is common to them, and what is not, is known by construction: tasks of one row share their fleet, tasks of one
-column their traffic. All are at one load, where the mean response times of rules are of one order. The numbers are our
+In `fleets` four kinds of fleet, each of another size, meet four kinds of traffic. What is common to them, and what is
+not, is known by construction: tasks of one row share their fleet, tasks of one column their traffic. All are at one
+load, where the mean response times of rules are of one order. In `loads` one fleet has four loads. The numbers are our
 choice; units are those of Park (`families.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+import jax
 import numpy as np
 
-from reverie.envs.core import Numbered, Suite, suite
+from reverie.envs.core import Numbered, Suite, TaskFamily, suite
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, Task, View, constant_speeds, fleet_task, stack_fleets
+from reverie.envs.fleet.env import FleetEnv, Reward, Task, View, constant_speeds, fleet_task, stack_fleets
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, calm_sizes, park_sizes
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.workload import Workload
@@ -71,13 +73,59 @@ TRAFFIC: Mapping[str, Callable[[float, np.random.Generator], Workload]] = Mappin
 """Poisson arrivals of sizes with squared CV 1, or of Park's; bursts; a day whose load swings by half."""
 
 
-def fleet_suite(jobs: int, view: View, draws: int = 1, load: float = 0.8, seed: int = 0) -> tuple[Suite, Numbered]:
-    """The world, and its tasks: `draws` of each of the 16, which differ where the traffic is drawn."""
-    named: dict[str, list[Task]] = {}
-    for fleet, speeds in FLEETS.items():
-        for traffic, arrivals in TRAFFIC.items():
-            rngs = [np.random.default_rng((seed, len(named), i)) for i in range(draws)]
-            interval = PARK_MEAN_SIZE / (load * WORK)
-            named[f"{fleet}/{traffic}"] = [fleet_task(speeds(), arrivals(interval, rng)) for rng in rngs]
-    tasks = suite(named, stack_fleets)
-    return Suite(FleetEnv(tasks.task.mask.shape[-1], jobs, view), tuple(named)), tasks
+def _task(fleet: str, traffic: str, load: float) -> TaskFamily:
+    def draw(rng: np.random.Generator) -> Task:
+        return fleet_task(FLEETS[fleet](), TRAFFIC[traffic](PARK_MEAN_SIZE / (load * WORK), rng))
+
+    return draw
+
+
+SUITES: Mapping[str, Mapping[str, TaskFamily]] = MappingProxyType(
+    {
+        "fleets": {f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet in FLEETS for traffic in TRAFFIC},
+        "loads": {f"load-{load}": _task("two-speeds", "steady", load) for load in (0.5, 0.65, 0.8, 0.9)},
+    }
+)
+"""By name; each has its tasks by name."""
+
+
+def find_suite(name: str, only: Sequence[str] = ()) -> Mapping[str, TaskFamily]:
+    """The tasks of a suite, all or those named, in its order.
+
+    Raises:
+        ValueError: there is no such suite, or no such task in it.
+    """
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}; there are {', '.join(SUITES)}")
+    tasks = SUITES[name]
+    for task in only:
+        if task not in tasks:
+            raise ValueError(f"the suite {name} has no task {task!r}; it has {', '.join(tasks)}")
+    return {task: draw for task, draw in tasks.items() if not only or task in only}
+
+
+def fleet_suite(
+    jobs: int,
+    view: View,
+    draws: int = 1,
+    seed: int = 0,
+    *,
+    name: str = "fleets",
+    only: Sequence[str] = (),
+    reward: Reward = "admission",
+) -> tuple[Suite, Numbered]:
+    """The world of a suite, and `draws` of each of its tasks, or of those named `only`, which differ where the traffic
+    is drawn. Whichever are drawn, fleets have the rows, and tasks the numbers, that they have in the whole suite.
+
+    Raises:
+        ValueError: as `find_suite`.
+    """
+    wanted, names = find_suite(name, only), tuple(find_suite(name))
+    drawn = {
+        task: [draw(np.random.default_rng((seed, number, i))) for i in range(draws if task in wanted else 1)]
+        for number, (task, draw) in enumerate(find_suite(name).items())
+    }
+    tasks = suite(drawn, stack_fleets)  # all, so that padding is that of the whole suite
+    kept = np.flatnonzero(np.isin(np.asarray(tasks.index), [names.index(task) for task in wanted]))
+    tasks = jax.tree.map(lambda leaf: leaf[kept], tasks)
+    return Suite(FleetEnv(tasks.task.mask.shape[-1], jobs, view, reward), names), tasks

@@ -1,0 +1,185 @@
+"""Agents that learn a suite of fleets, judged on each of its tasks beside the rules, in training and after it.
+
+The score of a task is (random - agent) / (random - best rule), of mean response times on the same jobs: 0 is to choose
+at random, 1 the strongest rule. Where random choice overloads a server it is close to 1 for all that is not foolish;
+the ratio to the best rule beside it tells those apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from reverie.envs.core import TimeStep
+from reverie.envs.fleet.env import FleetEnv, Task, View
+from reverie.evaluate.examination import Exam
+from reverie.evaluate.opponents import opponents
+from reverie.evaluate.players import training_of
+from reverie.evaluate.statistics import Estimate, Values, over_episodes, ratio
+from reverie.evaluate.trials import Contestant, play
+from reverie.files import is_sealed, locked, seal
+from reverie.policies.core import Policy, PolicyState
+from reverie.runs import loop
+from reverie.runs.build import build, stored
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import SuiteConfig, TrainConfig, stream_seed
+from reverie.tables import Row, write_csv
+
+SCORES = "scores.csv"
+"""In `tables/` of a run: a row for each task."""
+RIVALS = (
+    "random",
+    "round-robin",
+    "weighted-round-robin",
+    "jsq",
+    "sed",
+    "p2c-speed",
+    "late-binding",
+    "late-binding-fastest",
+    "least-work",
+    "shortest-wait",
+    "wait-plus-service",
+    "least-completion",
+    "fpi",
+)
+"""The rules that agents are judged beside: those without a constant of their own, which would have to be set for each
+task. Every rule that is the best of all 26 on any task of `fleets` in its full view is one of them."""
+
+
+class Told(NamedTuple):
+    """A policy that is told which task of a suite it plays."""
+
+    policy: Policy
+    task: Int[Array, ""]
+
+    def initial_state(self, batch: int) -> PolicyState:
+        return self.policy.initial_state(batch)
+
+    def act(self, state: PolicyState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, PolicyState]:
+        task = jnp.broadcast_to(self.task, timestep.reward.shape)
+        return self.policy.act(state, timestep._replace(observation={**timestep.observation, "task": task}), key)
+
+
+@dataclass(frozen=True)
+class SuiteTrials:
+    """The same trials of each task of a suite, for all who are judged on them. Make them with `suite_trials`."""
+
+    suite: SuiteConfig
+    jobs: int
+    tasks: dict[str, Task]
+    """By name; leaves [1, E, ...]."""
+    key: Key[Array, ""]
+    rules: dict[str, dict[str, Float[np.ndarray, " E"]]]
+    """By task, the mean response time of each rule in each episode."""
+
+    def best(self, task: str) -> str:
+        """The rule of the lowest mean response time in a task."""
+        of_task = self.rules[task]
+        return min(of_task, key=lambda name: of_task[name].mean())
+
+    def responses(self, policy: Policy) -> dict[str, Float[np.ndarray, " E"]]:
+        """By task, the mean response time in each episode under a policy, which is told the task."""
+        world = FleetEnv(view=self.suite.view, reward=self.suite.reward)
+        found = {}
+        for number, (name, task) in enumerate(self.tasks.items()):
+            agent = Contestant("agent", Told(policy, jnp.int32(number)), world, training_seed=0)
+            found[name] = play([agent], task, self.key, self.jobs)[0].response[0].mean(0)
+        return found
+
+    def score(self, task: str, response: Values) -> Estimate:
+        """Of mean response times [S, E] (training seeds x episodes) in a task, with an interval of 95 % by the delta
+        method; that the best rule was chosen on these episodes errs against the agent."""
+        chance, best = self.rules[task]["random"], self.rules[task][self.best(task)]
+        room = (chance - best).mean()
+        value = (chance - response).mean() / room
+        return over_episodes(value + ((chance - response) - value * (chance - best)) / room)
+
+
+def suite_trials(suite: SuiteConfig, episodes: int, jobs: int, seed: int) -> SuiteTrials:
+    """Draw the trials, and let the rules play them. They are the same for all training seeds and agents."""
+    _, drawn = replace(suite, jobs=jobs).open(episodes, seed)
+    tasks = {
+        name: jax.tree.map(lambda leaf, k=k: leaf[None, np.flatnonzero(np.asarray(drawn.index) == k)], drawn.task)
+        for k, name in enumerate(suite.names)
+    }
+    key, rules = jax.random.key(seed), {}
+    for name, task in tasks.items():
+        playing = _rivals(jax.tree.map(lambda leaf: leaf[0], task), suite.view)
+        played = play(playing, task, key, jobs)
+        rules[name] = {c.name: done.response[0].mean(0) for c, done in zip(playing, played, strict=True)}
+    return SuiteTrials(suite, jobs, tasks, key, rules)
+
+
+def _rivals(tasks: Task, view: View) -> Sequence[Contestant]:
+    """The rules that see no more than an agent that sees `view`."""
+    return [c for c in opponents(tasks, view, RIVALS) if c.role == "rule"]
+
+
+@dataclass(frozen=True)
+class SuiteCurve:
+    """Judges policies in training. Make one with `suite_curve`."""
+
+    trials: SuiteTrials
+
+    def __call__(self, policy: Policy) -> dict[str, float]:
+        """`evaluation/score`, the mean over the tasks that are trained on; `evaluation/score_new`, that over the
+        others; `evaluation/score/TASK` of each."""
+        played, suite = self.trials.responses(policy), self.trials.suite
+        scores = {name: self.trials.score(name, response[None]).value for name, response in played.items()}
+        learned = [scores[name] for name in suite.learned]
+        new = [score for name, score in scores.items() if name not in suite.learned]
+        means = {"evaluation/score": float(np.mean(learned))}
+        means |= {"evaluation/score_new": float(np.mean(new))} if new else {}
+        return means | {f"evaluation/score/{name}": score for name, score in scores.items()}
+
+
+def suite_curve(config: TrainConfig, suite: SuiteConfig) -> SuiteCurve:
+    """The trials of the learning curve."""
+    curve = config.curve
+    return SuiteCurve(suite_trials(suite, curve.episodes, curve.jobs, stream_seed(0, "learning curve")))
+
+
+def evaluate_suite(run: RunFolder, suite: SuiteConfig, exam: Exam) -> list[Row]:
+    """Judge the agent of a run, as its newest checkpoint has it, on each task of its suite, and keep the table.
+
+    Errors: FileNotFoundError where there is no checkpoint yet, BlockingIOError where another process evaluates the run.
+    """
+    run.tables.mkdir(exist_ok=True)
+    with locked(run.tables / "lock", str(run.tables)):
+        config = stored(run)
+        trainer = build(config)
+        step, state = loop.newest_state(trainer, run)
+        trials = suite_trials(suite, exam.episodes, exam.jobs, exam.stream)
+        played = trials.responses(trainer.policy(state))
+        rows = [
+            {"agent": config.name, "training_seed": config.seed, "steps": step}
+            | score_row(trials, name, response[None])
+            for name, response in played.items()
+        ]
+        write_csv(run.tables / SCORES, rows)
+        seal(run.tables, [SCORES])
+    return rows
+
+
+def score_row(trials: SuiteTrials, task: str, response: Values) -> Row:
+    """What mean response times [S, E] are worth in a task, beside the rules."""
+    rules, best = trials.rules[task], trials.best(task)
+    row: Row = {"task": task, "learned": task in trials.suite.learned, "episodes": response.shape[1]}
+    row |= {"response": float(response.mean()), "rule": best, "rule_response": float(rules[best].mean())}
+    row |= {"random_response": float(rules["random"].mean())}
+    row |= dict(zip(("score", "score_low", "score_high"), trials.score(task, response), strict=True))
+    return row | dict(zip(("ratio", "low", "high"), ratio(response, rules[best][None]), strict=True))
+
+
+def suite_of(run: RunFolder) -> SuiteConfig | None:
+    """The suite that a run trains in; None where it trains in something else, or is no training run."""
+    return None if (config := training_of(run)) is None else config.suite
+
+
+def was_scored(run: RunFolder) -> bool:
+    """Whether the table is there, as it was written."""
+    return is_sealed(run.tables, SCORES)

@@ -1,0 +1,76 @@
+"""Suites of fleets: the same jobs for all who are judged on a task, and scores that mean what they say."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reverie.evaluate import suites
+from reverie.evaluate.suites import Told, suite_trials
+from reverie.policies.rules import rules
+from reverie.runs.build import build
+from reverie.settings.config import SuiteConfig
+from reverie.settings.suites import suite_plan
+
+
+@pytest.fixture(scope="module")
+def trials():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "RIVALS", ("random", "least-work", "wait-plus-service"))
+        return suite_trials(SuiteConfig("loads"), episodes=4, jobs=40, seed=1)
+
+
+class Blind:
+    """A rule for one task, and another for all others: it has to know which it plays."""
+
+    def __init__(self, at: int):
+        both = rules([1.0] * 8, [1.0], ["wait-plus-service", "random"])
+        self.known, self.chance, self.at = both["wait-plus-service"], both["random"], at
+
+    def initial_state(self, batch):
+        return self.known.initial_state(batch), self.chance.initial_state(batch)
+
+    def act(self, state, timestep, key):
+        one, first = self.known.act(state[0], timestep, key)
+        other, second = self.chance.act(state[1], timestep, key)
+        return jnp.where(timestep.observation["task"] == self.at, one, other), (first, second)
+
+
+def test_a_policy_that_is_told_the_task_meets_the_jobs_of_the_rules(trials):
+    played = trials.responses(Blind(2))
+    for number, (name, response) in enumerate(played.items()):
+        same = np.allclose(response, trials.rules[name]["wait-plus-service"], rtol=1e-5)
+        assert same == (number == 2), name
+
+
+def test_random_choice_scores_0_and_the_best_rule_1(trials):
+    for task, of_task in trials.rules.items():
+        assert trials.score(task, of_task[trials.best(task)][None]) == pytest.approx((1, 1, 1))
+        assert trials.score(task, of_task["random"][None]) == pytest.approx((0, 0, 0), abs=1e-9)
+        half = (of_task["random"] + of_task[trials.best(task)])[None] / 2
+        assert trials.score(task, half) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_the_interval_of_a_score_is_that_of_a_ratio_of_means(trials):
+    """Against the bootstrap over episodes, of a made-up table with many of them."""
+    rng = np.random.default_rng(0)
+    best = rng.gamma(4, 100, size=400)
+    table = {"x": {"random": 3 * best + rng.gamma(2, 50, size=400), "least-work": best}}
+    made = trials.__class__(trials.suite, 1, {}, trials.key, table)
+    response = 1.5 * best + rng.normal(0, 40, size=400)
+    value, low, high = made.score("x", response[None])
+    draws = rng.integers(400, size=(4000, 400))
+    chance, least = table["x"]["random"], table["x"]["least-work"]
+    resampled = (chance - response)[draws].mean(1) / (chance - least)[draws].mean(1)
+    assert value == pytest.approx((chance - response).mean() / (chance - least).mean())
+    assert (low, high) == pytest.approx(np.percentile(resampled, [2.5, 97.5]), abs=0.15 * (high - low))
+
+
+@pytest.mark.parametrize("model", ["queue", "mixture", "shared"])
+def test_every_plan_for_a_suite_can_be_built_for_any_of_its_tasks(model):
+    plan = suite_plan("loads", model)
+    trainer = build(plan)
+    assert len(trainer.env.names) == 4
+    told = Told(None, jnp.int32(0))
+    assert told.task == 0
+    if model in ("mixture", "shared"):
+        assert plan.agent.algorithm.scales == 4
