@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from reverie.agents.core import OffPolicyAgent, Row, Studied
-from reverie.agents.pearl import PEARL, Belief, PEARLConfig
+from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.commands.train import parse
 from reverie.envs.core import ArraySpec, Continuous, Discrete, TimeStep
 from reverie.envs.games import find_game
+from reverie.models.context import Product, ProductEncoder, Transition
 from reverie.runs.build import build
 from reverie.settings.config import GameConfig
 from reverie.train import replay as replays
@@ -49,18 +50,22 @@ def studied(spec=Continuous(3), **of_evidence) -> Studied:  # noqa: B008
     return Studied(rows((2, 4, 2), spec, 1), rows((2, 5, 2), spec, 2, **of_evidence))
 
 
+def believed(networks, evidence):
+    return networks.encoder.gaussian(networks.believe(evidence))
+
+
 # --- beliefs --------------------------------------------------------------------------------------------------------
 
 
 def test_a_belief_is_the_product_of_its_gaussians():
     """By multiplying densities on a grid."""
     means, variances = np.array([0.4, -1.0, 2.0]), np.array([0.5, 2.0, 1.0])
-    belief = Belief(jnp.array([(1 / variances).sum()]), jnp.array([(means / variances).sum()]))
+    belief = Product(jnp.array([(1 / variances).sum()]), jnp.array([(means / variances).sum()]))
     z = np.linspace(-10, 10, 200_001)
     density = np.exp(sum(-((z - m) ** 2) / (2 * v) for m, v in zip(means, variances, strict=True)))
     density /= density.sum()
     mean = (z * density).sum()
-    found = belief.gaussian()
+    found = ProductEncoder.gaussian(None, belief)  # it has no use for what was learned
     np.testing.assert_allclose(found[0], mean, rtol=1e-5)
     np.testing.assert_allclose(found[1], ((z - mean) ** 2 * density).sum(), rtol=1e-5)
 
@@ -70,10 +75,10 @@ def test_evidence_of_any_order_says_the_same_and_more_evidence_says_more():
     networks, evidence = a.init(KEY).networks, studied().evidence
     moved = jax.tree.map(lambda x: x[:, np.array([3, 0, 4, 1, 2])], evidence)
     fewer = jax.tree.map(lambda x: x[:, :4], evidence)
-    mean, variance = networks.believe(evidence).gaussian()
-    for one, other in zip((mean, variance), networks.believe(moved).gaussian(), strict=True):
+    mean, variance = believed(networks, evidence)
+    for one, other in zip((mean, variance), believed(networks, moved), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
-    assert (networks.believe(fewer).gaussian()[1] > variance).all()
+    assert (believed(networks, fewer)[1] > variance).all()
     assert not np.allclose(mean[0], mean[1]), "two tasks are the same"
 
 
@@ -81,7 +86,7 @@ def test_without_evidence_the_belief_is_the_prior():
     networks = agent().init(KEY).networks
     nothing = studied().evidence._replace(kept=jnp.zeros((2, 5, 2), bool))
     for evidence in (nothing, studied(last=True).evidence):  # none may serve; nothing was done
-        mean, variance = networks.believe(evidence).gaussian()
+        mean, variance = believed(networks, evidence)
         np.testing.assert_array_equal(mean, 0.0)
         np.testing.assert_array_equal(variance, 1.0)
 
@@ -121,7 +126,7 @@ def test_the_critics_seek_the_reward_alone_after_the_end_and_nothing_once_an_epi
     yes = jnp.ones((2, 4, 2), bool)
     ended = given._replace(rows=given.rows._replace(timestep=given.rows.timestep._replace(is_terminal=yes)))
     loss = float(a.loss(learner.networks, learner.target, ended, KEY)[1]["critic/loss"])
-    net, (mean, variance) = learner.networks, learner.networks.believe(given.evidence).gaussian()
+    net, (mean, variance) = learner.networks, believed(learner.networks, given.evidence)
     noise = jax.random.normal(jax.random.split(KEY)[0], mean.shape)
     z = jnp.broadcast_to((mean + jnp.sqrt(variance) * noise)[:, None], (2, 4, 3))
     now = net.told(jax.tree.map(lambda x: x[:, :, 0], given.rows.timestep.observation), z)
@@ -135,7 +140,7 @@ def test_the_critics_seek_the_reward_alone_after_the_end_and_nothing_once_an_epi
 def test_the_kl_is_that_of_two_gaussians():
     a = agent()
     learner, given = a.init(KEY), studied()
-    mean, variance = (np.asarray(x) for x in learner.networks.believe(given.evidence).gaussian())
+    mean, variance = (np.asarray(x) for x in believed(learner.networks, given.evidence))
     each = [
         np.log(1 / s) + (s**2 + m**2) / 2 - 0.5 for m, s in zip(mean.ravel(), np.sqrt(variance).ravel(), strict=True)
     ]
@@ -173,17 +178,17 @@ def test_the_belief_of_acting_is_that_of_the_same_transitions_at_once(greedy, ex
     for (before, action), (after, _) in pairwise(timesteps):
         if not before.is_last.all() and counted:
             seen = (net.read(each.observation) for each in (before, after))
-            total += net.weigh(next(seen), action, after.reward, next(seen)).precision
+            total += net.encoder.weigh(Transition(next(seen), action, after.reward, next(seen))).precision
             counted -= 1
     np.testing.assert_allclose(states[-1].belief.precision, total, rtol=1e-4)
 
 
 def test_each_episode_has_one_z_and_the_first_after_exploring_has_one_of_the_belief():
-    _, states, _ = played(greedy=False)
+    policy, states, _ = played(greedy=False)
     z = np.stack([state.z for state in states]).reshape(4, 21, 3, 3)
     assert (z == z[:, :1]).all(), "z changes within an episode"
     assert len(np.unique(z[:, 0, 0, 0])) == 4, "z is the same in two episodes"
-    mean, variance = (np.asarray(x) for x in states[41].belief.gaussian())
+    mean, variance = (np.asarray(x) for x in policy.networks.encoder.gaussian(states[41].belief))
     assert (np.abs(z[2, 0] - mean) < 5 * np.sqrt(variance)).all()
     assert (np.sqrt(variance) < 0.3).all(), "so that the test above says something"
 

@@ -30,16 +30,15 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from reverie.agents.core import Evidence, Row, Studied
-from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for, per_action
+from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for
 from reverie.agents.inputs import Inputs, Reading
-from reverie.agents.sac import considered
-from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep, select
+from reverie.agents.soft import considered, distribution, followed
+from reverie.envs.core import ActionSpec, ArraySpec, TimeStep, select
+from reverie.models.context import ENCODERS, Belief, ContextEncoder, EncoderKind, Transition
 from reverie.models.core import Features
-from reverie.nn.distributions import Categorical, TanhNormal, symlog
+from reverie.nn.distributions import Categorical, TanhNormal
 from reverie.nn.layers import Head
 from reverie.ranges import Count, Layers, Positive, Share, Weight, Whole, Width, at_least, checked
-
-LEAST_VARIANCE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -90,24 +89,10 @@ class PEARLConfig:
         return "pearl"
 
 
-class Belief(NamedTuple):
-    """A product of Gaussians over z, by the sums of their natural parameters; 0 without any."""
-
-    precision: Float[Array, "*B Z"]
-    weighted: Float[Array, "*B Z"]
-    """Means, each times its precision."""
-
-    def gaussian(self) -> tuple[Float[Array, "*B Z"], Float[Array, "*B Z"]]:
-        """Mean and variance; those of the prior N(0, 1), which is no factor of the product, where it is empty."""
-        empty = self.precision == 0
-        precision = jnp.where(empty, 1.0, self.precision)
-        return jnp.where(empty, 0.0, self.weighted / precision), 1 / precision
-
-
 class Networks(eqx.Module):
     """Everything that is learned by gradient."""
 
-    encoder: Head
+    encoder: ContextEncoder
     actor: Flat | SetTower
     critics: tuple[QNetwork, QNetwork]
     value: Flat | SetTower
@@ -115,18 +100,23 @@ class Networks(eqx.Module):
     reads: Inputs = eqx.field(static=True)
     """Of the encoder."""
     spec: ActionSpec = eqx.field(static=True)
-    sees_next: bool = eqx.field(static=True)
 
     def __init__(
-        self, config: PEARLConfig, observation_spec: Mapping[str, ArraySpec], spec: ActionSpec, *, key: Key[Array, ""]
+        self,
+        config: PEARLConfig,
+        observation_spec: Mapping[str, ArraySpec],
+        spec: ActionSpec,
+        encoder: EncoderKind = "product",
+        *,
+        key: Key[Array, ""],
     ):
-        self.spec, self.sees_next = spec, config.sees_next
+        self.spec = spec
         self.inputs = inputs = Inputs.of(observation_spec, spec, config.servers)
         self.reads = Inputs.of(observation_spec, spec, "flat")
         encoder_key, actor_key, value_key, *critic_keys = jax.random.split(key, 5)
         width = self.reads.context * (2 if config.sees_next else 1) + spec.width + 1
-        shape = config.encoder_units, config.encoder_layers
-        self.encoder = Head(width, 2 * config.latent, *shape, key=encoder_key)
+        shape = config.encoder_units, config.encoder_layers, config.sees_next
+        self.encoder = ENCODERS[encoder](width, config.latent, *shape, key=encoder_key)
         sizes, shape = (inputs.context + config.latent, inputs.rows), (config.units, config.layers)
         self.actor = actor_for(spec, *sizes, *shape, key=actor_key)
         one, two = (QNetwork(spec, *sizes, *shape, key=k) for k in critic_keys)
@@ -136,34 +126,20 @@ class Networks(eqx.Module):
         else:
             self.value = Flat(Head(sizes[0], 1, *shape, scale=0.01, key=value_key))
 
-    @property
-    def latent(self) -> int:
-        return self.encoder.output.weight.shape[-1] // 2
-
     def read(self, observation: dict[str, Array]) -> Float[Array, "*B D"]:
         """An observation as the encoder reads it."""
         return self.reads.see(observation).context
 
-    def weigh(
-        self,
-        before: Float[Array, "*B D"],
-        action: Float[Array, "*B A"],
-        reward: Float[Array, "*B"],
-        after: Float[Array, "*B D"],
-    ) -> Belief:
-        """What single transitions say of their task, each by itself."""
-        seen = [before, after] if self.sees_next else [before]
-        numbers = self.encoder(jnp.concatenate([*seen, action, symlog(reward)[..., None]], -1))
-        mean, spread = jnp.split(numbers, 2, -1)
-        precision = 1 / jnp.maximum(jax.nn.softplus(spread), LEAST_VARIANCE)
-        return Belief(precision, precision * mean)
-
     def believe(self, evidence: Row) -> Belief:
-        """What stretches [M, n, L, ...] say together; what may not serve, and what no action led to, says nothing."""
-        seen, reward = self.read(evidence.timestep.observation), evidence.timestep.reward[:, :, 1:]
-        each = self.weigh(seen[:, :, :-1], self.spec.encode(evidence.action[:, :, :-1]), reward, seen[:, :, 1:])
-        serves = (evidence.kept & ~evidence.timestep.is_last)[:, :, :-1, None]
-        return Belief(*(jnp.where(serves, numbers, 0.0).sum((1, 2)) for numbers in each))
+        """What stretches [*B, n, L, ...] say together; what may not serve, and what no action led to, says nothing."""
+        seen, reward = self.read(evidence.timestep.observation), evidence.timestep.reward[..., 1:]
+        action = self.spec.encode(evidence.action)[..., :-1, :]
+        each = Transition(seen[..., :-1, :], action, reward, seen[..., 1:, :])
+        serves = (evidence.kept & ~evidence.timestep.is_last)[..., :-1]
+        *batch, stretches, length = serves.shape
+        shape = *batch, stretches * length
+        each = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[len(batch) + 2 :]), each)
+        return self.encoder.believe(each, serves.reshape(shape))
 
     def told(self, observation: dict[str, Array], z: Float[Array, "*B Z"]) -> Features:
         """An observation as actor, critics and value read it, with z."""
@@ -172,12 +148,7 @@ class Networks(eqx.Module):
 
     def policy(self, seen: Features, observation: dict[str, Array]) -> Categorical | TanhNormal:
         """The distribution over actions."""
-        numbers = per_action(self.actor(seen), self.spec, self.inputs.as_set)
-        match self.spec:
-            case Discrete():
-                return Categorical.from_logits(numbers[0], mask=self.inputs.allowed(observation))
-            case Continuous():
-                return TanhNormal.from_outputs(*numbers, mask=seen.mask)
+        return distribution(self.actor, self.spec, self.inputs, seen, observation)
 
 
 class Learner(NamedTuple):
@@ -226,8 +197,7 @@ class PEARL:
         gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, learner.target, rows, key)
         step, optimiser = self.optimiser.update(gradient, learner.optimiser)
         networks = eqx.apply_updates(learner.networks, step)
-        rate = self.config.slow_rate
-        target = jax.tree.map(lambda slow, fast: slow + rate * (fast - slow), learner.target, networks.value)
+        target = followed(learner.target, networks.value, self.config.slow_rate)
         return Learner(networks, target, optimiser), None, metrics | {"gradient/norm": optax.tree.norm(gradient)}
 
     def loss(
@@ -238,42 +208,14 @@ class PEARL:
         task_key, act_key = jax.random.split(key)
 
         # The task: one z for all rows of it, and how far the belief is from the prior.
-        mean, variance = networks.believe(given.evidence).gaussian()  # [M, Z]
+        mean, variance = networks.encoder.gaussian(networks.believe(given.evidence))  # [M, Z]
         z = draw(mean, variance, task_key)
-        kl = 0.5 * (jnp.square(mean) + variance - 1 - jnp.log(variance)).sum()
-        now, after = (jax.tree.map(lambda x, s=s: x[:, :, s], given.rows) for s in (slice(0, -1), slice(1, None)))
-        z = jnp.broadcast_to(z[:, None, None], (*now.timestep.reward.shape, c.latent))  # [M, S, T, Z]
-        told = networks.told(now.timestep.observation, z)
-        blind = networks.told(now.timestep.observation, stop_gradient(z))  # what is learned here teaches no encoder
-        counts = 1.0 - now.timestep.is_last  # after the end of an episode comes another, whatever is done
-
-        def average(x: Float[Array, "M S T"]) -> Float[Array, ""]:
-            return (x * counts).sum() / jnp.maximum(1, counts.sum())
-
-        # Critics, and through z the encoder.
-        ahead = networks.told(after.timestep.observation, stop_gradient(z))
-        value = c.discount * (1.0 - after.timestep.is_terminal) * target(ahead)[..., 0]
-        goal = stop_gradient(c.reward_scale * after.timestep.reward + value)
-        q = [critic.of(told, now.action) for critic in networks.critics]
-        critic_loss = sum((average(jnp.square(each - goal)) for each in q), jnp.zeros(()))
-
-        # Value and actor: towards what the policy is worth, and the distribution that is proportional to exp Q.
-        policy = networks.policy(blind, now.timestep.observation)
-        ours = considered(policy, stop_gradient(networks.critics), blind, act_key)
-        worth = stop_gradient(ours.mean(ours.q - ours.log_prob))
-        value_loss = average(jnp.square(networks.value(blind)[..., 0] - worth))
-        actor_loss = average(ours.mean(ours.log_prob - ours.q)) + c.regularise * size(policy)
-
-        metrics = {
-            "actor/loss": actor_loss,
-            "actor/entropy": average(-ours.mean(ours.log_prob)),
-            "critic/loss": critic_loss,
-            "critic/value": average(q[0]),
-            "value/loss": value_loss,
-            "task/kl": kl / c.tasks,
-            "task/deviation": jnp.sqrt(variance).mean(),
-        }
-        return critic_loss + c.kl * kl + value_loss + actor_loss, metrics
+        kl = from_prior(mean, variance).sum()
+        steps = Steps.of(given.rows)
+        z = jnp.broadcast_to(z[:, None, None], (*steps.reward.shape, c.latent))  # [M, S, T, Z]
+        total, metrics = soft_losses(c, networks, target, steps, z, act_key)
+        metrics |= {"task/kl": kl / c.tasks, "task/deviation": jnp.sqrt(variance).mean()}
+        return total + c.kl * kl, metrics
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
@@ -283,6 +225,73 @@ class PEARL:
 def draw(mean: Float[Array, "*B Z"], variance: Float[Array, "*B Z"], key: Key[Array, ""]) -> Float[Array, "*B Z"]:
     """A sample; gradients reach both."""
     return mean + jnp.sqrt(variance) * jax.random.normal(key, mean.shape)
+
+
+def from_prior(mean: Float[Array, "*B Z"], variance: Float[Array, "*B Z"]) -> Float[Array, "*B"]:
+    """KL of the belief from the prior, in nats."""
+    return 0.5 * (jnp.square(mean) + variance - 1 - jnp.log(variance)).sum(-1)
+
+
+class Steps(NamedTuple):
+    """What was done and what came of it, to learn actions from."""
+
+    observation: dict[str, Array]
+    action: Array
+    reward: Float[Array, "*B"]
+    after: dict[str, Array]
+    is_terminal: Bool[Array, "*B"]
+    counts: Bool[Array, "*B"]
+    """Not those at the end of an episode: after it comes another, whatever is done."""
+
+    @classmethod
+    def of(cls, rows: Row) -> "Steps":
+        """The transitions [M, S, T] within rows [M, S, 1 + T, ...]."""
+        now, after = (jax.tree.map(lambda x, s=s: x[:, :, s], rows) for s in (slice(0, -1), slice(1, None)))
+        led = after.timestep
+        return cls(
+            now.timestep.observation, now.action, led.reward, led.observation, led.is_terminal, ~now.timestep.is_last
+        )
+
+
+def soft_losses(
+    c: PEARLConfig,
+    networks: Networks,
+    target: Flat | SetTower,
+    steps: Steps,
+    z: Float[Array, "*B Z"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The losses of critics, value and actor where each step is told z, summed; through z those of the critics reach
+    whatever it was made by. And metrics."""
+    told = networks.told(steps.observation, z)
+    blind = networks.told(steps.observation, stop_gradient(z))  # what is learned here teaches no encoder
+    counts = steps.counts.astype(jnp.float32)
+
+    def average(x: Float[Array, "*B"]) -> Float[Array, ""]:
+        return (x * counts).sum() / jnp.maximum(1, counts.sum())
+
+    # Critics.
+    ahead = networks.told(steps.after, stop_gradient(z))
+    value = c.discount * (1.0 - steps.is_terminal) * target(ahead)[..., 0]
+    goal = stop_gradient(c.reward_scale * steps.reward + value)
+    q = [critic.of(told, steps.action) for critic in networks.critics]
+    critic_loss = sum((average(jnp.square(each - goal)) for each in q), jnp.zeros(()))
+
+    # Value and actor: towards what the policy is worth, and the distribution that is proportional to exp Q.
+    policy = networks.policy(blind, steps.observation)
+    ours = considered(policy, stop_gradient(networks.critics), blind, key)
+    worth = stop_gradient(ours.mean(ours.q - ours.log_prob))
+    value_loss = average(jnp.square(networks.value(blind)[..., 0] - worth))
+    actor_loss = average(ours.mean(ours.log_prob - ours.q)) + c.regularise * size(policy)
+
+    metrics = {
+        "actor/loss": actor_loss,
+        "actor/entropy": average(-ours.mean(ours.log_prob)),
+        "critic/loss": critic_loss,
+        "critic/value": average(q[0]),
+        "value/loss": value_loss,
+    }
+    return critic_loss + value_loss + actor_loss, metrics
 
 
 def size(policy: Categorical | TanhNormal) -> Float[Array, ""]:
@@ -320,18 +329,19 @@ class PEARLPolicy(eqx.Module):
 
     def initial_state(self, batch: int) -> PEARLState:
         net = self.networks
-        nothing, seen, action = (jnp.zeros((batch, w)) for w in (net.latent, net.reads.context, net.spec.width))
-        return PEARLState(Belief(nothing, nothing), nothing, jnp.full(batch, -1), jnp.ones(batch, bool), seen, action)
+        seen, action = (jnp.zeros((batch, width)) for width in (net.reads.context, net.spec.width))
+        z, first = jnp.zeros((batch, net.encoder.latent)), jnp.full(batch, -1)
+        return PEARLState(net.encoder.initial(batch), z, first, jnp.ones(batch, bool), seen, action)
 
     def act(self, state: PEARLState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, PEARLState]:
         net, (z_key, act_key), begins = self.networks, jax.random.split(key), timestep.is_first
         seen = net.read(timestep.observation)
-        learned = net.weigh(state.seen, state.action, timestep.reward, seen)
-        counts = (~begins & (state.is_prior | self.greedy))[:, None]
-        belief = Belief(*(old + jnp.where(counts, new, 0.0) for old, new in zip(state.belief, learned, strict=True)))
+        learned = Transition(state.seen, state.action, timestep.reward, seen)
+        belief = net.encoder.learn(state.belief, learned, ~begins & (state.is_prior | self.greedy))
         episode = state.episode + begins
         is_prior = episode < self.prior_episodes
-        mean, variance = select(is_prior, jax.tree.map(jnp.zeros_like, belief), belief).gaussian()
+        known = select(is_prior, net.encoder.initial(begins.shape[0]), belief)
+        mean, variance = net.encoder.gaussian(known)
         z = jnp.where(begins[:, None], draw(mean, variance, z_key), state.z)
         policy = net.policy(net.told(timestep.observation, z), timestep.observation)
         action = policy.mode() if self.greedy else policy.sample(act_key)

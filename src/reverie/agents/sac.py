@@ -24,8 +24,9 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Key
 
 from reverie.agents.core import Row
-from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for, per_action
+from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for
 from reverie.agents.inputs import Inputs, Reading
+from reverie.agents.soft import Considered, considered, distribution, followed
 from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal
@@ -87,12 +88,7 @@ class Networks(eqx.Module):
 
     def policy(self, seen: Features, observation: dict[str, Array]) -> Categorical | TanhNormal:
         """The distribution over actions."""
-        numbers = per_action(self.actor(seen), self.spec, self.inputs.as_set)
-        match self.spec:
-            case Discrete():
-                return Categorical.from_logits(numbers[0], mask=self.inputs.allowed(observation))
-            case Continuous():
-                return TanhNormal.from_outputs(*numbers, mask=seen.mask)
+        return distribution(self.actor, self.spec, self.inputs, seen, observation)
 
 
 class Learner(NamedTuple):
@@ -102,34 +98,6 @@ class Learner(NamedTuple):
     targets: tuple[QNetwork, QNetwork]
     """Critics that follow slowly."""
     optimiser: optax.OptState
-
-
-class Considered(NamedTuple):
-    """Actions that stand for all that the policy may do in a state, and what the critics say of them."""
-
-    probability: Float[Array, "*B a"]
-    """A weight that sums to 1."""
-    log_prob: Float[Array, "*B a"]
-    q: Float[Array, "*B a"]
-    """By the more pessimistic critic."""
-
-    def mean(self, x: Float[Array, "*B a"]) -> Float[Array, "*B"]:
-        """The expectation of `x` under the policy."""
-        return (self.probability * x).sum(-1)
-
-
-def considered(
-    policy: Categorical | TanhNormal, critics: tuple[QNetwork, QNetwork], seen: Features, key: Key[Array, ""]
-) -> Considered:
-    """What a policy might do, and how good critics find it."""
-    match policy:
-        case Categorical():
-            q = jnp.minimum(*(critic.all(seen) for critic in critics))
-            return Considered(policy.probs, policy.log_probs, q)
-        case TanhNormal():
-            action, log_prob = policy.reparameterised(jax.random.normal(key, policy.center.shape))
-            q = jnp.minimum(*(critic.of(seen, action) for critic in critics))
-            return Considered(jnp.ones_like(q)[..., None], log_prob[..., None], q[..., None])
 
 
 @dataclass(frozen=True)
@@ -163,8 +131,7 @@ class SAC:
         gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, learner.targets, rows, key)
         step, optimiser = self.optimiser.update(gradient, learner.optimiser)
         networks = eqx.apply_updates(learner.networks, step)
-        rate = self.config.slow_rate
-        targets = jax.tree.map(lambda slow, fast: slow + rate * (fast - slow), learner.targets, networks.critics)
+        targets = followed(learner.targets, networks.critics, self.config.slow_rate)
         return Learner(networks, targets, optimiser), None, metrics | {"gradient/norm": optax.tree.norm(gradient)}
 
     def loss(

@@ -148,6 +148,8 @@ class Train:
 
     Example: reverie train --agent pearl --game point_robot
 
+    Example: reverie train --agent metadreamer --game merging
+
     Example: reverie train --suite fleets --out runs/fleets
 
     Example: reverie train --suite fleets --model mixture --world.tasks equal/steady two-speeds/steady

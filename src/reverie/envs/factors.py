@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ActionSpec, ArraySpec, State, TimeStep
 
@@ -33,6 +33,30 @@ class Factored(Protocol):
     def step(
         self, task: Float[Array, " F"], state: State, action: Array, key: Key[Array, ""]
     ) -> tuple[State, TimeStep]: ...
+
+
+@runtime_checkable
+class Physics(Protocol):
+    """What is known of how a world goes on from what is observed of it: all but some numbers, in which the factors are.
+
+    Its own `step` is `advance` at the numbers that the factors of the task make of the state.
+    """
+
+    @property
+    def unknowns(self) -> int:
+        """How many these are (U)."""
+        ...
+
+    @property
+    def bound(self) -> float:
+        """Each of them is in [-bound, bound]."""
+        ...
+
+    def advance(
+        self, observation: dict[str, Array], action: Array, unknown: Float[Array, "*B U"]
+    ) -> tuple[dict[str, Array], Float[Array, "*B"], Bool[Array, "*B"]]:
+        """What is observed next, the reward, and whether the episode ends there."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ class Merging:
 
     observation_spec: ClassVar[Mapping[str, ArraySpec]] = {"road": ArraySpec((2 * (OTHERS + 1),))}
     action_spec: ClassVar[Continuous] = Continuous(1)
+    unknowns: ClassVar[int] = OTHERS
+    """Accelerations of the others: what of a step the factors decide."""
+    bound: ClassVar[float] = STRONGEST
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -82,11 +85,17 @@ class Merging:
     def step(
         self, task: Float[Array, " K"], state: MergingState, action: Float[Array, "1"], key: Key[Array, ""]
     ) -> tuple[MergingState, TimeStep]:
-        pressed = STRONGEST * jnp.clip(action, -1, 1)
-        road = drive(state.road, jnp.concatenate([pressed, self.responses(task, state.road)]))
+        road, reward, ended = go_on(state.road, action, self.responses(task, state.road))
         time = state.time + 1
-        reward, ended = judge(road, pressed[0])
         return MergingState(road, time), later({"road": seen(road)}, reward, ended, time >= self.limit)
+
+    def advance(
+        self, observation: dict[str, Array], action: Float[Array, "*B 1"], unknown: Float[Array, "*B O"]
+    ) -> tuple[dict[str, Array], Float[Array, "*B"], Bool[Array, "*B"]]:
+        """What is observed next, the reward, and whether the episode ends, given what the others do [m/s²]: `Physics`,
+        as MetaDreamer's decoder has it."""
+        road, reward, ended = go_on(unseen(observation["road"]), action, unknown)
+        return {"road": seen(road)}, reward, ended
 
     def responses(self, task: Float[Array, " K"], road: Road) -> Float[Array, " O"]:
         """Accelerations of the other cars [m/s²]."""
@@ -106,6 +115,15 @@ class Merging:
             willing = (decrease <= task[0]) & (polite >= -task[1])
             response = jnp.where(willing, jnp.minimum(polite, alone), alone)
         return jnp.clip(jnp.where(concerned, response, alone), -STRONGEST, STRONGEST)
+
+
+def go_on(
+    road: Road, action: Float[Array, "*B 1"], responses: Float[Array, "*B O"]
+) -> tuple[Road, Float[Array, "*B"], Bool[Array, "*B"]]:
+    """The road after one step, what it pays, and whether the episode ends there."""
+    pressed = STRONGEST * jnp.clip(action, -1, 1)
+    road = drive(road, jnp.concatenate([pressed, responses], -1))
+    return road, *judge(road, pressed[..., 0])
 
 
 def drive(road: Road, acceleration: Float[Array, "*B C"]) -> Road:

@@ -11,10 +11,11 @@ import jax
 
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.agents.ppo import PPO, PPOConfig
 from reverie.agents.sac import SAC, SACConfig
-from reverie.envs.core import Task
+from reverie.envs.core import Task, World
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.runs.folder import RunFolder
@@ -22,10 +23,23 @@ from reverie.settings.config import GameConfig, SuiteConfig, TrainConfig, WorldC
 from reverie.train.collect import pool_size
 from reverie.train.trainers import WorldTrainer
 
-AGENTS: Mapping[type, Callable[..., Any]] = MappingProxyType(
-    {DreamerConfig: Dreamer, SACConfig: SAC, PEARLConfig: PEARL, A2CConfig: A2C, PPOConfig: PPO}
+
+def _of_specs(kind: Callable[..., Any]) -> Callable[[Any, World, Task], Any]:
+    """What makes an agent that has to know nothing of a world but what is seen and done in it."""
+    return lambda config, env, pool: kind(config, env.observation_spec, env.action_spec)
+
+
+AGENTS: Mapping[type, Callable[[Any, World, Task], Any]] = MappingProxyType(
+    {
+        DreamerConfig: _of_specs(Dreamer),
+        SACConfig: _of_specs(SAC),
+        PEARLConfig: _of_specs(PEARL),
+        MetaDreamerConfig: MetaDreamer.of,
+        A2CConfig: _of_specs(A2C),
+        PPOConfig: _of_specs(PPO),
+    }
 )
-"""Which agent a configuration describes; each is made of it and of the specs of observations and actions."""
+"""Which agent a configuration describes; each is made of it, a world, and the tasks [K, ...] to learn from."""
 
 
 def stored(run: RunFolder, trust: bool = False) -> TrainConfig:
@@ -81,7 +95,7 @@ def build(config: TrainConfig) -> WorldTrainer:
                 raise ValueError(
                     f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer and sac do"
                 )
-    agent = AGENTS[type(run.algorithm)](run.algorithm, env.observation_spec, env.action_spec)
+    agent = AGENTS[type(run.algorithm)](run.algorithm, env, pool)
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
     jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
     match run.algorithm, world:

@@ -17,6 +17,7 @@ from tyro.conf import arg
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.agents.sac import SACConfig
@@ -40,7 +41,9 @@ from reverie.train.on_policy import OnPolicyConfig
 class OffPolicyRun:
     """An agent that learns from replay."""
 
-    algorithm: Annotated[DreamerConfig | SACConfig | PEARLConfig, arg(name="")] = field(default_factory=DreamerConfig)
+    algorithm: Annotated[DreamerConfig | SACConfig | PEARLConfig | MetaDreamerConfig, arg(name="")] = field(
+        default_factory=DreamerConfig
+    )
     """What is learned, and how."""
     experience: Annotated[OffPolicyConfig, arg(name="")] = field(default_factory=OffPolicyConfig)
     """How experience is gathered and replayed."""

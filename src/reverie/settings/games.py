@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.sac import SACConfig
 from reverie.models.rssm import RSSMConfig
@@ -154,11 +155,11 @@ PEARL = PEARLConfig(
 PEARL_EXPERIENCE = OffPolicyConfig(batch=512, length=1, repeats=20, capacity=500_000, episodes=4)
 """PEARL's, of games of many tasks, at a size for two cores; `pearl_plan` has as many streams as there are tasks."""
 
-Player = Literal["dreamer", "sac", "pearl"]
+Player = Literal["dreamer", "sac", "pearl", "metadreamer"]
 """Agents that games have settings for."""
 
 
-def pearl_plan(world: GameConfig) -> TrainConfig:
+def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
     """PEARL's settings for a game of many tasks. For the point robot, where rewards alone differ, they are the authors'
     but for the scale of rewards (theirs is 100, which as few updates as these never reach), and for as many episodes
     with the prior when the agent is judged as in training: theirs are 2, which say too little of a point in the plane.
@@ -168,9 +169,12 @@ def pearl_plan(world: GameConfig) -> TrainConfig:
     """
     if not world.tests:
         raise ValueError(
-            f"pearl infers which task it plays, and {world.game} is one: point_robot has many, for example"
+            f"{agent} infers which task it plays, and {world.game} is one: point_robot has many, for example"
         )
     algorithm, experience = PEARL, PEARL_EXPERIENCE
+    if world.game.startswith("merging"):  # few tasks
+        algorithm = replace(algorithm, tasks=10, units=64, encoder_units=64)
+        experience = replace(experience, batch=320)
     streams = world.variants * -(-algorithm.tasks // world.variants)
     experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / streams)
     if world.game.startswith("point_robot"):
@@ -184,6 +188,18 @@ def pearl_plan(world: GameConfig) -> TrainConfig:
     )
 
 
+def metadreamer_plan(pearl: TrainConfig) -> TrainConfig:
+    """MetaDreamer's settings where PEARL's are these: with networks of the same sizes, on as much experience."""
+    assert isinstance(pearl.agent, OffPolicyRun)
+    assert isinstance(pearl.agent.algorithm, PEARLConfig)
+    shared = replace(pearl.agent.algorithm, kl=1.0, sees_next=True, recent=1_000)
+    experience = replace(pearl.agent.experience, prefill=100 * pearl.agent.experience.streams)
+    return replace(
+        pearl,
+        agent=replace(pearl.agent, algorithm=MetaDreamerConfig(pearl=shared), experience=experience),
+    )
+
+
 def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     """The settings for a game or a world outside.
 
@@ -192,8 +208,9 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     """
     world = GameConfig(game)
     many = bool(world.tests)
-    if agent == "pearl":
-        return pearl_plan(world)
+    if agent in ("pearl", "metadreamer"):
+        plan = pearl_plan(world, agent)
+        return plan if agent == "pearl" else metadreamer_plan(plan)
     if agent == "sac":
         return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
     if world.is_outside or many:

@@ -39,7 +39,7 @@ from reverie.nn.optimiser import OptimiserConfig
 from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.off_policy import OffPolicyConfig
 
-Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "pearl"]
+Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "pearl", "metadreamer"]
 Preset = Literal["cpu", "hidden", "learned", "paper", "storm"]
 ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m", "storm", "mixture", "shared"]
 OptimiserKind = Literal["single", "groups"]

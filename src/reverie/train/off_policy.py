@@ -178,8 +178,11 @@ def check_streams(asked: Evidence, config: OffPolicyConfig, pool: int) -> None:
         raise ValueError(f"tasks of an update must be at most the streams, {config.streams}; got {asked.tasks}")
     if config.batch % asked.tasks:
         raise ValueError(f"batch must be a multiple of the tasks of an update, {asked.tasks}; got {config.batch}")
-    if asked.length > config.length + 1:
-        raise ValueError(f"stretches of evidence are {asked.length} rows, more than the sequences with their context")
+    if asked.length > (rows := config.first_steps // config.streams):
+        raise ValueError(
+            f"stretches of evidence are {asked.length} rows, more than the {rows} of each stream before the first "
+            "update: raise prefill"
+        )
 
 
 def gather(

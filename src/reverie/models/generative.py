@@ -1,0 +1,133 @@
+"""What a step leads to, given z: MetaDreamer's generative model p(s', r | s, a, z) (arXiv 2311.06673).
+
+`free` learns all of a step. `physics` knows how the world goes on but for some bounded numbers, such as what the other
+drivers do: those alone it learns, and the world's own `Physics` makes of them what is seen next, what it pays and
+whether the episode ends. Numbers of an observation are one vector here, in the order of its entries.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from reverie.envs.core import ActionSpec, ArraySpec
+from reverie.envs.factors import Physics
+from reverie.models.encoders import Entries
+from reverie.nn.distributions import symlog
+from reverie.nn.layers import Head
+
+DecoderKind = Literal["free", "physics"]
+LEAST_DEVIATION = 1e-3
+"""Of what is foretold: worlds without chance would be foretold with ever more certainty."""
+
+
+class Arrival(NamedTuple):
+    """Where a step is expected to lead."""
+
+    observation: Float[Array, "*B D"]
+    reward: Float[Array, "*B"]
+    ends: Float[Array, "*B"]
+    """Probability that the episode ends there."""
+
+
+class Numbers(eqx.Module):
+    """Observations as one vector of their numbers, and back."""
+
+    spec: tuple[tuple[str, ArraySpec], ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, observation_spec: Mapping[str, ArraySpec]) -> "Numbers":
+        """Errors: ValueError where an observation has more than numbers."""
+        entries = Entries.of(observation_spec)
+        others = [name for name, entry in entries.vectors if entry.categories is not None]
+        others += [name for name, _ in entries.images] + ([entries.mask] if entries.mask else [])
+        if others:
+            raise ValueError(f"a generative model foretells numbers; {others} of the observation are none")
+        return cls(entries.vectors + entries.servers)
+
+    @property
+    def width(self) -> int:
+        return sum(math.prod(entry.shape) for _, entry in self.spec)
+
+    def flat(self, observation: dict[str, Array]) -> Float[Array, "*B D"]:
+        shaped = [(observation[name], len(entry.shape)) for name, entry in self.spec]
+        return jnp.concatenate([x.reshape(*x.shape[: x.ndim - axes], -1) for x, axes in shaped], -1)
+
+    def apart(self, numbers: Float[Array, "*B D"]) -> dict[str, Array]:
+        """The inverse of `flat`."""
+        found, start = {}, 0
+        for name, entry in self.spec:
+            stop = start + math.prod(entry.shape)
+            found[name] = numbers[..., start:stop].reshape(*numbers.shape[:-1], *entry.shape)
+            start = stop
+        return found
+
+
+class GenerativeModel(eqx.Module):
+    """One network for both kinds: with `physics` it gives the unknown numbers, else the change, reward and ending."""
+
+    net: Head
+    numbers: Numbers
+    physics: Physics | None = eqx.field(static=True)
+    spec: ActionSpec = eqx.field(static=True)
+
+    def __init__(
+        self,
+        observation_spec: Mapping[str, ArraySpec],
+        spec: ActionSpec,
+        latent: int,
+        units: int,
+        layers: int,
+        physics: Physics | None,
+        *,
+        key: Key[Array, ""],
+    ):
+        self.numbers, self.physics, self.spec = Numbers.of(observation_spec), physics, spec
+        width = self.numbers.width
+        outputs = width + 2 if physics is None else physics.unknowns
+        self.net = Head(width + spec.width + latent, outputs, units, layers, scale=0.01, key=key)
+
+    def __call__(
+        self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]
+    ) -> tuple[Arrival, Float[Array, "*B"]]:
+        """Where an action leads, and the logit of the ending, which physics knows (0)."""
+        numbers = self.net(jnp.concatenate([symlog(observation), self.spec.encode(action), z], -1))
+        if self.physics is not None:
+            unknown = self.physics.bound * jnp.tanh(numbers)
+            seen, reward, ends = self.physics.advance(self.numbers.apart(observation), action, unknown)
+            return Arrival(self.numbers.flat(seen), reward, ends.astype(jnp.float32)), jnp.zeros_like(reward)
+        change, reward, logit = numbers[..., :-2], numbers[..., -2], numbers[..., -1]
+        return Arrival(observation + change, reward, jax.nn.sigmoid(logit)), logit
+
+    def loss(
+        self,
+        observation: Float[Array, "*B D"],
+        action: Array,
+        z: Float[Array, "*B Z"],
+        after: Float[Array, "*B D"],
+        reward: Float[Array, "*B"],
+        ended: Float[Array, "*B"],
+        counts: Float[Array, "*B"],
+    ) -> tuple[Float[Array, ""], Float[Array, " D+1"]]:
+        """Minus the log-likelihood of a step, in the mean over those that count and up to a constant, and the mean
+        squared errors of each number and of the reward.
+
+        Each is taken as normal, of the variance that makes all steps together likeliest (Rybkin et al. 2021, arXiv
+        2006.13202): no weights have to be set between numbers of different units.
+        """
+        foretold, logit = self(observation, action, z)
+        error = jnp.concatenate([after - foretold.observation, (reward - foretold.reward)[..., None]], -1)
+
+        def mean(x: Float[Array, "*B D"]) -> Float[Array, " D"]:
+            x = jnp.where(counts[..., None] > 0, x, 0.0)
+            return x.sum(range(x.ndim - 1)) / jnp.maximum(1, counts.sum())
+
+        squared = mean(jnp.square(error))
+        loss = 0.5 * jnp.log(squared + LEAST_DEVIATION**2).sum()
+        if self.physics is None:
+            loss += mean((jax.nn.softplus(logit) - ended * logit)[..., None])[0]
+        return loss, squared
