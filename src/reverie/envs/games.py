@@ -64,12 +64,13 @@ def _point_robots() -> dict[str, Game]:
 
 
 def _merging() -> dict[str, Game]:
-    """Sparse grids to learn from; tests are drawn between and around them."""
+    """Sparse grids to learn from, one with two more tasks between any two; tests are drawn between and around them."""
     tests = {
         "interpolated": inside((-0.8,), (0.8,), 64, seed=0),
         "extrapolated": outside((-0.8,), (0.8,), (-1.0,), (1.0,), 64, seed=1),
     }
     found = _with_oracle("merging", Merging(), grid((-0.8, -0.4, 0.0, 0.4, 0.8)), tests)
+    found["merging/dense"] = Game(Merging(), grid(np.linspace(-0.8, 0.8, 13).tolist()), tests)
     box, wide = ((1.0, 0.5), (5.0, 2.5)), ((0.0, 0.1), (7.0, 3.0))
     tests = {"interpolated": inside(*box, 64, seed=2), "extrapolated": outside(*box, *wide, 64, seed=3)}
     return found | _with_oracle("merging/hidas", Merging("hidas"), grid((1.0, 3.0, 5.0), (0.5, 1.5, 2.5)), tests)

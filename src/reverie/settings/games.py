@@ -171,17 +171,17 @@ def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
         raise ValueError(
             f"{agent} infers which task it plays, and {world.game} is one: point_robot has many, for example"
         )
-    algorithm, experience = PEARL, PEARL_EXPERIENCE
+    algorithm, experience, averaging = PEARL, PEARL_EXPERIENCE, 1.0
     if world.game.startswith("merging"):  # few tasks
         algorithm = replace(algorithm, tasks=10, units=64, encoder_units=64)
-        experience = replace(experience, batch=320)
+        experience, averaging = replace(experience, batch=320), 0.05
     streams = world.variants * -(-algorithm.tasks // world.variants)
     experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / streams)
     if world.game.startswith("point_robot"):
         algorithm = replace(algorithm, reward_scale=20.0, prior_episodes=10, test_episodes=10, sees_next=False)
         experience = replace(experience, episodes=20)
     return TrainConfig(
-        agent=OffPolicyRun(algorithm=algorithm, experience=experience, chunk=25),
+        agent=OffPolicyRun(algorithm=algorithm, experience=experience, chunk=25, averaging=averaging),
         world=world,
         loop=LoopConfig(steps=60_000, evaluate_every=10_000),
         curve=CurveConfig(episodes=64, trial=1 + algorithm.test_episodes),
