@@ -63,22 +63,24 @@ class Merging(Study):
     """Training seeds."""
 
     def plans(self) -> list[TrainConfig]:
-        """All agents, for each seed."""
+        """What the claim is about for all seeds, then what it is held to."""
         sac = game_plan("merging", "sac")
         assert isinstance(sac.agent, OffPolicyRun)
         sac = replace(sac, agent=replace(sac.agent, algorithm=replace(sac.agent.algorithm, units=64)))
         told = replace(sac, label="sac-told", world=GameConfig("merging/told"), loop=replace(sac.loop, steps=60_000))
         random = replace(sac, label="sac-dense", world=GameConfig("merging/dense"), loop=told.loop)
-        all_of_them = [
+        claim = [
             learner("metadreamer-physics", "merging", "metadreamer", 20, decoder="physics"),
             learner("pearl", "merging", "pearl", 20),
             learner("pearl-14-times", "merging", "pearl", 1),
+        ]
+        controls = [
             learner("metadreamer-free", "merging", "metadreamer", 20),
             learner("pearl-dense", "merging/dense", "pearl", 20),
             random,
             told,
         ]
-        return [replace(plan, seed=seed) for seed in range(self.seeds) for plan in all_of_them]
+        return [replace(plan, seed=seed) for group in (claim, controls) for seed in range(self.seeds) for plan in group]
 
 
 def judged(run: RunFolder) -> Row:

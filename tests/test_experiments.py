@@ -330,6 +330,22 @@ def test_what_an_experiment_cannot_do_is_said_before_it_trains(load, name, words
         asked.plans(*asked.games) if words[0] == "--game" else asked.plans()
 
 
+def test_metadreamer_and_pearl_are_as_large_and_updated_as_often(load):
+    metadreamer = load("metadreamer")
+    plans = {plan.name: plan for plan in tyro.cli(metadreamer.Merging, args=["--seeds", "1"]).plans()}
+    ours, theirs, longer = (plans[name] for name in ("metadreamer-physics", "pearl", "pearl-14-times"))
+    assert ours.agent.algorithm.pearl.units == theirs.agent.algorithm.units == plans["sac-told"].agent.algorithm.units
+    assert ours.loop.steps == theirs.loop.steps == 3_000
+    for plan in (ours, theirs, longer):
+        experience = plan.agent.experience
+        rounds = (plan.loop.steps - experience.first_steps) / experience.env_steps
+        assert rounds * experience.repeats == metadreamer.UPDATES
+        assert rounds % plan.agent.chunk == 0
+    assert longer.loop.steps == 41_000
+    for plan in plans.values():
+        build(plan)
+
+
 def test_published_scores_are_there_for_every_task_of_control(load):
     control = load("control")
     asked = tyro.cli(control.Control, args=["--scale", "gpu"])
