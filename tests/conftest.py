@@ -14,8 +14,18 @@ install_import_hook("reverie", "beartype.beartype")
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
-# Most of the time of these tests goes into compiling small programs that run once. Before JAX is imported.
+# Most of the time of these tests goes into compiling small programs that run once: they are hardly optimised, here and
+# in the processes that tests start. Before JAX is imported.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What runs longer than it takes to compile is worth optimising."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -460,6 +460,7 @@ def test_rung_memory_across_episodes(memory):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("kind", [A2C, PPO])
 def test_cartpole_is_balanced(kind):
     """At least 450 of 500 steps on average, over 256 episodes; seed 0. Others reach 500 after 300 updates as well."""

@@ -1,6 +1,7 @@
 """PEARL: beliefs by the closed form, what teaches the encoder, acting step by step, and resuming."""
 
 from dataclasses import replace
+from functools import cache, partial
 from itertools import pairwise
 
 import equinox as eqx
@@ -102,14 +103,16 @@ def test_the_encoder_learns_from_the_critics_and_the_prior_alone(spec, servers):
     assert isinstance(a, OffPolicyAgent)
     learner, given = a.init(KEY), studied(spec)
 
-    def of(metric):
-        def loss(networks):
-            total, metrics = a.loss(networks, learner.target, given, KEY)
-            return total if metric is None else metrics[metric]
+    def of(metric, networks):
+        total, metrics = a.loss(networks, learner.target, given, KEY)
+        return total if metric is None else metrics[metric]
 
-        return eqx.filter_grad(loss)(learner.networks)
+    @eqx.filter_jit
+    def gradients(networks):
+        metrics = (None, "critic/loss", "actor/loss", "value/loss")
+        return [eqx.filter_grad(partial(of, metric))(networks) for metric in metrics]
 
-    whole, critic, actor, value = (of(m) for m in (None, "critic/loss", "actor/loss", "value/loss"))
+    whole, critic, actor, value = gradients(learner.networks)
     for one, other in zip(jax.tree.leaves(whole.encoder), jax.tree.leaves(critic.encoder), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(critic.encoder)) > 0
@@ -152,6 +155,7 @@ def test_the_kl_is_that_of_two_gaussians():
 # --- acting ---------------------------------------------------------------------------------------------------------
 
 
+@cache
 def played(greedy: bool):
     """Four episodes of 20 steps of three point robots: after each, the policy's state."""
     a = PEARL(replace(SMALL, prior_episodes=2, test_episodes=1), GAME.world.observation_spec, GAME.world.action_spec)
@@ -159,12 +163,19 @@ def played(greedy: bool):
     tasks, states, timesteps = jnp.asarray(GAME.tasks[:3]), [], []
     state, keys = policy.initial_state(3), jax.random.split(KEY, 84)
     world, timestep = jax.vmap(GAME.world.reset)(tasks, jax.random.split(KEY, 3))
-    for key in keys:
+
+    @jax.jit
+    def go_on(state, world, timestep, key):
         action, state = policy.act(state, timestep, key)
-        states.append(state), timesteps.append((timestep, action))
         stepped = jax.vmap(GAME.world.step)(tasks, world, action, jax.random.split(key, 3))
         opened = jax.vmap(GAME.world.reset)(tasks, jax.random.split(key, 3))
-        world, timestep = opened if timestep.is_last.all() else stepped
+        over = timestep.is_last.all()
+        return action, state, *jax.tree.map(lambda a, b: jnp.where(over, a, b), opened, stepped)
+
+    for key in keys:
+        before = timestep
+        action, state, world, timestep = go_on(state, world, timestep, key)
+        states.append(state), timesteps.append((before, action))
     return policy, states, timesteps
 
 

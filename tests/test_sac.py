@@ -226,6 +226,7 @@ def test_the_temperature_steers_entropy_to_its_target():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_continuous_world_is_learned_to_its_best_score():
     """Within 0.02 of the best possible mean return over 256 episodes after 32,000 steps; doing nothing: -2.
 
