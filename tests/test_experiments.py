@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
-from reverie.envs.fleet.env import offered_load
+from reverie.envs.fleet.load import offered_load
 from reverie.models.rssm import RSSMConfig
 from reverie.runs.build import build
 from reverie.settings.games import game_plan

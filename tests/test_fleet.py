@@ -19,7 +19,8 @@ from jax import Array
 from reverie.envs.core import TimeStep, batch_step, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, FleetState, Task, constant_speeds, fleet_task, offered_load, stack_fleets
+from reverie.envs.fleet.env import FleetEnv, FleetState, Task, constant_speeds, fleet_task, stack_fleets
+from reverie.envs.fleet.load import offered_load
 from reverie.envs.fleet.schedule import Schedule
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
@@ -611,12 +612,12 @@ def test_memory_goes_on_where_it_is_handed_over():
             return state % 3, state + 1
 
     tasks, env = copies(poisson_task(THREE, 0.5), 2), FleetEnv(3, 100)
-    memory, _ = compiled_rollout(env, Counting(), tasks, jax.random.key(0), 4, response)
-    assert memory.tolist() == [4, 4]
-    memory, actions = compiled_rollout(
-        env, Counting(), tasks, jax.random.key(1), 3, lambda s, t, action: action, memory
+    before, _ = compiled_rollout(env, Counting(), tasks, jax.random.key(0), 4, response)
+    assert before.policy_state.tolist() == [4, 4]
+    after, actions = compiled_rollout(
+        env, Counting(), tasks, jax.random.key(1), 3, lambda s, t, action: action, before.policy_state
     )
-    assert memory.tolist() == [7, 7]
+    assert after.policy_state.tolist() == [7, 7]
     assert actions[:, 0].tolist() == [1, 2, 0]
 
 

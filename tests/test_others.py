@@ -7,8 +7,9 @@ import pytest
 
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, Others, constant_speeds, fleet_task, offered_load, stack_fleets
-from reverie.envs.fleet.families import draw_tasks, family, with_load
+from reverie.envs.fleet.env import FleetEnv, Others, constant_speeds, fleet_task, stack_fleets
+from reverie.envs.fleet.families import draw_tasks, family
+from reverie.envs.fleet.load import offered_load, with_load
 from reverie.evaluate.opponents import opponents
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules

@@ -18,8 +18,9 @@ from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import families
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, capacity, members, offered_load
+from reverie.envs.fleet.env import FleetEnv, members
 from reverie.envs.fleet.families import family
+from reverie.envs.fleet.load import capacity, offered_load
 from reverie.envs.fleet.own import ARRIVALS, SIZES, Own, read_fleet
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules

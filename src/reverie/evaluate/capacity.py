@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from reverie.envs.fleet import schedule as schedules
-from reverie.envs.fleet.env import Task, offered_load
+from reverie.envs.fleet.env import Task
+from reverie.envs.fleet.load import offered_load
 from reverie.envs.fleet.schedule import Schedule
 
 

@@ -82,7 +82,7 @@ def _play(env: FleetEnv, policy: Policy, task: Task, key: Key[Array, ""], episod
         return (before.timesteps.observation, after.policy_state), (clock.coarse, speed)
 
     tasks = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (episodes, *leaf.shape)), task)
-    return trials(env, policy, tasks, key, env.jobs, keep)
+    return trials(env, policy, tasks, key, env.jobs, keep)[0]
 
 
 def numbers(tree: Any, leading: int) -> Float[np.ndarray, "*B D"]:

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import ArraySpec, Discrete, TimeStep
-from reverie.envs.fleet.env import FleetEnv, FleetState, Record, Task, View
+from reverie.envs.fleet.env import FleetEnv, FleetState, Record, Task, View, responses
 from reverie.evaluate.bounds import lower_bound
 from reverie.evaluate.capacity import load_at
 from reverie.policies.core import Policy, PolicyState
@@ -179,6 +179,8 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     played: dict[int, Jobs] = {}
     for (world, _), members in programs(contestants).items():
         env = replace(world, servers=servers, jobs=jobs)
+        if task.sharing is not None and contestants[members[0]].training_seed is None:
+            env = replace(env, reward="elapsed")  # rules do not look at what they are paid
         record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
         for row, c in enumerate(members):
             played[c] = Jobs(
@@ -201,7 +203,10 @@ def programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetEnv, int | No
 def _side_by_side(env: FleetEnv, policies: Sequence[Policy], tasks: Task, key: Key[Array, ""]) -> Record:
     """Each policy in its own copy of the same world, which is compiled once for all C: records [K, J, E, C]."""
     world, policy = _Copies(env, len(policies)), _Beside(tuple(policies))
-    return rollouts(world, policy, tasks, key, env.jobs, lambda before, after: after.states.record)
+    record, ended = rollouts(
+        world, policy, tasks, key, env.jobs, lambda before, after: after.states.record, lambda ended: ended.states
+    )
+    return record._replace(response=jax.vmap(responses)(record, ended))  # over episodes K
 
 
 class _Copies(NamedTuple):

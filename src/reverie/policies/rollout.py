@@ -49,13 +49,13 @@ def rollout(
     steps: int,
     keep: Callable[[State, TimeStep, Array], PyTree],
     policy_state: PolicyState | None = None,
-) -> tuple[PolicyState, PyTree]:
+) -> tuple[Play, PyTree]:
     """Let `policy` act for `steps` (T) steps in B environments at once, starting B new episodes.
 
     Arguments: `tasks`, leaves with the axis B in front; `keep(state, timestep, action)` says what to keep of each
     transition (the state and timestep are those *after* the action); `policy_state`, that from the episode
     before, where a trial goes on.
-    Returns the policy's state and what was kept, with axes [T, B, ...].
+    Returns where the episodes stand then, and what was kept, with axes [T, B, ...].
     """
     world_key, policy_key = jax.random.split(key)
     reset_key, world_key = jax.random.split(world_key)
@@ -65,8 +65,7 @@ def rollout(
         return play, keep(play.states, play.timesteps, action)
 
     keys = (jax.random.split(world_key, steps), jax.random.split(policy_key, steps))
-    play, kept = jax.lax.scan(step, begin(env, policy, tasks, reset_key, policy_state), keys)
-    return play.policy_state, kept
+    return jax.lax.scan(step, begin(env, policy, tasks, reset_key, policy_state), keys)
 
 
 def trials(
@@ -76,12 +75,14 @@ def trials(
     key: Key[Array, ""],
     steps: int,
     keep: Callable[[Play, Play], PyTree],
-) -> PyTree:
+    close: Callable[[Play], PyTree] = lambda ended: None,
+) -> tuple[PyTree, PyTree]:
     """Trials of K episodes of `steps` (J) steps, the policy's memory kept from one to the next.
 
     Arguments: `tasks`, leaves [K, B, ...]; `keep(before, after)` says what to keep of each step (`after.policy_state`
-    is that right after the policy saw `before.timesteps`). The policy sees the end of each episode.
-    Returns what was kept, [K, J, B, ...].
+    is that right after the policy saw `before.timesteps`), `close(ended)` what to keep of the end of each episode. The
+    policy sees the end too.
+    Returns what was kept, [K, J, B, ...] and [K, B, ...].
     """
 
     def episode(policy_state: PolicyState, now: tuple[Task, Key[Array, ""]]) -> tuple[PolicyState, PyTree]:
@@ -95,7 +96,7 @@ def trials(
         play, kept = jax.lax.scan(
             step, begin(env, policy, task, reset_key, policy_state), jax.random.split(run_key, steps)
         )
-        return policy.act(play.policy_state, play.timesteps, end_key)[1], kept
+        return policy.act(play.policy_state, play.timesteps, end_key)[1], (kept, close(play))
 
     episodes, batch = jax.tree.leaves(tasks)[0].shape[:2]
     return jax.lax.scan(episode, policy.initial_state(batch), (tasks, jax.random.split(key, episodes)))[1]

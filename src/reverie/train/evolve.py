@@ -17,8 +17,7 @@ import numpy as np
 from cmaes import CMA
 from jaxtyping import Array, Float, Key
 
-from reverie.envs.core import Task
-from reverie.envs.fleet.env import FleetEnv
+from reverie.envs.fleet.env import FleetEnv, Task, responses
 from reverie.policies.rollout import rollout
 from reverie.policies.tunable import Tunable
 from reverie.ranges import Seed, at_least, checked
@@ -90,10 +89,10 @@ def play(
 ) -> Float[Array, "P E"]:
     """What each vector costs in each episode; all meet the same jobs."""
     view = rule.make(jnp.zeros(len(rule.names))).view
-    env = FleetEnv(tasks.mask.shape[-1], jobs, view)
+    env = FleetEnv(tasks.mask.shape[-1], jobs, view, "admission" if tasks.sharing is None else "elapsed")
 
     def one(vector: Float[Array, " D"]) -> Float[Array, " E"]:
-        _, response = rollout(env, rule.make(vector), tasks, key, jobs, lambda state, *_: state.record.response)
-        return cost(response)
+        ended, record = rollout(env, rule.make(vector), tasks, key, jobs, lambda state, *_: state.record)
+        return cost(responses(record, ended.states))
 
     return jax.vmap(one)(vectors)

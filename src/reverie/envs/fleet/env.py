@@ -18,8 +18,10 @@ from numpy.typing import ArrayLike
 
 from reverie.envs.core import ArraySpec, Discrete, TimeStep, first, stack_tasks
 from reverie.envs.fleet import schedule as schedules
+from reverie.envs.fleet import sharing
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.schedule import Schedule, Time
+from reverie.envs.fleet.sharing import Sharing, Slots
 from reverie.envs.fleet.workload import Job, Sizes, Workload
 from reverie.ranges import PositiveOrNone, at_least, checked
 
@@ -52,6 +54,8 @@ class Task(NamedTuple):
     """In which segments of its speed a server may be given jobs. One that leaves finishes those that it has."""
     others: Others | None = None
     """Jobs on these servers that are not ours; None where there are none in the whole batch, which costs nothing."""
+    sharing: Sharing | None = None
+    """How servers serve several jobs at once; None where all serve one, first come, first served."""
 
 
 class Fleet(NamedTuple):
@@ -72,14 +76,15 @@ class Fleet(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What became of a job that was dispatched, known at once since service is first come, first served."""
+    """What became of a job that was dispatched."""
 
     server: Int[Array, "*B"]
     size: Float[Array, "*B"]
     arrival: Float[Array, "*B"]
     """Time since the episode began."""
     response: Float[Array, "*B"]
-    """From arrival to finish, in time units."""
+    """From arrival to finish, in time units; NaN from servers that share, where later jobs have a say in it:
+    `responses` tells it in the end."""
 
     @property
     def slowdown(self) -> Float[Array, "*B"]:
@@ -118,10 +123,21 @@ class Ledger(NamedTuple):
     span: Float[Array, "*B J"]
     """How long that job will be in service."""
     response: Float[Array, "*B J"] | None
-    """Of each job, known since it was dispatched; kept only for what follows."""
-    completed: Completions | None
+    """Of each job, known since it was dispatched; kept only for the view that tells it when the job is finished."""
     until_last: Float[Array, "*B N"]
     """Time until the job dispatched last is finished."""
+
+
+class _After(NamedTuple):
+    """What a dispatch and the time after it lead to."""
+
+    response: Float[Array, ""]
+    backlog: Float[Array, " N"]
+    ledger: Ledger | None
+    slots: Slots | None
+    completed: Completions | None
+    elapsed: Float[Array, ""]
+    """The integral of the number of jobs."""
 
 
 class FleetState(NamedTuple):
@@ -136,6 +152,11 @@ class FleetState(NamedTuple):
     record: Record
     """The job dispatched last."""
     ledger: Ledger | None
+    """The jobs in progress, where view or reward count them."""
+    slots: Slots | None
+    """The same of servers that share."""
+    completed: Completions | None
+    """Kept for the view `latency`."""
 
 
 @dataclass(frozen=True)
@@ -203,12 +224,28 @@ class FleetEnv:
             )
         start, zero = schedules.instant(0.0), jnp.zeros(())
         job = workloads.draw_job(task.workload, key, jnp.int32(0), start)
-        ledger = _empty_ledger(self.servers, self.jobs, self.view, job.gap) if self.keeps_ledger else None
+        none, time = jnp.zeros((self.servers,), jnp.int32), jnp.zeros((self.servers,))
+        if task.sharing is not None:
+            self._check_sharing(task)
+        slots = None if task.sharing is None else sharing.empty(task.sharing, self.jobs, job.prompt is not None)
+        queued = slots is None and self.keeps_ledger
+        ledger = _empty_ledger(self.servers, self.jobs, self.view) if queued else None
+        completed = Completions(none, time, time, time + job.gap) if self.view == "latency" else None
         record = Record(jnp.int32(0), zero, zero, zero)
-        state = FleetState(
-            schedules.later(start, job.gap), jnp.zeros((self.servers,)), job, jnp.int32(0), key, record, ledger
-        )
+        clock = schedules.later(start, job.gap)
+        state = FleetState(clock, time, job, jnp.int32(0), key, record, ledger, slots, completed)
         return state, first(self.observe(task, state))
+
+    def _check_sharing(self, task: Task) -> None:
+        if self.reward != "elapsed" or self.view == "park":
+            raise ValueError(
+                "FleetEnv: where servers share, how long a job will take is not known when it is dispatched: give "
+                f"reward='elapsed' and a view other than 'park', got {self.reward!r} and {self.view!r}"
+            )
+        if task.others is not None:
+            raise ValueError(
+                "FleetEnv: other balancers' jobs at servers that share are not simulated; give one of both"
+            )
 
     def step(
         self, task: Task, state: FleetState, action: Int[Array, ""], key: Key[Array, ""]
@@ -219,35 +256,22 @@ class FleetEnv:
         """
         chosen = jnp.arange(self.servers) == action
         forbidden = ~(chosen & members(task, state.clock)).any()
-        speed = jax.tree.map(lambda leaf: leaf[action], task.speed)
-        backlog = state.backlog[action]
-        response = schedules.inverse(speed, state.clock, backlog + state.job.size)
-        response = jnp.where(forbidden, jnp.nan, response)
-        record = Record(jnp.asarray(action, jnp.int32), state.job.size, state.clock.coarse, response)
-
         dispatched = state.dispatched + 1
         is_last = dispatched == self.jobs
         following = workloads.draw_job(task.workload, state.stream, dispatched, state.clock)
-        job = Job(jnp.where(is_last, 0.0, following.size), jnp.where(is_last, 0.0, following.gap))
-
-        left = state.backlog + jnp.where(chosen, state.job.size, 0.0)
-        if task.others is None:
-            left = _worked_off(task, state.clock, left, job.gap)
-        else:
-            left = _with_others(task, task.others, state.clock, left, job.gap, state.stream, dispatched)
-        ledger, elapsed = state.ledger, jnp.zeros(())
-        if ledger is not None:
-            # Alone on the servers, our job before this one ends when the backlog does.
-            ours = schedules.inverse(speed, state.clock, backlog) if task.others is None else ledger.until_last[action]
-            span = response - ours
-            ledger = _enter(ledger, chosen, state.dispatched, response, span)
-            ledger, elapsed = _advance(ledger, jnp.where(is_last, jnp.inf, job.gap))
-        left = jnp.where(is_last, 0.0, left)  # the last step runs the system empty; the clock stays at the last arrival
-
-        state = FleetState(schedules.later(state.clock, job.gap), left, job, dispatched, state.stream, record, ledger)
+        job = jax.tree.map(lambda leaf: jnp.where(is_last, 0.0, leaf), following)
+        pass_time = self._queued if task.sharing is None else self._shared
+        after = pass_time(task, state, action, job.gap, is_last)
+        response = jnp.where(forbidden, jnp.nan, after.response)
+        record = Record(jnp.asarray(action, jnp.int32), state.job.size, state.clock.coarse, response)
+        left = jnp.where(is_last, 0.0, after.backlog)
+        clock = schedules.later(state.clock, job.gap)  # at the end it stays at the last arrival
+        state = FleetState(
+            clock, left, job, dispatched, state.stream, record, after.ledger, after.slots, after.completed
+        )
         match self.reward:
             case "elapsed":
-                reward = jnp.where(forbidden, jnp.nan, -elapsed)
+                reward = jnp.where(forbidden, jnp.nan, -after.elapsed)
             case "admission":
                 reward = -response
             case "lateness":
@@ -256,6 +280,45 @@ class FleetEnv:
         no = jnp.zeros((), bool)
         return state, TimeStep(self.observe(task, state), reward, is_first=no, is_last=is_last, is_terminal=is_last)
 
+    def _queued(
+        self, task: Task, state: FleetState, action: Int[Array, ""], gap: Float[Array, ""], is_last: Bool[Array, ""]
+    ) -> "_After":
+        """The job joins the queue of a server, and time passes: `gap`, or until all work has ended."""
+        speed = jax.tree.map(lambda leaf: leaf[action], task.speed)
+        chosen = jnp.arange(self.servers) == action
+        backlog = state.backlog[action]
+        response = schedules.inverse(speed, state.clock, backlog + state.job.size)
+        left = state.backlog + jnp.where(chosen, state.job.size, 0.0)
+        if task.others is None:
+            left = _worked_off(task, state.clock, left, gap)
+        else:
+            left = _with_others(task, task.others, state.clock, left, gap, state.stream, state.dispatched + 1)
+        ledger, completed, elapsed = state.ledger, state.completed, jnp.zeros(())
+        if ledger is not None:
+            # Alone on the servers, our job before this one ends when the backlog does.
+            ours = schedules.inverse(speed, state.clock, backlog) if task.others is None else ledger.until_last[action]
+            ledger = _enter(ledger, chosen, state.dispatched, response, response - ours)
+            ledger, completed, elapsed = _advance(ledger, completed, jnp.where(is_last, jnp.inf, gap))
+        return _After(response, left, ledger, None, completed, elapsed)
+
+    def _shared(
+        self, task: Task, state: FleetState, action: Int[Array, ""], gap: Float[Array, ""], is_last: Bool[Array, ""]
+    ) -> "_After":
+        """The same where servers serve several jobs at once."""
+        chosen = jnp.arange(self.servers) == action
+        how, slots = task.sharing, state.slots
+        assert how is not None
+        assert slots is not None
+        slots = sharing.enter(how, slots, chosen, state.dispatched, state.job, state.clock)
+        slots, departed, elapsed = sharing.advance(
+            how, slots, task.speed, state.clock, jnp.where(is_last, jnp.inf, gap)
+        )
+        completed = state.completed
+        if completed is not None:
+            since = jnp.where(departed.count > 0, gap - departed.last, completed.since + gap)
+            completed = Completions(departed.count, departed.total, departed.longest, jnp.where(is_last, 0.0, since))
+        return _After(jnp.full((), jnp.nan), sharing.backlog(slots), None, slots, completed, elapsed)
+
     def observe(self, task: Task, state: FleetState) -> dict[str, Array]:
         """What the view shows of a state, raw, in work and time units. Nothing of the future is in it."""
         job, mask = state.job, members(task, state.clock)
@@ -263,21 +326,33 @@ class FleetEnv:
             speed = jax.vmap(schedules.at, (0, None))(task.speed, state.clock)
             servers = jnp.stack([state.backlog, jnp.where(task.mask, speed, 0.0)], -1)
             return {"servers": servers, "job": jnp.stack([job.size, job.gap]), "mask": mask}
-        assert state.ledger is not None
-        count = state.ledger.count
+        count = _in_progress(state)
         if self.view == "counts":
             return {"servers": count.astype(jnp.float32)[:, None], "job": job.gap[None], "mask": mask}
         if self.view == "latency":
-            done = state.ledger.completed
+            done = state.completed
             assert done is not None
             rows = jnp.stack([count, done.count, done.total, done.longest, jnp.zeros_like(count), done.since], -1)
             return {"servers": jnp.where(task.mask[:, None], rows, 0.0), "job": job.gap[None], "mask": mask}
+        assert state.ledger is not None
         in_service = jax.vmap(schedules.integral, (0, None, 0))(task.speed, state.clock, state.ledger.until_finish)
         waiting = jnp.where(count > 1, jnp.maximum(state.backlog - in_service, 0.0), 0.0)
         # At the speed of now: the true time would tell when the speed will change.
         speed = jax.vmap(schedules.at, (0, None))(task.speed, state.clock)
         remaining = in_service / jnp.where(speed > 0, speed, 1.0)
         return {"vector": jnp.append(waiting + remaining, job.size), "mask": mask}
+
+
+def responses(record: Record, ended: FleetState) -> Float[Array, "J *B"]:
+    """The response times of all jobs of episodes that have `ended` [*B], dispatched as `record` [J, *B] says."""
+    return record.response if ended.slots is None else jnp.moveaxis(ended.slots.response, -1, 0)
+
+
+def _in_progress(state: FleetState) -> Int[Array, " N"]:
+    if state.slots is not None:
+        return state.slots.in_progress
+    assert state.ledger is not None
+    return state.ledger.count
 
 
 def members(task: Task, time: Time) -> Bool[Array, " N"]:
@@ -322,12 +397,11 @@ def _with_others(
     return _worked_off(task, schedules.later(now, passed), backlog, gap - passed)
 
 
-def _empty_ledger(servers: int, jobs: int, view: View, clock: Float[Array, ""]) -> Ledger:
+def _empty_ledger(servers: int, jobs: int, view: View) -> Ledger:
     none, time = jnp.zeros((servers,), jnp.int32), jnp.zeros((servers,))
     response = jnp.zeros((jobs,)) if view == "latency" else None
-    completed = Completions(none, time, time, time + clock) if view == "latency" else None
     behind, span = jnp.zeros((jobs,), jnp.int32), jnp.zeros((jobs,))
-    return Ledger(none, none, time, none + jobs, behind, span, response, completed, until_last=time)
+    return Ledger(none, none, time, none + jobs, behind, span, response, until_last=time)
 
 
 def _enter(
@@ -344,13 +418,15 @@ def _enter(
         behind=ledger.behind.at[last].set(job, mode="drop"),
         span=ledger.span.at[last].set(span, mode="drop"),
         response=None if ledger.response is None else ledger.response.at[job].set(response),
-        completed=ledger.completed,
         until_last=jnp.where(chosen, response, ledger.until_last),
     )
 
 
-def _advance(ledger: Ledger, gap: Float[Array, ""]) -> tuple[Ledger, Float[Array, ""]]:
-    """Let `gap` time units pass: the ledger after them, and the integral of the number of jobs in progress."""
+def _advance(
+    ledger: Ledger, completed: Completions | None, gap: Float[Array, ""]
+) -> tuple[Ledger, Completions | None, Float[Array, ""]]:
+    """Let `gap` time units pass: the ledger after them, what was completed in them, and the integral of the number of
+    jobs in progress."""
 
     def due(count, until_finish):
         return (count > 0) & (until_finish <= gap)
@@ -370,7 +446,6 @@ def _advance(ledger: Ledger, gap: Float[Array, ""]) -> tuple[Ledger, Float[Array
         until_finish = until_finish + jnp.where(done & (count > 1), ledger.span[head], 0.0)
         return count - done, jnp.where(done, ledger.behind[head], head), until_finish, elapsed, completed
 
-    completed = ledger.completed
     if completed is not None:
         none = jnp.zeros_like(completed.total)
         completed = Completions(jnp.zeros_like(completed.count), none, none, completed.since)
@@ -384,9 +459,9 @@ def _advance(ledger: Ledger, gap: Float[Array, ""]) -> tuple[Ledger, Float[Array
             count=count,
             head=head,
             until_finish=until_finish,
-            completed=completed,
             until_last=jnp.maximum(ledger.until_last - gap, 0.0),
         ),
+        completed,
         elapsed + jnp.where(count > 0, count * gap, 0.0).sum(),
     )
 
@@ -420,17 +495,20 @@ def stack_fleets(tasks: Sequence[Task]) -> Task:
     servers, segments = most(lambda task: task.mask), most(lambda task: task.speed.start)
     rates, scales = most(lambda task: task.workload.rate.start), most(lambda task: task.workload.scale.start)
     recorded = most(lambda task: task.workload.recording.gap)
-    shared = any(task.others is not None for task in tasks)
+    prompts = any(task.workload.recording.prompt is not None for task in tasks)
+    others = any(task.others is not None for task in tasks)
+    slots = max(0 if task.sharing is None else task.sharing.slot.shape[-1] for task in tasks)
     return stack_tasks(
         [
             Task(
                 _rows(schedules.padded(task.speed, segments), servers),
                 jnp.pad(task.mask, (0, servers - task.mask.shape[-1])),
-                workloads.padded(task.workload, rates, scales, recorded),
+                workloads.padded(task.workload, rates, scales, recorded, prompts),
                 _rows(
                     jnp.asarray(np.pad(task.member, [(0, 0), (0, segments - task.member.shape[-1])], "edge")), servers
                 ),
-                _padded_others(task, servers) if shared else None,
+                _padded_others(task, servers) if others else None,
+                _padded_sharing(task, servers, slots) if slots else None,
             )
             for task in tasks
         ]
@@ -441,6 +519,14 @@ def _padded_others(task: Task, servers: int) -> Others:
     """The others of a task, with a weight for each of `servers` rows; without any, some who never come."""
     others = task.others or Others(jnp.zeros(()), task.mask.astype(jnp.float32), task.workload.sizes)
     return others._replace(weights=jnp.pad(others.weights, (0, servers - others.weights.shape[-1])))
+
+
+def _padded_sharing(task: Task, servers: int, slots: int) -> Sharing:
+    """How the servers of a task serve, in that many rows and slots; one by one unless it says otherwise."""
+    alone = jnp.ones(task.mask.shape)
+    how = task.sharing or Sharing(alone, 0 * alone, alone[:, None] > 0, 0 * alone)
+    how = how._replace(slot=jnp.pad(how.slot, [(0, 0), (0, slots - how.slot.shape[-1])]))
+    return _rows(how, servers)
 
 
 def _rows[T](of_servers: T, servers: int) -> T:
@@ -461,23 +547,3 @@ def constant_speeds(speeds: ArrayLike) -> Schedule:
         raise ValueError(f"fleet: every speed must be a positive number, got {values.tolist()}")
     rows = values[:, None]
     return Schedule(jnp.zeros(rows.shape), jnp.asarray(rows, jnp.float32), jnp.full(values.shape, jnp.inf))
-
-
-def offered_load(task: Task, until: float = np.inf) -> float:
-    """Mean work that arrives per time unit, that of others included, over the mean capacity of all servers: in the long
-    run or, where schedules do not repeat, up to `until`."""
-    brings = workloads.work_rate(task.workload, until) + others_work_rate(task)
-    return brings / capacity(task, until)
-
-
-def others_work_rate(task: Task) -> float:
-    """Work that others bring per time unit."""
-    return 0.0 if task.others is None else float(task.others.rate) * workloads.moments(task.others.sizes)[0]
-
-
-def capacity(task: Task, until: float = np.inf) -> float:
-    """Work per time unit that all servers together can do while they are there, in the long run or, where speeds do not
-    repeat, up to `until`."""
-    here = task.speed._replace(value=task.speed.value * task.member)
-    per_server = [jax.tree.map(lambda leaf, i=i: leaf[i], here) for i in np.flatnonzero(task.mask)]
-    return sum(schedules.mean(s, until) for s in per_server)

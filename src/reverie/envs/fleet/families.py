@@ -21,14 +21,14 @@ from reverie.envs.fleet.env import (
     Fleet,
     Others,
     Task,
-    capacity,
     constant_speeds,
     fleet_task,
-    others_work_rate,
     stack_fleets,
 )
+from reverie.envs.fleet.load import capacity_met, positive_load
 from reverie.envs.fleet.measured import draw_fleet, read_speeds, speed_paths
 from reverie.envs.fleet.park import PARK_SERVICE_RATES
+from reverie.envs.fleet.pools import llm, shared, workers
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.traces import Trace, scale_to_load
 from reverie.envs.fleet.workload import Sizes
@@ -181,6 +181,9 @@ FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in I
     "continuous": continuous,
     "shifting": shifting,
     "neighbours": neighbours,
+    "workers": workers,
+    "shared": shared,
+    "llm": llm,
     "levels": levels(),
     "calm": levels(sizes=calm_sizes),
 }
@@ -252,7 +255,7 @@ def _window_at(trace: Trace, load: Load, jobs: int, fleet: Fleet | None, per_win
         speed = fleet.speed._replace(start=fleet.speed.start * unit, period=fleet.speed.period * unit)
         fleet = fleet._replace(speed=speed)
         one = fleet.task(workloads.recorded([1.0], [1.0]))
-        total = 1.0 if load == "recorded" else _capacity_met(one, jobs * PARK_MEAN_SIZE, _positive_load(load))
+        total = 1.0 if load == "recorded" else capacity_met(one, jobs * PARK_MEAN_SIZE, positive_load(load))
     gaps = np.diff(at_load(trace, load, total).arrival, prepend=0.0) * unit
 
     def window(first: int) -> Task:
@@ -278,7 +281,7 @@ def measured(path: Path, servers: int = 10, load: float = 0.667, segments: int =
     Errors: ValueError where the file cannot be read or holds too little, or the load is not positive.
     """
     recording = read_speeds(path)
-    workload = workloads.poisson(PARK_MEAN_SIZE / _positive_load(load) / PARK_SPEEDS.sum(), park_sizes())
+    workload = workloads.poisson(PARK_MEAN_SIZE / positive_load(load) / PARK_SPEEDS.sum(), park_sizes())
     span = jobs / float(workload.rate.value[0])
 
     def draw(rng: np.random.Generator) -> Task:
@@ -294,45 +297,6 @@ def measured(path: Path, servers: int = 10, load: float = 0.667, segments: int =
         return fleet_task(speed._replace(value=speed.value * (PARK_SPEEDS.sum() / total)), workload)
 
     return draw
-
-
-def with_load(task: Task, load: float, jobs: int = 1000) -> Task:
-    """The same task at another offered load: its arrivals' clock runs faster or slower, which keeps the bursts.
-
-    The load is the average over one period of what repeats, and over the time that an episode of `jobs` jobs is to be
-    expected to last of what does not: levels that change once and for all count by how long they hold.
-    Errors: ValueError where a load is not positive and finite: the wanted one, or that of the task itself.
-    """
-    w = task.workload
-    until = workloads.span(w, jobs)
-    brings = workloads.work_rate(w, until) + others_work_rate(task)
-    total = _capacity_met(task, _positive_load(brings) * until, _positive_load(load))
-    factor = load / (brings / total)
-    rate = w.rate._replace(value=w.rate.value * factor)
-    rate, scale = (s._replace(start=s.start / factor, period=s.period / factor) for s in (rate, w.scale))
-    recording = w.recording._replace(gap=w.recording.gap / factor)
-    others = task.others and task.others._replace(rate=task.others.rate * factor)
-    return task._replace(workload=w._replace(rate=rate, scale=scale, recording=recording), others=others)
-
-
-def _capacity_met(task: Task, work: float, load: float) -> float:
-    """The capacity, on average until that much work has come at `load`: speeds do not run on the arrivals' clock."""
-    if task.speed.start.shape[-1] == 1:
-        return capacity(task)
-    before, until = 0.0, 1.0
-    while capacity(task, until) * until < work / load:
-        before, until = until, 2 * until
-    for _ in range(50):
-        middle = (before + until) / 2
-        enough = capacity(task, middle) * middle >= work / load
-        before, until = (before, middle) if enough else (middle, until)
-    return capacity(task, until)
-
-
-def _positive_load(load: float) -> float:
-    if not 0 < load < np.inf:
-        raise ValueError(f"offered load must be a positive number, got {load}")
-    return load
 
 
 def draw_tasks(draw: Callable[[np.random.Generator], Task], count: int, seed: int) -> Task:

@@ -18,9 +18,10 @@ from jaxtyping import Bool
 from reverie.envs.core import TaskFamily
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import Fleet, Task, offered_load
-from reverie.envs.fleet.families import Load, traced, windows, with_load
+from reverie.envs.fleet.env import Fleet, Task
+from reverie.envs.fleet.families import Load, traced, windows
 from reverie.envs.fleet.families import family as find_family
+from reverie.envs.fleet.load import offered_load, with_load
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.traces import Trace
 

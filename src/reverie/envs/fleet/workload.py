@@ -49,6 +49,8 @@ class Recording(NamedTuple):
     size: Float[Array, "*B M"]
     start: Int[Array, "*B"]
     length: Int[Array, "*B"]
+    prompt: Float[Array, "*B M"] | None = None
+    """What has to be read before a job's work can begin, in tokens; None where nothing has."""
 
 
 class Workload(NamedTuple):
@@ -70,6 +72,8 @@ class Job(NamedTuple):
 
     size: Float[Array, "*B"]
     gap: Float[Array, "*B"]
+    prompt: Float[Array, "*B"] | None = None
+    """In tokens; None where no job of the batch has any."""
 
 
 def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clock: Time) -> Job:
@@ -86,8 +90,12 @@ def draw_job(workload: Workload, key: Key[Array, ""], index: Int[Array, ""], clo
     if not recording.gap.shape[-1]:  # no task of the batch has one
         return drawn
     position = (recording.start + index) % jnp.maximum(recording.length, 1)
-    recorded = Job(recording.size[position], recording.gap[position])
-    return Job(*(jnp.where(recording.length > 0, a, b) for a, b in zip(recorded, drawn, strict=True)))
+    is_recorded = recording.length > 0
+    return Job(
+        jnp.where(is_recorded, recording.size[position], drawn.size),
+        jnp.where(is_recorded, recording.gap[position], drawn.gap),
+        None if recording.prompt is None else jnp.where(is_recorded, recording.prompt[position], 0.0),
+    )
 
 
 def sample_size(sizes: Sizes, survival: Float[Array, ""]) -> Float[Array, ""]:
@@ -121,14 +129,26 @@ def span(workload: Workload, jobs: int) -> float:
     return float(schedules.inverse(workload.rate, schedules.instant(0.0), jnp.float32(jobs)))
 
 
-def padded(workload: Workload, rates: int, scales: int, recorded: int) -> Workload:
-    """The same jobs from schedules of `rates` and `scales` segments and a recording of `recorded` rows."""
+def padded(workload: Workload, rates: int, scales: int, recorded: int, prompts: bool = False) -> Workload:
+    """The same jobs from schedules of `rates` and `scales` segments and a recording of `recorded` rows, in which jobs
+    have `prompts`, empty ones where they had none."""
     recording, extra = workload.recording, recorded - workload.recording.gap.shape[-1]
+    prompt = jnp.zeros_like(recording.gap) if recording.prompt is None else recording.prompt
+    rows = (jnp.pad(leaf, (0, extra)) for leaf in (recording.gap, recording.size, prompt))
+    gap, size, prompt = rows
     return workload._replace(
         rate=schedules.padded(workload.rate, rates),
         scale=schedules.padded(workload.scale, scales),
-        recording=recording._replace(gap=jnp.pad(recording.gap, (0, extra)), size=jnp.pad(recording.size, (0, extra))),
+        recording=recording._replace(gap=gap, size=size, prompt=prompt if prompts else None),
     )
+
+
+def prompt_of_work(workload: Workload) -> float:
+    """Tokens to be read for each unit of work."""
+    recorded = workload.recording
+    if recorded.prompt is None or recorded.length == 0:
+        return 0.0
+    return float(recorded.prompt[: recorded.length].sum() / recorded.size[: recorded.length].sum())
 
 
 def moments(sizes: Sizes) -> tuple[float, float]:
@@ -302,8 +322,9 @@ def stepped(start: ArrayLike, intervals: ArrayLike, sizes: Sizes) -> Workload:
     return _workload(schedules.schedule(start, 1 / gaps), sizes)
 
 
-def recorded(gap: ArrayLike, size: ArrayLike, start: int = 0) -> Workload:
-    """A recorded stream of jobs, played from job `start` on and in a circle. Gaps in time, sizes in work units."""
+def recorded(gap: ArrayLike, size: ArrayLike, start: int = 0, prompt: ArrayLike | None = None) -> Workload:
+    """A recorded stream of jobs, played from job `start` on and in a circle. Gaps in time, sizes in work units, prompts
+    in tokens."""
     gaps, works = np.asarray(gap, np.float32), np.asarray(size, np.float32)
     if gaps.ndim != 1 or gaps.shape != works.shape or not len(gaps):
         raise ValueError(f"recorded workload: gap {gaps.shape} and size {works.shape} must be two lists of one length")
@@ -313,7 +334,12 @@ def recorded(gap: ArrayLike, size: ArrayLike, start: int = 0) -> Workload:
         raise ValueError("recorded workload: every size must be finite and positive")
     if not 0 <= start < len(gaps):
         raise ValueError(f"recorded workload: start must be a job in [0, {len(gaps)}), got {start}")
-    recording = Recording(jnp.asarray(gaps), jnp.asarray(works), jnp.int32(start), jnp.int32(len(gaps)))
+    tokens = None if prompt is None else jnp.asarray(np.asarray(prompt, np.float32))
+    if tokens is not None and (tokens.shape != gaps.shape or not (jnp.isfinite(tokens) & (tokens >= 0)).all()):
+        raise ValueError(
+            f"recorded workload: prompts {tokens.shape} must be one finite number, not negative, for each job"
+        )
+    recording = Recording(jnp.asarray(gaps), jnp.asarray(works), jnp.int32(start), jnp.int32(len(gaps)), tokens)
     return _workload(schedules.constant(1.0), deterministic(1.0))._replace(recording=recording)
 
 

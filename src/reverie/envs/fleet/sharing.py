@@ -1,0 +1,247 @@
+"""Servers that serve several jobs at once: worker slots, processor sharing, batches of a language model.
+
+A server has some slots; each job in one is served at the rate v / (a + b n) while n jobs are in slots, and who finds
+none waits, first come, first served. So (1, 0) with one slot is the FIFO server, (k, 0) with k slots are k workers of
+speed v / k, (0, 1) shares the server evenly, and (a, b) in seconds a token is a replica that batches what it generates.
+
+When a job will be finished depends on jobs that are yet to come, so it is known at its departure alone. Time is kept as
+the work that a server could have done by then, its capacity: in this the jobs in its slots run evenly also while its
+speed changes. A job's prompt, if it has one, is read first, and stops the server for all of them (prefill). What a
+step costs grows with the departures in it, and they are awaited for a whole batch in one loop.
+Here are servers alone; who sends them jobs is `env.py`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from reverie.envs.fleet import schedule as schedules
+from reverie.envs.fleet.schedule import Schedule, Time
+from reverie.envs.fleet.workload import Job
+
+
+class Sharing(NamedTuple):
+    """How N servers serve: each job in a slot at v / (a + b n), n of the K being taken."""
+
+    a: Float[Array, "*B N"]
+    b: Float[Array, "*B N"]
+    slot: Bool[Array, "*B N K"]
+    """Which of them a server has; the others are padding."""
+    prefill: Float[Array, "*B N"]
+    """How long a token of a prompt stops a server of speed 1."""
+
+
+class Slots(NamedTuple):
+    """The jobs at sharing servers, by number. Of E fleets at once."""
+
+    left: Float[Array, "*E N K"]
+    """Work that is left of the job in each slot; inf where there is none."""
+    job: Int[Array, "*E N K"]
+    """Its number."""
+    pause: Float[Array, "*E N"]
+    """For how much of its capacity a server reads prompts, before the jobs in its slots go on."""
+    waiting: Int[Array, "*E N"]
+    """Jobs without a slot."""
+    queued: Float[Array, "*E N"]
+    """The work that these bring."""
+    head: Int[Array, "*E N"]
+    """Which of them is next; J where there is none."""
+    tail: Int[Array, "*E N"]
+    """Which came last."""
+    behind: Int[Array, "*E J"]
+    """The job that came after this one, where both waited."""
+    size: Float[Array, "*E J"]
+    prompt: Float[Array, "*E J"] | None
+    """None where no job has any."""
+    arrival: Time
+    """[*E, J], as `response`."""
+    response: Float[Array, "*E J"]
+    """NaN until the job has departed."""
+
+    @property
+    def in_progress(self) -> Int[Array, "*E N"]:
+        """Jobs at each server."""
+        return jnp.isfinite(self.left).sum(-1) + self.waiting
+
+
+class Departed(NamedTuple):
+    """The jobs that left each server in a step."""
+
+    count: Int[Array, "*E N"]
+    total: Float[Array, "*E N"]
+    """Sum of their response times."""
+    longest: Float[Array, "*E N"]
+    last: Float[Array, "*E N"]
+    """When the last one left, counted from the beginning of the step; 0 where none did."""
+
+
+def sharing(a: ArrayLike, b: ArrayLike, slots: ArrayLike, prefill: ArrayLike = 0.0) -> Sharing:
+    """Servers of these numbers [N], each with as many of its slots [N] as there are.
+
+    Errors: ValueError where a, b or prefill is negative or not finite, a and b are 0, or a server has no slot.
+    """
+    numbers = (jnp.atleast_1d(jnp.asarray(x, jnp.float32)) for x in (a, b, slots, prefill))
+    a, b, slots, prefill = jnp.broadcast_arrays(*numbers)
+    if not (jnp.isfinite(a + b).all() and (a >= 0).all() and (b >= 0).all() and (a + b > 0).all()):
+        raise ValueError(
+            f"sharing: a and b are to be at least 0, one of them more, as a job is served at v / (a + b n); got "
+            f"{a.tolist()} and {b.tolist()}"
+        )
+    if not ((slots >= 1) & (slots == jnp.floor(slots)) & jnp.isfinite(slots)).all():
+        raise ValueError(f"sharing: each server needs a whole number of slots, at least 1; got {slots.tolist()}")
+    if not (jnp.isfinite(prefill) & (prefill >= 0)).all():
+        raise ValueError(f"sharing: prefill must be finite and not negative, got {prefill.tolist()}")
+    return Sharing(a, b, jnp.arange(int(slots.max())) < slots[:, None], prefill)
+
+
+def most(servers: Sharing, prompt: float = 0.0) -> Float[Array, "*B N"]:
+    """What a server does with all slots taken, per unit of speed: n / (a + b n), where there is no `prompt` to be read
+    for a unit of work."""
+    n = servers.slot.sum(-1)
+    return 1 / ((servers.a + servers.b * n) / n + servers.prefill * prompt)
+
+
+def empty(servers: Sharing, jobs: int, prompts: bool = False) -> Slots:
+    """No jobs as yet at the servers [N]; there will be J, perhaps with `prompts`."""
+    count, slots = servers.slot.shape
+    nobody, nothing = jnp.zeros((count,), jnp.int32), jnp.zeros((jobs,))
+    return Slots(
+        left=jnp.full((count, slots), jnp.inf),
+        job=jnp.zeros((count, slots), jnp.int32),
+        pause=jnp.zeros((count,)),
+        waiting=nobody,
+        queued=jnp.zeros((count,)),
+        head=nobody + jobs,
+        tail=nobody + jobs,
+        behind=jnp.full((jobs,), jobs, jnp.int32),
+        size=nothing,
+        prompt=nothing if prompts else None,
+        arrival=Time(nothing, nothing),
+        response=nothing + jnp.nan,
+    )
+
+
+def enter(
+    servers: Sharing, slots: Slots, chosen: Bool[Array, " N"], number: Int[Array, ""], job: Job, now: Time
+) -> Slots:
+    """Let a job come to the chosen server: into its first free slot, or else to the end of its queue."""
+    free = servers.slot & jnp.isinf(slots.left)
+    at_once = chosen & free.any(-1)
+    waits = chosen & ~at_once
+    takes = at_once[:, None] & (jnp.arange(free.shape[-1]) == free.argmax(-1)[:, None])
+    last = jnp.where(waits & (slots.waiting > 0), slots.tail, slots.behind.shape[-1]).min()
+    return Slots(
+        left=jnp.where(takes, job.size, slots.left),
+        job=jnp.where(takes, number, slots.job),
+        pause=slots.pause + jnp.where(at_once, 0.0 if job.prompt is None else servers.prefill * job.prompt, 0.0),
+        waiting=slots.waiting + waits,
+        queued=slots.queued + jnp.where(waits, job.size, 0.0),
+        head=jnp.where(waits & (slots.waiting == 0), number, slots.head),
+        tail=jnp.where(waits, number, slots.tail),
+        behind=slots.behind.at[last].set(number, mode="drop"),
+        size=slots.size.at[number].set(job.size),
+        prompt=None if slots.prompt is None else slots.prompt.at[number].set(job.prompt),
+        arrival=Time(slots.arrival.coarse.at[number].set(now.coarse), slots.arrival.fine.at[number].set(now.fine)),
+        response=slots.response,
+    )
+
+
+def backlog(slots: Slots) -> Float[Array, "*E N"]:
+    """Work that each server has still to do, that of waiting jobs included."""
+    return jnp.where(jnp.isfinite(slots.left), slots.left, 0.0).sum(-1) + slots.queued
+
+
+def advance(
+    servers: Sharing, slots: Slots, speed: Schedule, now: Time, gap: Float[Array, ""]
+) -> tuple[Slots, Departed, Float[Array, ""]]:
+    """Let `gap` time units pass, inf for all that it takes: what is left of the jobs, who departed, and the integral of
+    the number of jobs over that time. `speed` is that of each server: start and value [N, P], period [N]."""
+    one = jax.tree.map(lambda leaf: leaf[None], (servers, slots, speed, now, gap))
+    return jax.tree.map(lambda leaf: leaf[0], _advance(*one))
+
+
+@custom_vmap
+def _advance(
+    servers: Sharing, slots: Slots, speed: Schedule, now: Time, gap: Float[Array, " E"]
+) -> tuple[Slots, Departed, Float[Array, " E"]]:
+    """`advance` of E fleets. One loop for all: each round lets the next job depart of every server that has one due."""
+    fleet = jnp.arange(gap.shape[0])[:, None]  # [E, 1], beside which [E, N] are numbers of jobs
+    slot = jnp.arange(slots.left.shape[-1])
+    nobody = slots.behind.shape[-1]
+    time = jnp.broadcast_to(gap[:, None], slots.waiting.shape)  # [E, N]
+    for_ever = jnp.isinf(time)
+    capacity = jnp.where(for_ever, jnp.inf, _each(schedules.integral)(speed, now, jnp.where(for_ever, 0.0, time)))
+
+    def following(slots: Slots, used: Array) -> tuple[Array, Bool[Array, "E N"]]:
+        """The capacity that is used up when the next job departs [E, N], and where it does so in this step."""
+        least, n = slots.left.min(-1), jnp.isfinite(slots.left).sum(-1)
+        after = used + slots.pause + least * (servers.a + servers.b * n)
+        return after, jnp.isfinite(least) & (after <= capacity)
+
+    def depart(carry: tuple) -> tuple:
+        slots, used, departed, elapsed = carry
+        least, which = slots.left.min(-1), slots.left.argmin(-1)
+        after, done = following(slots, used)
+        used = jnp.where(done, after, used)
+        when = _each(schedules.inverse)(speed, now, used)
+        who = jnp.where(done, jnp.take_along_axis(slots.job, which[..., None], -1)[..., 0], nobody)
+        came = jax.tree.map(lambda leaf: leaf.at[fleet, who].get(mode="clip"), slots.arrival)
+        stayed = ((now.coarse[:, None] - came.coarse) + (now.fine[:, None] - came.fine)) + when
+        departed = Departed(
+            departed.count + done,
+            departed.total + jnp.where(done, stayed, 0.0),
+            jnp.maximum(departed.longest, jnp.where(done, stayed, 0.0)),
+            jnp.where(done, when, departed.last),
+        )
+        enters = done & (slots.waiting > 0)
+        brings = jnp.where(enters, slots.size.at[fleet, slots.head].get(mode="clip"), jnp.inf)
+        freed = done[..., None] & (slot == which[..., None])
+        left = jnp.where(freed, brings[..., None], slots.left - jnp.where(done, least, 0.0)[..., None])
+        pause = jnp.where(done, 0.0, slots.pause)
+        if slots.prompt is not None:
+            reads = servers.prefill * slots.prompt.at[fleet, slots.head].get(mode="clip")
+            pause = jnp.where(enters, reads, pause)
+        slots = slots._replace(
+            left=left,
+            pause=pause,
+            job=jnp.where(freed, slots.head[..., None], slots.job),
+            waiting=slots.waiting - enters,
+            queued=jnp.where(slots.waiting > enters, slots.queued - jnp.where(enters, brings, 0.0), 0.0),
+            head=jnp.where(enters, slots.behind.at[fleet, slots.head].get(mode="clip"), slots.head),
+            response=slots.response.at[fleet, who].set(stayed, mode="drop"),
+        )
+        return slots, used, departed, elapsed + jnp.where(done, when, 0.0).sum(-1)
+
+    none = jnp.zeros(capacity.shape)
+    start = (slots, none, Departed(jnp.zeros(none.shape, jnp.int32), none, none, none), jnp.zeros(gap.shape))
+    slots, used, departed, elapsed = jax.lax.while_loop(lambda carry: following(*carry[:2])[1].any(), depart, start)
+    n, rest = jnp.isfinite(slots.left).sum(-1), capacity - used
+    read = jnp.minimum(slots.pause, rest)
+    rest = jnp.where(n > 0, (rest - read) / (servers.a + servers.b * n), 0.0)
+    count = slots.in_progress
+    elapsed = elapsed + jnp.where(count > 0, count * gap[:, None], 0.0).sum(-1)
+    slots = slots._replace(left=jnp.maximum(slots.left - rest[..., None], 0.0), pause=slots.pause - read)
+    return slots, departed, elapsed
+
+
+@_advance.def_vmap
+def _advance_batch(axis_size: int, in_batched: list, *args: PyTree) -> tuple:
+    """A batch of batches is a longer batch."""
+
+    def whole(leaf: Array, batched: bool) -> Array:
+        leaf = leaf if batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    results = _advance(*jax.tree.map(whole, args, tuple(in_batched)))
+    results = jax.tree.map(lambda leaf: leaf.reshape(axis_size, -1, *leaf.shape[1:]), results)
+    return results, jax.tree.map(lambda _: True, results)
+
+
+def _each(function: Callable[..., Array]) -> Callable[..., Float[Array, "E N"]]:
+    """`function(schedule, time, amount)` for the N servers of E fleets."""
+    return jax.vmap(jax.vmap(function, (0, None, 0)))
