@@ -126,7 +126,7 @@ def test_the_view_latency_tells_what_departed(played):
     assert np.unique(known.observation["servers"][..., 1]).tolist()[:2] == [0, 1]
 
 
-LOAD, COPIES = 0.6, 48
+LOAD, COPIES = 0.6, 32
 SHARED = [(a, b, scv) for a, b in ((0.0, 1.0), (0.5, 0.5), (3.0, 0.5)) for scv in (1.0, 4.0)]
 SLOTTED = [(3.0, 0.0, 3), (0.5, 0.5, 4)]
 
@@ -149,7 +149,7 @@ def means() -> np.ndarray:
         )
         for how in SLOTTED
     ]
-    response = play(stack_fleets([task for task in tasks for _ in range(COPIES)]), 2500)[0].response[500:]
+    response = play(stack_fleets([task for task in tasks for _ in range(COPIES)]), 2000)[0].response[400:]
     return np.asarray(response, float).mean(0).reshape(len(tasks), COPIES)
 
 

@@ -305,11 +305,10 @@ class FleetEnv:
         self, task: Task, state: FleetState, action: Int[Array, ""], gap: Float[Array, ""], is_last: Bool[Array, ""]
     ) -> "_After":
         """The same where servers serve several jobs at once."""
-        chosen = jnp.arange(self.servers) == action
         how, slots = task.sharing, state.slots
         assert how is not None
         assert slots is not None
-        slots = sharing.enter(how, slots, chosen, state.dispatched, state.job, state.clock)
+        slots = sharing.enter(how, slots, action, state.dispatched, state.job, state.clock)
         slots, departed, elapsed = sharing.advance(
             how, slots, task.speed, state.clock, jnp.where(is_last, jnp.inf, gap)
         )

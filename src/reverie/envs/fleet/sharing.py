@@ -43,6 +43,8 @@ class Slots(NamedTuple):
     """Work that is left of the job in each slot; inf where there is none."""
     job: Int[Array, "*E N K"]
     """Its number."""
+    busy: Int[Array, "*E N"]
+    """Slots that are taken."""
     pause: Float[Array, "*E N"]
     """For how much of its capacity a server reads prompts, before the jobs in its slots go on."""
     waiting: Int[Array, "*E N"]
@@ -66,7 +68,7 @@ class Slots(NamedTuple):
     @property
     def in_progress(self) -> Int[Array, "*E N"]:
         """Jobs at each server."""
-        return jnp.isfinite(self.left).sum(-1) + self.waiting
+        return self.busy + self.waiting
 
 
 class Departed(NamedTuple):
@@ -113,6 +115,7 @@ def empty(servers: Sharing, jobs: int, prompts: bool = False) -> Slots:
     return Slots(
         left=jnp.full((count, slots), jnp.inf),
         job=jnp.zeros((count, slots), jnp.int32),
+        busy=nobody,
         pause=jnp.zeros((count,)),
         waiting=nobody,
         queued=jnp.zeros((count,)),
@@ -126,23 +129,23 @@ def empty(servers: Sharing, jobs: int, prompts: bool = False) -> Slots:
     )
 
 
-def enter(
-    servers: Sharing, slots: Slots, chosen: Bool[Array, " N"], number: Int[Array, ""], job: Job, now: Time
-) -> Slots:
-    """Let a job come to the chosen server: into its first free slot, or else to the end of its queue."""
-    free = servers.slot & jnp.isinf(slots.left)
-    at_once = chosen & free.any(-1)
-    waits = chosen & ~at_once
-    takes = at_once[:, None] & (jnp.arange(free.shape[-1]) == free.argmax(-1)[:, None])
-    last = jnp.where(waits & (slots.waiting > 0), slots.tail, slots.behind.shape[-1]).min()
+def enter(servers: Sharing, slots: Slots, server: Int[Array, ""], number: Int[Array, ""], job: Job, now: Time) -> Slots:
+    """Let a job come to a server: into the first slot that is free, or else to the end of the queue."""
+    free = servers.slot[server] & jnp.isinf(slots.left[server])  # [K]
+    place = server, jnp.where(free.any(), free.argmax(), free.size)  # beyond the last where none is: dropped
+    at_once, waits = (jnp.zeros((), jnp.int32) + where for where in (free.any(), ~free.any()))
+    alone = slots.waiting[server] == 0
+    pause = 0.0 if job.prompt is None else at_once * servers.prefill[server] * job.prompt
+    last = jnp.where((waits > 0) & ~alone, slots.tail[server], slots.behind.shape[-1])
     return Slots(
-        left=jnp.where(takes, job.size, slots.left),
-        job=jnp.where(takes, number, slots.job),
-        pause=slots.pause + jnp.where(at_once, 0.0 if job.prompt is None else servers.prefill * job.prompt, 0.0),
-        waiting=slots.waiting + waits,
-        queued=slots.queued + jnp.where(waits, job.size, 0.0),
-        head=jnp.where(waits & (slots.waiting == 0), number, slots.head),
-        tail=jnp.where(waits, number, slots.tail),
+        left=slots.left.at[place].set(job.size, mode="drop"),
+        job=slots.job.at[place].set(number, mode="drop"),
+        busy=slots.busy.at[server].add(at_once),
+        pause=slots.pause.at[server].add(pause),
+        waiting=slots.waiting.at[server].add(waits),
+        queued=slots.queued.at[server].add(waits * job.size),
+        head=slots.head.at[server].set(jnp.where((waits > 0) & alone, number, slots.head[server])),
+        tail=slots.tail.at[server].set(jnp.where(waits > 0, number, slots.tail[server])),
         behind=slots.behind.at[last].set(number, mode="drop"),
         size=slots.size.at[number].set(job.size),
         prompt=None if slots.prompt is None else slots.prompt.at[number].set(job.prompt),
@@ -165,31 +168,41 @@ def advance(
     return jax.tree.map(lambda leaf: leaf[0], _advance(*one))
 
 
+class _Next(NamedTuple):
+    """The next departure of each server [E, N]."""
+
+    least: Array
+    """Where it stands in `left`."""
+    after: Array
+    """The capacity that will be used up."""
+    due: Array
+    """Whether that is in this step."""
+
+
 @custom_vmap
 def _advance(
     servers: Sharing, slots: Slots, speed: Schedule, now: Time, gap: Float[Array, " E"]
 ) -> tuple[Slots, Departed, Float[Array, " E"]]:
     """`advance` of E fleets. One loop for all: each round lets the next job depart of every server that has one due."""
     fleet = jnp.arange(gap.shape[0])[:, None]  # [E, 1], beside which [E, N] are numbers of jobs
-    slot = jnp.arange(slots.left.shape[-1])
+    server, slot = (jnp.arange(count) for count in slots.left.shape[1:])
     nobody = slots.behind.shape[-1]
     time = jnp.broadcast_to(gap[:, None], slots.waiting.shape)  # [E, N]
     for_ever = jnp.isinf(time)
     capacity = jnp.where(for_ever, jnp.inf, _each(schedules.integral)(speed, now, jnp.where(for_ever, 0.0, time)))
 
-    def following(slots: Slots, used: Array) -> tuple[Array, Bool[Array, "E N"]]:
-        """The capacity that is used up when the next job departs [E, N], and where it does so in this step."""
-        least, n = slots.left.min(-1), jnp.isfinite(slots.left).sum(-1)
-        after = used + slots.pause + least * (servers.a + servers.b * n)
-        return after, jnp.isfinite(least) & (after <= capacity)
+    def following(slots: Slots, served: Array, used: Array) -> _Next:
+        """The next departure of each server, if one is due."""
+        least = slots.left.min(-1)
+        after = used + slots.pause + (least - served) * (servers.a + servers.b * slots.busy)
+        return _Next(least, after, (slots.busy > 0) & (after <= capacity))
 
     def depart(carry: tuple) -> tuple:
-        slots, used, departed, elapsed = carry
-        least, which = slots.left.min(-1), slots.left.argmin(-1)
-        after, done = following(slots, used)
-        used = jnp.where(done, after, used)
+        slots, (least, after, done), served, used, departed, elapsed = carry
+        served, used = jnp.where(done, least, served), jnp.where(done, after, used)
         when = _each(schedules.inverse)(speed, now, used)
-        who = jnp.where(done, jnp.take_along_axis(slots.job, which[..., None], -1)[..., 0], nobody)
+        which = jnp.where(slots.left == least[..., None], slot, slot.size).min(-1)
+        who = jnp.where(done, slots.job.at[fleet, server, which].get(mode="clip"), nobody)
         came = jax.tree.map(lambda leaf: leaf.at[fleet, who].get(mode="clip"), slots.arrival)
         stayed = ((now.coarse[:, None] - came.coarse) + (now.fine[:, None] - came.fine)) + when
         departed = Departed(
@@ -200,32 +213,34 @@ def _advance(
         )
         enters = done & (slots.waiting > 0)
         brings = jnp.where(enters, slots.size.at[fleet, slots.head].get(mode="clip"), jnp.inf)
-        freed = done[..., None] & (slot == which[..., None])
-        left = jnp.where(freed, brings[..., None], slots.left - jnp.where(done, least, 0.0)[..., None])
+        freed = jnp.where(done, which, slot.size)
         pause = jnp.where(done, 0.0, slots.pause)
         if slots.prompt is not None:
             reads = servers.prefill * slots.prompt.at[fleet, slots.head].get(mode="clip")
             pause = jnp.where(enters, reads, pause)
         slots = slots._replace(
-            left=left,
+            left=slots.left.at[fleet, server, freed].set(served + brings, mode="drop"),
+            job=slots.job.at[fleet, server, freed].set(slots.head, mode="drop"),
+            busy=slots.busy - (done & ~enters),
             pause=pause,
-            job=jnp.where(freed, slots.head[..., None], slots.job),
             waiting=slots.waiting - enters,
             queued=jnp.where(slots.waiting > enters, slots.queued - jnp.where(enters, brings, 0.0), 0.0),
             head=jnp.where(enters, slots.behind.at[fleet, slots.head].get(mode="clip"), slots.head),
             response=slots.response.at[fleet, who].set(stayed, mode="drop"),
         )
-        return slots, used, departed, elapsed + jnp.where(done, when, 0.0).sum(-1)
+        elapsed = elapsed + jnp.where(done, when, 0.0).sum(-1)
+        return slots, following(slots, served, used), served, used, departed, elapsed
 
     none = jnp.zeros(capacity.shape)
-    start = (slots, none, Departed(jnp.zeros(none.shape, jnp.int32), none, none, none), jnp.zeros(gap.shape))
-    slots, used, departed, elapsed = jax.lax.while_loop(lambda carry: following(*carry[:2])[1].any(), depart, start)
-    n, rest = jnp.isfinite(slots.left).sum(-1), capacity - used
+    departed = Departed(jnp.zeros(none.shape, jnp.int32), none, none, none)
+    start = (slots, following(slots, none, none), none, none, departed, jnp.zeros(gap.shape))
+    slots, _, served, used, departed, elapsed = jax.lax.while_loop(lambda carry: carry[1].due.any(), depart, start)
+    rest = capacity - used
     read = jnp.minimum(slots.pause, rest)
-    rest = jnp.where(n > 0, (rest - read) / (servers.a + servers.b * n), 0.0)
+    served = served + jnp.where(slots.busy > 0, (rest - read) / (servers.a + servers.b * slots.busy), 0.0)
     count = slots.in_progress
     elapsed = elapsed + jnp.where(count > 0, count * gap[:, None], 0.0).sum(-1)
-    slots = slots._replace(left=jnp.maximum(slots.left - rest[..., None], 0.0), pause=slots.pause - read)
+    slots = slots._replace(left=jnp.maximum(slots.left - served[..., None], 0.0), pause=slots.pause - read)
     return slots, departed, elapsed
 
 
