@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
+from reverie.envs.fleet.sharing import sharing
 from reverie.evaluate.statistics import verdict
 from reverie.evaluate.trials import Contestant, adaptive, contenders, key_of, lower_bounds, play, standard
 from reverie.evaluate.watch import Watched, waits, watch
@@ -235,8 +236,13 @@ def test_an_unknown_objective_is_refused(text, said):
         objective(text)
 
 
-def test_lower_bounds_belong_to_the_same_trials_and_are_below_all():
-    rows = [*standard(contenders(SOME, "counts"), HARD, KEY, JOBS).results, *lower_bounds(HARD, KEY, JOBS)]
+@pytest.mark.parametrize(
+    "how", [None, sharing(np.array([0.5, 0.0, 3.0]), np.array([0.5, 1.0, 0.0]), np.array([2, 9, 3]))]
+)
+def test_lower_bounds_belong_to_the_same_trials_and_are_below_all(how):
+    """Also where jobs share servers, whose response times are known in the end alone."""
+    tasks = {"hard": repeated(poisson(0.6)._replace(sharing=how))}
+    rows = [*standard(contenders(SOME, "counts"), tasks, KEY, JOBS).results, *lower_bounds(tasks, KEY, JOBS)]
     judged = verdict(rows)  # raises where the trials were not the same
     assert judged[0]["agent"] == "lower-bound"
     assert judged[0]["ratio"] < 1

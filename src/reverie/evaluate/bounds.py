@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from reverie.envs.fleet import sharing
 from reverie.envs.fleet.env import Task
 from reverie.evaluate.capacity import speeds
 
@@ -22,10 +23,15 @@ def lower_bound(task: Task, arrival: Jobs, size: Jobs) -> float:
 
     No job is served faster than by the fastest server; and no fleet finishes more jobs by any time than one server
     that pools all speeds and always serves the job with the least work left (Schrage 1968). With heavy tails it is
-    loose, as FIFO servers cannot interrupt a long job. Arguments: one task without batch axis, arrival times from 0 on,
-    sizes in work units.
+    loose, as FIFO servers cannot interrupt a long job. Servers that share count with the rate of a job alone there and of
+    all slots taken. Arguments: one task without batch axis, arrival times from 0 on, sizes in work units.
     """
-    fastest = float(np.max(np.asarray(task.speed.value)[np.asarray(task.mask)]))
+    value, first = np.asarray(task.speed.value), 1.0
+    if task.sharing is not None:
+        first = 1 / (np.asarray(task.sharing.a) + np.asarray(task.sharing.b))[:, None]
+        pooled = value * np.asarray(sharing.most(task.sharing))[:, None]
+        task = task._replace(speed=task.speed._replace(value=pooled))
+    fastest = float(np.max((value * first)[np.asarray(task.mask)]))
     return max(float(size.mean()) / fastest, float(pooled_srpt(task, arrival, size).mean()))
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet.env import Task, View
 from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.sharing import most
 from reverie.envs.fleet.workload import sample_size
 from reverie.evaluate.trials import Contestant, contenders
 from reverie.policies.rules import rules
@@ -27,17 +28,19 @@ def opponents(tasks: Task, view: View, names: Iterable[str] | None = None) -> li
     Arguments: `tasks`, leaves [E, ...].
     Errors: ValueError for an unknown name.
     """
-    return contenders(rules(nominal_speeds(tasks), typical_sizes(tasks), names), view, alone=tasks.others is None)
+    alone = tasks.others is None and tasks.sharing is None
+    return contenders(rules(nominal_speeds(tasks), typical_sizes(tasks), names), view, alone)
 
 
 def nominal_speeds(tasks: Task) -> Float[np.ndarray, " N"]:
-    """The speed of each server in the long run, on average over tasks [E, ...]; 0 for padding."""
+    """The speed of each server in the long run, all of its slots taken, on average over tasks [E, ...]; 0 for padding."""
     per_server = jax.tree.map(np.asarray, tasks.speed)
     of_tasks = [
         [schedules.mean(Schedule(*server)) for server in zip(*(leaf[e] for leaf in per_server), strict=True)]
         for e in range(tasks.mask.shape[0])
     ]
-    return (np.array(of_tasks) * np.asarray(tasks.mask)).mean(0)
+    slots = 1.0 if tasks.sharing is None else np.asarray(most(tasks.sharing))
+    return (np.array(of_tasks) * slots * np.asarray(tasks.mask)).mean(0)
 
 
 def typical_sizes(tasks: Task) -> Float[np.ndarray, " M"]:

@@ -82,12 +82,13 @@ class Tables(NamedTuple):
 
 
 def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True) -> list[Contestant]:
-    """Classical rules as opponents of agents that see `view`; `alone`, that nobody else sends jobs to the servers.
+    """Classical rules as opponents of agents that see `view`; `alone`, that nobody else sends jobs to the servers,
+    which serve one at a time.
 
     A rule that needs what `view` hides is an oracle: it stays in the comparison under its own name, and
     `statistics.verdict` calls the best of these the oracle of a task and level. The rules that see less than the agents
     remain rules; to look away is their choice. So do those of `LATE_BINDING` where we are alone: a proxy's slots say
-    nothing of the jobs of others.
+    nothing of the jobs of others, nor of how much is left of jobs that share a server.
     """
 
     def contestant(name: str, rule: Rule) -> Contestant:
