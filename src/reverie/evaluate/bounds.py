@@ -23,13 +23,13 @@ def lower_bound(task: Task, arrival: Jobs, size: Jobs) -> float:
 
     No job is served faster than by the fastest server; and no fleet finishes more jobs by any time than one server
     that pools all speeds and always serves the job with the least work left (Schrage 1968). With heavy tails it is
-    loose, as FIFO servers cannot interrupt a long job. Servers that share count with the rate of a job alone there and of
-    all slots taken. Arguments: one task without batch axis, arrival times from 0 on, sizes in work units.
+    loose, as FIFO servers cannot interrupt a long job. Servers that share count with the rates of a job alone
+    and of all slots taken. Arguments: one task without batch axis, arrival times from 0 on, sizes in work units.
     """
     value, first = np.asarray(task.speed.value), 1.0
     if task.sharing is not None:
         first = 1 / (np.asarray(task.sharing.a) + np.asarray(task.sharing.b))[:, None]
-        pooled = value * np.asarray(sharing.most(task.sharing))[:, None]
+        pooled = task.speed.value * sharing.most(task.sharing)[:, None]
         task = task._replace(speed=task.speed._replace(value=pooled))
     fastest = float(np.max((value * first)[np.asarray(task.mask)]))
     return max(float(size.mean()) / fastest, float(pooled_srpt(task, arrival, size).mean()))

@@ -33,7 +33,7 @@ def opponents(tasks: Task, view: View, names: Iterable[str] | None = None) -> li
 
 
 def nominal_speeds(tasks: Task) -> Float[np.ndarray, " N"]:
-    """The speed of each server in the long run, all of its slots taken, on average over tasks [E, ...]; 0 for padding."""
+    """The speed of each server in the long run, all slots taken, on average over tasks [E, ...]; 0 for padding."""
     per_server = jax.tree.map(np.asarray, tasks.speed)
     of_tasks = [
         [schedules.mean(Schedule(*server)) for server in zip(*(leaf[e] for leaf in per_server), strict=True)]
