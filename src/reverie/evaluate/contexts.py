@@ -31,8 +31,8 @@ def codes_of(
     """Posterior means of `contexts` (C) contexts of each task, of `steps` steps of experience with the prior."""
     policy = PEARLPolicy(policy.networks, greedy=False, prior_episodes=steps)
     each = jnp.repeat(tasks, contexts, 0)
-    state, _ = rollout(world, policy, each, key, steps + 1, lambda state, timestep, action: None)
-    mean, _ = policy.networks.encoder.gaussian(state.belief)
+    ended, _ = rollout(world, policy, each, key, steps + 1, lambda state, timestep, action: None)
+    mean, _ = policy.networks.encoder.gaussian(ended.policy_state.belief)
     return mean.reshape(len(tasks), contexts, -1)
 
 
