@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from study import Study, study
 
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
@@ -24,7 +25,9 @@ from reverie.evaluate.contexts import codes_of, foretelling_error, midpoints
 from reverie.evaluate.disentanglement import dci, mig, sap, scatter
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
+from reverie.models.tasks import find_dimensions
 from reverie.report.output import say
+from reverie.report.style import BLUE, GREY, MUTED, ORANGE, setting
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -70,12 +73,13 @@ class Merging(Study):
         told = replace(sac, label="sac-told", world=GameConfig("merging/told"), loop=replace(sac.loop, steps=60_000))
         random = replace(sac, label="sac-dense", world=GameConfig("merging/dense"), loop=told.loop)
         claim = [
-            learner("metadreamer-physics", "merging", "metadreamer", 20, decoder="physics"),
+            learner("metadreamer", "merging", "metadreamer", 20, decoder="physics", structure=1.0, apart=0.5),
             learner("pearl", "merging", "pearl", 20),
             learner("pearl-14-times", "merging", "pearl", 1),
         ]
         controls = [
-            learner("metadreamer-free", "merging", "metadreamer", 20),
+            learner("metadreamer-plain", "merging", "metadreamer", 20, decoder="physics"),
+            learner("metadreamer-free", "merging", "metadreamer", 20, structure=1.0, apart=0.5),
             learner("pearl-dense", "merging/dense", "pearl", 20),
             random,
             told,
@@ -128,6 +132,49 @@ def imagination(agent: MetaDreamer, world, networks, policy: PEARLPolicy) -> Map
     }
 
 
+def picture(run: RunFolder) -> Figure:
+    """Codes of tasks that were not learned from, with those that are imagined; and how speeds go on, in the world and
+    in the model, which was told the code of a context."""
+    trainer = build(run.config(TrainConfig))
+    _, state = loop.newest_state(trainer, run)
+    agent, world, policy = trainer.agent, trainer.env, trainer.policy(state)
+    learner, known = state.learning.learner, np.asarray(agent.tasks, np.float32)
+    found, explained = find_dimensions(learner.codes, jnp.asarray(known), learner.known)
+    steps, shown = agent.config.pearl.evidence, np.array([[-0.8], [0.0], [0.8]], np.float32)
+    dense = np.random.default_rng(2).uniform(known.min(), known.max(), (300, 1)).astype(np.float32)
+    codes = np.asarray(codes_of(world, policy, jnp.asarray(dense), 1, steps, KEY))[:, 0]
+    imagined = np.asarray(agent.interpolation.codes(learner.codes, found, 0.0, 200, KEY))
+    others = int(np.argmax(np.where(np.arange(codes.shape[1]) == int(found[0]), -1, codes.std(0))))
+    of_shown = np.asarray(codes_of(world, policy, jnp.asarray(shown), 16, steps, KEY)).mean(1)
+    with setting():
+        figure = Figure(figsize=(8.8, 3.4))
+        left, *right = figure.subplots(1, 4, width_ratios=(2, 1, 1, 1))
+        dots = left.scatter(codes[:, int(found[0])], codes[:, others], c=dense[:, 0], s=8, cmap="viridis")
+        left.plot(imagined[:, int(found[0])], imagined[:, others], "x", color=MUTED, markersize=4)
+        left.set(xlabel=f"z {int(found[0])}: yielding, R² {float(explained[0]):.2f}", ylabel=f"z {others}")
+        figure.colorbar(dots, ax=left, label="yielding")
+        for axis, task, z in zip(right, shown, of_shown, strict=True):
+            real, foretold = speeds(world, state.averaged.model, jnp.asarray(task), jnp.asarray(z))
+            for car, colour in enumerate((BLUE, ORANGE, GREY)):
+                axis.plot(real[:, car], color=colour)
+                axis.plot(foretold[:, car], "--", color=colour)
+            axis.set(title=f"yielding {task[0]:.1f}", xlabel="steps")
+        right[0].set_ylabel("speed of the others, in 25 m/s")
+    return figure
+
+
+def speeds(world, model, task: jax.Array, z: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Of the other cars, while one coasts along the ramp: in the world and in the model [25, 3]."""
+    state, timestep = world.reset(task, KEY)
+    numbers, real, foretold = timestep.observation["road"], [], []
+    for _ in range(25):
+        real.append(timestep.observation["road"][5:])
+        foretold.append(numbers[5:])
+        state, timestep = world.step(task, state, jnp.zeros(1), KEY)
+        numbers = model(numbers, jnp.zeros(1), z)[0].observation
+    return np.stack(real), np.stack(foretold)
+
+
 def rows(runs: list[RunFolder]) -> list[Row]:
     """Means over seeds."""
     found: dict[str, list[tuple[RunFolder, Row]]] = {}
@@ -171,7 +218,9 @@ MEASURES = (
 
 def main() -> None:
     asked = study(Merging, __doc__)
-    asked.publish("metadreamer", rows(asked.train(asked.plans(), "merging")))
+    runs = asked.train(asked.plans(), "merging")
+    asked.draw("metadreamer", picture(runs[0]))
+    asked.publish("metadreamer", rows(runs))
 
 
 if __name__ == "__main__":

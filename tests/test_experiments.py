@@ -333,7 +333,7 @@ def test_what_an_experiment_cannot_do_is_said_before_it_trains(load, name, words
 def test_metadreamer_and_pearl_are_as_large_and_updated_as_often(load):
     metadreamer = load("metadreamer")
     plans = {plan.name: plan for plan in tyro.cli(metadreamer.Merging, args=["--seeds", "1"]).plans()}
-    ours, theirs, longer = (plans[name] for name in ("metadreamer-physics", "pearl", "pearl-14-times"))
+    ours, theirs, longer = (plans[name] for name in ("metadreamer", "pearl", "pearl-14-times"))
     assert ours.agent.algorithm.pearl.units == theirs.agent.algorithm.units == plans["sac-told"].agent.algorithm.units
     assert ours.loop.steps == theirs.loop.steps == 3_000
     for plan in (ours, theirs, longer):

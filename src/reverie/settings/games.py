@@ -161,8 +161,9 @@ Player = Literal["dreamer", "sac", "pearl", "metadreamer"]
 
 def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
     """PEARL's settings for a game of many tasks. For the point robot, where rewards alone differ, they are the authors'
-    but for the scale of rewards (theirs is 100, which as few updates as these never reach), and for as many episodes
-    with the prior when the agent is judged as in training: theirs are 2, which say too little of a point in the plane.
+    but for the scale of rewards (theirs is 100, which as few updates as these never reach), a KL that weighs as much
+    beside its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which
+    say too little of a point in the plane.
 
     Raises:
         ValueError: the game has one task.
@@ -178,7 +179,9 @@ def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
     streams = world.variants * -(-algorithm.tasks // world.variants)
     experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / streams)
     if world.game.startswith("point_robot"):
-        algorithm = replace(algorithm, reward_scale=20.0, prior_episodes=10, test_episodes=10, sees_next=False)
+        algorithm = replace(
+            algorithm, reward_scale=20.0, kl=0.004, prior_episodes=10, test_episodes=10, sees_next=False
+        )
         experience = replace(experience, episodes=20)
     return TrainConfig(
         agent=OffPolicyRun(algorithm=algorithm, experience=experience, chunk=25, averaging=averaging),
