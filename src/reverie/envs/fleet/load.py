@@ -55,6 +55,7 @@ def capacity_met(task: Task, work: float, load: float) -> float:
     """The capacity, on average until that much work has come at `load`: speeds do not run on the arrivals' clock."""
     if task.speed.start.shape[-1] == 1:
         return capacity(task)
+    task = jax.tree.map(np.asarray, task)  # on the host: it is asked for time and again
     before, until = 0.0, 1.0
     while capacity(task, until) * until < work / load:
         before, until = until, 2 * until
