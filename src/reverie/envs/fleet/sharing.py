@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -101,7 +102,7 @@ def sharing(a: ArrayLike, b: ArrayLike, slots: ArrayLike, prefill: ArrayLike = 0
     return Sharing(a, b, jnp.arange(int(slots.max())) < slots[:, None], prefill)
 
 
-def most(servers: Sharing, prompt: float = 0.0) -> Float[Array, "*B N"]:
+def most(servers: Sharing, prompt: float = 0.0) -> Float[Array | np.ndarray, "*B N"]:
     """What a server does with all slots taken, per unit of speed: n / (a + b n), where there is no `prompt` to be read
     for a unit of work."""
     n = servers.slot.sum(-1)
