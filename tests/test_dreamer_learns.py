@@ -33,6 +33,7 @@ def before_and_after(
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_cartpole_is_balanced():
     """At least 300 of 500 steps on average over 128 episodes, after 28,000 steps (3,500 updates); random play: 22.
 
@@ -57,12 +58,14 @@ def test_cartpole_is_balanced():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_two_servers_are_shared_almost_as_well_as_by_the_best_rule():
     """A server four times as fast as the other, at load 0.7: the mean response time is at most 1.25 times that of the
-    best rule after 28,000 steps (1,750 updates).
+    best rule after 12,000 steps (750 updates).
 
-    Measured: 1.04, 1.07, 1.10 times with seeds 0, 1, 2, and never more than 1.24 from 8,000 steps on. The best rule is
-    least-completion (2.93); join the shortest queue takes 3.79, at random by speed 4.97, the untrained policy over 40.
+    Measured: 1.04, 1.07, 1.10 times with seeds 0, 1, 2 after 28,000, and never more than 1.24 from 8,000 steps on. The
+    best rule is least-completion (2.93); join the shortest queue takes 3.79, at random by speed 4.97, the untrained
+    policy over 40.
     """
     speeds, mean_size, load = [1.0, 0.25], 1.0, 0.7
     task = fleet_task(constant_speeds(speeds), poisson(mean_size / (load * sum(speeds)), exponential(mean_size)))
@@ -73,13 +76,13 @@ def test_two_servers_are_shared_almost_as_well_as_by_the_best_rule():
     )
     agent = Dreamer(config, env.observation_spec, env.action_spec)
     gathering = OffPolicyConfig(streams=8, capacity=50_000, batch=8, length=32, ratio=16.0)
-    untrained, learned = before_and_after(agent, gathering, env, stack_tasks([task]), 28_000)
+    untrained, learned = before_and_after(agent, gathering, env, stack_tasks([task]), 12_000)
 
     def player(name: str, networks: Networks) -> Contestant:
         return Contestant(name, agent.policy(networks, greedy=True), env, training_seed=0)
 
     sizes = np.random.default_rng(0).exponential(mean_size, 1000)
-    opponents = contenders(rules(speeds, sizes), env.view)
+    opponents = contenders(rules(speeds, sizes, ("least-completion", "jsq", "random-speed")), env.view)
     contestants = [*opponents, player("untrained", untrained), player("learned", learned)]
     trials = stack_tasks([stack_tasks([task] * 64)])
     played = play(contestants, trials, jax.random.key(1), env.jobs)

@@ -3,11 +3,13 @@
 import dataclasses
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
@@ -247,8 +249,14 @@ def test_a_policy_learns_from_data_and_from_a_model_that_stay_as_they_are(load, 
     trainer = build(small("memory_length/3"))
     state = r2i.random_play(trainer.agent, small("memory_length/3"), 0)
     assert int(state.replay.filled) == 100
-    frozen, moved = (r2i.learn(trainer.agent, trainer.config, state, 2, frozen) for frozen in (True, False))
     before = state.learner.networks
+    frozen, moved = (
+        # the programs of above
+        jax.jit(partial(r2i.learn, trainer.agent, trainer.config, updates=2, frozen=frozen), donate_argnums=0)(
+            jax.tree.map(jnp.copy, state)
+        )
+        for frozen in (True, False)
+    )
 
     def same(part, after):
         old, new = (jax.tree.leaves(getattr(networks, part)) for networks in (before, after.learner.networks))
