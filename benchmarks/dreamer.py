@@ -4,8 +4,9 @@
 
 The floor is the arithmetic of the update's matrix products (two operations per weight and row, three times that where
 gradients flow) over the rate of a large matrix product measured in the same run. The setting is that of DreamerV3's
-public code for vectors: size1m, 16 sequences of 64 steps, 4 numbers in, 2 actions, dreams of 15 steps. That code takes
-0.70 to 0.82 CPU-seconds for it (measured elsewhere, on two cores of an AMD EPYC; `docs/speed.md`).
+public code for vectors: size1m, 16 sequences of 64 steps, 4 numbers in, 2 actions, dreams of 15 steps. As in training,
+one program makes several updates. That code takes 0.70 to 0.82 CPU-seconds for one (measured elsewhere, on two cores of
+an AMD EPYC; `docs/speed.md`).
 
 Needs nothing but Reverie itself; the numbers of others in docs/speed.md were measured apart.
 """
@@ -30,6 +31,8 @@ from reverie.models.core import Sequence  # noqa: E402
 from reverie.models.rssm import PRESETS  # noqa: E402
 
 B, T, H = 16, 64, 15
+CHUNK = 5
+"""Updates in one call of the compiled program, as a trainer makes them."""
 VARIANTS = {
     "DreamerV3, all starts": DreamerConfig(model=PRESETS["size1m"], memory=0),
     "DreamerV3, 256 starts": DreamerConfig(model=PRESETS["size1m"], memory=0, starts=256),
@@ -114,34 +117,42 @@ def cpu_seconds(program, *arguments) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=10, help="counted updates of each variant")
+    parser.add_argument("--updates", type=int, default=10, help="counted updates of each variant, in calls of 5")
     arguments = parser.parse_args()
     programs = {}
     for name, config in VARIANTS.items():
         agent = Dreamer(replace(config), {"vector": ArraySpec((4,))}, Discrete(2))
         learner, batch = agent.init(jax.random.key(0)), batch_for(agent, jax.random.key(1))
         before = time.time()
-        update = jax.jit(agent.learn).lower(learner, batch, jax.random.key(2)).compile()
+
+        def updates(learner, key, agent=agent, batch=batch):
+            keys = jax.random.split(key, CHUNK)
+            return jax.lax.scan(lambda learner, key: (agent.learn(learner, batch, key)[0], None), learner, keys)[0]
+
+        update = jax.jit(updates).lower(learner, jax.random.key(2)).compile()
         programs[name] = agent, update, learner, batch, time.time() - before
     compiling = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     release_memory()
     times = {name: [] for name in programs}
-    for i in range(arguments.updates + 1):  # in turn, so that a noisy machine is noisy to all; the first warms up
-        for name, (_, update, learner, batch, _) in programs.items():
-            times[name].append(cpu_seconds(update, learner, batch, jax.random.key(i)))
+    # In turn, so that a noisy machine is noisy to all; the first call warms up.
+    for i in range(1 + -(-arguments.updates // CHUNK)):
+        for name, (_, update, learner, *_) in programs.items():
+            times[name].append(cpu_seconds(update, learner, jax.random.key(i)) / CHUNK)
     rate = gemm_rate()
     print(f"matrix products run at {rate / 1e9:.0f} GFLOP per CPU-second")
-    print(f"{'update':38} {'CPU-s':>7} {'min':>7} {'GFLOP':>7} {'floor':>7} {'x floor':>8} {'compile':>8}")
-    for name, (agent, *_, compile_time) in programs.items():
+    print(f"{'update':38} {'CPU-s':>7} {'min':>7} {'GFLOP':>7} {'floor':>7} {'x floor':>8} {'compile':>8} {'MB':>6}")
+    for name, (agent, update, *_, compile_time) in programs.items():
         spent, operations = np.median(times[name][1:]), floor_operations(agent)
+        working = update.memory_analysis().temp_size_in_bytes >> 20
         print(
             f"{name:38} {spent:7.3f} {min(times[name][1:]):7.3f} {operations / 1e9:7.1f} {operations / rate:7.3f} "
-            f"{spent * rate / operations:8.1f} {compile_time:7.1f}s"
+            f"{spent * rate / operations:8.1f} {compile_time:7.1f}s {working:6}"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         f"at most {compiling >> 10} MB resident while compiling, {peak >> 10} MB in all (the updates of all variants)"
     )
+    print("MB: what a program works in, beside the weights and what Python and JAX take")
     print("\nwhere the time of the first goes")
     agent, _, learner, batch, _ = next(iter(programs.values()))
     for name, (spent, operations) in parts(agent, learner, batch).items():

@@ -33,7 +33,7 @@ def _compiled_once() -> None:
     """Programs are kept on disk, for the other worker and the next run of the tests."""
     from reverie import runtime
 
-    runtime.configure(fast_malloc=False)
+    runtime.configure()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,8 @@ import pytest
 
 from reverie import runtime
 
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a matter of glibc")
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
 
 def run(script: str, **environment: str | Path) -> Any:
@@ -33,7 +34,7 @@ def run_and_listen(script: str, **environment: str | Path) -> tuple[Any, str]:
 
 
 COMPILE = """
-done = runtime.configure(fast_malloc=False)
+done = runtime.configure()
 import jax, jax.monitoring
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("/cache_hits")))
@@ -129,29 +130,29 @@ def test_what_a_compiler_freed_in_pieces_goes_back_to_the_system():
     assert released < 60
 
 
-MALLOC = """
-import ctypes
-import numpy as np
-done = runtime.configure(compile_cache=False)
-class Info(ctypes.Structure):  # malloc.h
-    _fields_ = [(name, ctypes.c_size_t) for name in
-                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
-mallinfo = ctypes.CDLL(None).mallinfo2
-mallinfo.restype = Info
-block = np.ones(1 << 24)  # 128 MiB
-mapped = mallinfo().hblkhd
-del block
-print(json.dumps([done.fast_malloc, mapped >> 20, mallinfo().fordblks >> 20]))
+CALLED_AGAIN = """
+runtime.configure(compile_cache=False)
+import jax, jax.numpy as jnp
+def status(name):
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith(name))
+def work(x):  # 160 MB between one product and the next
+    return jnp.sum(jnp.sort(jnp.outer(x, x), 0)[::-1] @ x)
+program = jax.jit(work).lower(jnp.ones(4500)).compile()
+before, kept = status("VmRSS"), []
+for i in range(8):
+    kept.append((program(jnp.full(4500, float(i))), b"x" * (40 * i)))
+    jax.block_until_ready(kept[-1][0])
+print(json.dumps([program.memory_analysis().temp_size_in_bytes >> 20, status("VmHWM") - before]))
 """
 
 
-@glibc
-def test_large_blocks_are_kept_after_they_are_freed():
-    """Unless switched off, glibc maps a block of 128 MiB and hands it back at once."""
-    (on, mapped_on, kept_on), (off, mapped_off, kept_off) = run(MALLOC), run(MALLOC, REVERIE_FAST_MALLOC="0")
-    assert (on, off) == (True, False)
-    assert mapped_on < 128 <= mapped_off
-    assert kept_on >= 128 > kept_off
+@linux
+def test_a_program_that_is_called_again_takes_its_memory_once():
+    """Where glibc was told to keep large blocks, what is cut off to align one stayed with its thread, the rest was too
+    small for the next call, and eight calls could hold eight times the memory."""
+    temporary, peak = run(CALLED_AGAIN)
+    assert temporary > 70
+    assert peak < 1.7 * temporary
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
@@ -160,28 +161,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", no_library)
-    assert runtime.configure(compile_cache=False) == runtime.Runtime(fast_malloc=False, compile_cache=None)
-
-
-def test_an_old_glibc_that_limits_the_threshold_gets_the_other_setting(monkeypatch):
-    calls = []
-
-    class Library:
-        @staticmethod
-        def mallopt(parameter, value):
-            calls.append((parameter, value))
-            return int((parameter, value) != (-3, 2**31 - 1))
-
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.28"))
-    monkeypatch.setattr("ctypes.CDLL", lambda name: Library)
-    assert runtime._keep_freed_memory()
-    assert calls == [(-3, 2**31 - 1), (-4, 0), (-1, 2**31 - 1), (-8, 1)]
-
-
-def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch):
-    monkeypatch.setenv("REVERIE_FAST_MALLOC", "no")
-    with pytest.raises(ValueError, match="REVERIE_FAST_MALLOC must be 0 or 1, not 'no'"):
-        runtime.configure(compile_cache=False)
+    runtime.release_memory()
 
 
 def test_importing_does_not_import_jax():
@@ -190,11 +170,11 @@ def test_importing_does_not_import_jax():
 
 def test_a_platform_that_is_not_there_is_an_error():
     script = """
-runtime.configure(fast_malloc=False, compile_cache=False, platform="cpu")
+runtime.configure(compile_cache=False, platform="cpu")
 import jax
 first = jax.devices()[0].platform
 try:
-    runtime.configure(fast_malloc=False, compile_cache=False, platform="tpu")
+    runtime.configure(compile_cache=False, platform="tpu")
 except ValueError as error:
     print(json.dumps([first, str(error)]))
 """

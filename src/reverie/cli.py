@@ -134,7 +134,6 @@ def _help() -> str:
             "environment:",
             f"  {_TRACEBACK}=1         show where in the code an error arose",
             "  REVERIE_COMPILE_CACHE=PATH  where compiled programs are kept; 0 keeps none",
-            "  REVERIE_FAST_MALLOC=0       leave the C library's handling of memory as it is",
         ]
     )
 

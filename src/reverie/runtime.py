@@ -1,4 +1,4 @@
-"""Set-up of the process, done once before JAX is first used: memory allocation, platform, compilation cache.
+"""Set-up of the process, done once before JAX is first used: platform, compilation cache; and memory that it kept.
 
 Importing this module does not import JAX, so that the command line can answer `--help` without it.
 """
@@ -15,51 +15,39 @@ from typing import Literal
 CACHE_LIMIT = 2**30
 """Bytes to which the compilation cache is cut back when a process starts; what was compiled first goes first."""
 
-_MAX_INT = 2**31 - 1
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # malloc.h of glibc
-
 
 @dataclass(frozen=True)
 class Runtime:
     """What `configure` has done."""
 
-    fast_malloc: bool
-    """Whether glibc keeps freed memory instead of handing it back to the system after each step."""
     compile_cache: Path | None
     """The folder of compiled programs, None where there is none."""
 
 
-def configure(
-    fast_malloc: bool = True, compile_cache: bool = True, platform: Literal["cpu", "cuda", "tpu"] | None = None
-) -> Runtime:
+def configure(compile_cache: bool = True, platform: Literal["cpu", "cuda", "tpu"] | None = None) -> Runtime:
     """Set up this process; to be called before anything computes with JAX. Calling it again is harmless.
 
     Arguments:
-        fast_malloc: let glibc keep the memory that XLA frees after each step: training on the CPU becomes 1.3 to 1.7
-            times faster (`release_memory` says what it costs). Without effect where the C library is not glibc.
-            `REVERIE_FAST_MALLOC=0` in the environment switches it off.
         compile_cache: keep compiled programs on disk, so that the next start is quick: in the user's cache folder, by
             version of jaxlib and kind of CPU. `REVERIE_COMPILE_CACHE=0` switches it off, `REVERIE_COMPILE_CACHE=PATH`
             puts it elsewhere; a folder chosen by `JAX_COMPILATION_CACHE_DIR` is left as it is.
         platform: what to compute on; None takes the fastest that JAX finds.
 
     Raises:
-        ValueError: the platform is not there, or JAX is already at work on another one; or an environment variable
-            above has an impossible value.
+        ValueError: the platform is not there, or JAX is already at work on another one.
         OSError: the cache folder cannot be made.
     """
-    malloc = fast_malloc and _wanted("REVERIE_FAST_MALLOC") and _keep_freed_memory()
-    import jax  # after the memory settings, which should hold for all that it allocates
+    import jax
 
     if platform is not None:
         _choose_platform(platform)
     if not compile_cache or os.environ.get("REVERIE_COMPILE_CACHE") == "0":
-        return Runtime(malloc, None)
+        return Runtime(None)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs too: there are many
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return Runtime(malloc, Path(jax.config.jax_compilation_cache_dir))
+    return Runtime(Path(jax.config.jax_compilation_cache_dir))
 
 
 def release_memory() -> None:
@@ -90,26 +78,6 @@ def remove_damaged_programs(warning: str) -> bool:
 def cpu_model() -> str:
     """The name of this machine's processor."""
     return _cpuinfo("model name") or machine.processor() or machine.machine()
-
-
-def _wanted(variable: str) -> bool:
-    value = os.environ.get(variable, "1")
-    if value not in ("0", "1"):
-        raise ValueError(f"{variable} must be 0 or 1, not {value!r}")
-    return value == "1"
-
-
-def _keep_freed_memory() -> bool:
-    """Let glibc serve large blocks from memory that it keeps, instead of mapping and unmapping them at each step.
-
-    One arena, since the others cannot grow beyond 64 MB. Before version 2.35 the threshold has an upper limit; there
-    mapping is forbidden altogether, which comes to the same.
-    """
-    if machine.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    unmapped = mallopt(_M_MMAP_THRESHOLD, _MAX_INT) or mallopt(_M_MMAP_MAX, 0)
-    return bool(unmapped and mallopt(_M_TRIM_THRESHOLD, _MAX_INT) and mallopt(_M_ARENA_MAX, 1))
 
 
 def _choose_platform(platform: str) -> None:

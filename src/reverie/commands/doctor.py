@@ -70,7 +70,6 @@ def examine(folder: Path) -> list[Finding]:
         _room("free memory", machine.free_memory(), "close other programs"),
         _room(f"free disk at {folder.absolute()}", machine.free_disk(folder), "make room, or choose another folder"),
         Finding("compiled programs", f"kept in {prepared.compile_cache}" if prepared.compile_cache else "not kept"),
-        Finding("freed memory", "kept by the C library (faster)" if prepared.fast_malloc else "given back at once"),
         Finding("matrix products, float32", f"{gflops:,.0f} GFLOP/s"),
         Finding("main job", f"at most about {training + _OVERHEAD / gflops:.0f} minutes"),
     ]
