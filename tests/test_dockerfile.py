@@ -1,11 +1,9 @@
 """The Dockerfile names a Python, files, extras and a command that there are."""
 
 import re
-import shlex
 import tomllib
 from pathlib import Path
 
-import pytest
 from packaging.specifiers import SpecifierSet
 
 from reverie.cli import COMMANDS
