@@ -18,10 +18,13 @@ from reverie import cli
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.ppo import PPOConfig
+from reverie.commands.sweep import parse as parse_sweep
+from reverie.commands.verdict import parse as parse_verdict
 from reverie.envs.fleet.own import Own
 from reverie.evaluate.results import Examination
 from reverie.runs import checkpoint
 from reverie.runs.build import build
+from reverie.runs.config_json import config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.runs.progress import Terminal
 from reverie.settings import presets
@@ -448,3 +451,26 @@ def test_a_sweep_whose_agents_have_other_names_now_is_refused(tmp_path):
     RunFolder.create(run.path / "dreamer-rl2-0", plan)
     with pytest.raises(ValueError, match=r"dreamer-rl2-0 is of an older version, .* is called dreamer-queue-rl2 now"):
         sweep(run, [plan], Examination(), Local(), title="", command=[])
+
+
+# --- settings from a file --------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_begins_with_what_stands_in_a_file_and_options_come_after_it(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('agent = ["a2c"]\nseeds = 2\nsteps = 5000\njobs = 30\nspeeds = "1,0.5"\n')
+    asked = parse_sweep(["--config", str(path), "--seeds", "3"]).config
+    assert (asked.agent, asked.seeds, asked.steps) == (("a2c",), 3, 5000)
+    assert (asked.examination.exam.jobs, asked.examination.own.speeds) == (30, "1,0.5")
+    (whole := tmp_path / "config.json").write_text(json.dumps(config_to_json(asked)))
+    assert parse_sweep(["--config", str(whole)]).config == asked
+
+
+def test_a_verdict_is_repeated_by_its_own_configuration_and_refuses_that_of_a_sweep(tmp_path):
+    path = tmp_path / "config.json"
+    config = VerdictConfig(view="counts", minutes=3.0)
+    path.write_text(json.dumps(config_to_json(config)))
+    assert parse_verdict(["--config", str(path)]).config == config
+    path.write_text(json.dumps(config_to_json(SweepConfig())))
+    with pytest.raises(ValueError, match=r"config\.json: the configuration: expected .*VerdictConfig.*SweepConfig"):
+        parse_verdict(["--config", str(path)])

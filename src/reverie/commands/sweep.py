@@ -1,15 +1,16 @@
 """`reverie sweep`: agents x families x seeds, trained side by side on this machine or on Ray, examined and compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.run_page import brief, training_table
 from reverie.report.tables import rich_table
+from reverie.runs.config_json import read_settings, with_changes
 from reverie.runs.folder import RunFolder
 from reverie.sweep.engines import Engine, Local, Ray
 from reverie.sweep.plans import SweepConfig
@@ -32,6 +33,8 @@ class Sweep:
     """
 
     config: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
+    file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """A file of settings, TOML or JSON, such as the config.json of another sweep; the options come after it."""
     out: Path = Path("runs/sweep")
     """The folder for everything: each run, the tables, report.html. With Ray, on a disk that all its machines share."""
     engine: Literal["local", "ray"] = "local"
@@ -59,7 +62,30 @@ class Sweep:
 
 
 def parse(arguments: Sequence[str]) -> Sweep:
-    return tyro.cli(Sweep, prog="reverie sweep", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    return parse_after_file(Sweep(), "reverie sweep", arguments)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What has to be known before the rest is read."""
+
+    config: Path | None = None
+
+
+def parse_after_file[T: Any](default: T, prog: str, arguments: Sequence[str]) -> T:
+    """The command that `arguments` ask for, whose `config` begins with what stands in the file of --config.
+
+    Raises:
+        ValueError: the file cannot be read, or has another configuration.
+    """
+    path = tyro.cli(_File, args=arguments, add_help=False, return_unknown_args=True)[0].config
+    if path is not None:
+        try:
+            default = replace(default, config=with_changes(default.config, read_settings(path)))
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    options = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(type(default), prog=prog, args=arguments, default=default, config=options)
 
 
 def main(arguments: Sequence[str]) -> None:

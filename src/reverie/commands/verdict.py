@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from reverie.commands.sweep import print_swept
+from reverie.commands.sweep import parse_after_file, print_swept
 from reverie.report.output import Output
 from reverie.runs.build import build
 from reverie.sweep.engines import Here
@@ -34,6 +34,8 @@ class Verdict:
     """
 
     config: Annotated[VerdictConfig, tyro.conf.arg(name="")] = field(default_factory=VerdictConfig)
+    file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """A file of settings, TOML or JSON, such as the config.json of another verdict; the options come after it."""
     out: Path = Path("runs/verdict")
     """The folder for everything; report.html is the page, and shows first pictures early."""
     quiet: bool = False
@@ -43,7 +45,7 @@ class Verdict:
 
 
 def parse(arguments: Sequence[str]) -> Verdict:
-    return tyro.cli(Verdict, prog="reverie verdict", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    return parse_after_file(Verdict(), "reverie verdict", arguments)
 
 
 def main(arguments: Sequence[str]) -> None:

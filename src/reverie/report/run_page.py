@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from reverie.envs.fleet.traces import describe
+from reverie.envs.fleet.env import View
 from reverie.evaluate.about import about_view
 from reverie.evaluate.curve import curve_rules
 from reverie.evaluate.players import RETURNS
@@ -22,10 +23,13 @@ from reverie.tables import Row, read_csv
 _CURVE_RULES_SHOWN = 4
 
 
-def write_report(run: RunFolder, trained: Sequence[RunFolder], results: Results, title: str) -> list[Row]:
+def write_report(
+    run: RunFolder, trained: Sequence[RunFolder], results: Results, title: str, view: View | None = None
+) -> list[Row]:
     """Write the page of `run`, as far as there is something to show, and return the verdict.
 
-    Arguments: `trained`, the training runs that belong to it; `results`, of their agents and of the rules.
+    Arguments: `trained`, the training runs that belong to it; `results`, of their agents and of the rules; `view`, what
+    is seen of the fleet, if it is to be named before a run is trained.
     """
     tables = results.tables()
     judged = verdict(tables.results)
@@ -43,7 +47,7 @@ def write_report(run: RunFolder, trained: Sequence[RunFolder], results: Results,
     fleet, clock, *_ = results.about[1:]
     warned = [line for line in results.about if line.startswith("warning")]
     played = f"The trace {results.trace.name} is played on this {'; '.join([fleet, clock, *warned])}."
-    views = sorted({each.config(TrainConfig).fleet.view for each in begun})
+    views = sorted({each.config(TrainConfig).fleet.view for each in begun} | ({view} if view else set()))
     write_page(
         run.report, title, " ".join([lead(judged), played, *(f"{about_view(view)}." for view in views)]), sections
     )

@@ -90,7 +90,7 @@ def sweep(
         results.examine_rules(view)
         if not run.report.exists():
             results.watch([], view)
-            write_report(run, [], results, title)
+            write_report(run, [], results, title, view)
             say(f"first pictures: {run.report}")
         for batch in batches:
             try:
