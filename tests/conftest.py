@@ -1,5 +1,6 @@
 """What every test shares: shape annotations are checked, programs are compiled quickly and once, data are found."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_once() -> None:
-    """Programs are kept on disk, for the other worker and the next run of the tests."""
+    """Programs are kept on disk, for the other worker and the next run of the tests. What was imported is no garbage:
+    to look for some among a million objects takes a sixth of the time of tracing."""
     from reverie import runtime
 
     runtime.configure()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,6 +48,18 @@ def _programs_unloaded() -> Iterator[None]:
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture
+def few_rules(monkeypatch) -> None:
+    """Where all rules would be opponents, six are: each takes a second to compile; `test_rules.py` plays them all."""
+    from reverie.evaluate import opponents
+    from reverie.policies.rules import rules
+
+    six = ("random", "round-robin", "jsq", "sed", "least-work", "late-binding")
+    monkeypatch.setattr(
+        opponents, "rules", lambda speeds, sizes, names=None: rules(speeds, sizes, six if names is None else names)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -112,13 +112,18 @@ def agent_for(env, memory=0, servers="flat", kind=A2C, **settings):
 
 def gathered(agent, env, pool, steps=24, streams=6, episodes=2):
     """A learner, and what its policy lived through, with the memory it had."""
-    learner = agent.init(jax.random.key(0))
-    policy = agent.policy(learner.networks)
-    before = open_streams(env, pool, policy, streams, jax.random.key(1))
-    # Some steps first, so that the stretch begins in the middle of episodes.
-    before, _ = collect(env, pool, policy, before, 3, episodes)
-    after, seen = collect(env, pool, policy, before, steps, episodes, keep=lambda state: state)
-    return learner, as_rollout(before, after, seen), seen
+
+    @eqx.filter_jit
+    def live(pool):
+        learner = agent.init(jax.random.key(0))
+        policy = agent.policy(learner.networks)
+        before = open_streams(env, pool, policy, streams, jax.random.key(1))
+        # Some steps first, so that the stretch begins in the middle of episodes.
+        before, _ = collect(env, pool, policy, before, 3, episodes)
+        after, seen = collect(env, pool, policy, before, steps, episodes, keep=lambda state: state)
+        return learner, as_rollout(before, after, seen), seen
+
+    return live(pool)
 
 
 @pytest.mark.parametrize(

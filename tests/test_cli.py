@@ -76,7 +76,7 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def _tiny(monkeypatch, tmp_path):
+def _tiny(monkeypatch, tmp_path, few_rules):
     monkeypatch.setattr(presets, "PRESETS", TINY)
     monkeypatch.chdir(tmp_path)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import PRESETS, S3MConfig
 from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig
+from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import CurveConfig, GameConfig, LoopConfig
+from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.settings.presets import MODELS, preset, with_model, with_optimiser, with_steps
 from reverie.sweep.training import train_run
@@ -68,9 +70,10 @@ def test_copies_take_turns_at_the_variants_of_a_game():
     world, tasks = GameConfig("memory_length/all").open(30)
     np.testing.assert_array_equal(tasks, [*range(23), *range(7)])
     states, steps = batch_reset(world, tasks, jax.random.key(0))
+    step = jax.jit(partial(batch_step, world, tasks))
     ended = np.full(30, -1)
     for time in range(1, 102):
-        states, steps = batch_step(world, tasks, states, steps, jnp.zeros(30, jnp.int32), jax.random.key(time))
+        states, steps = step(states, steps, jnp.zeros(30, jnp.int32), jax.random.key(time))
         ended = np.where((ended < 0) & steps.is_last, time, ended)
     np.testing.assert_array_equal(ended, np.resize(LENGTHS, 30) + 1)
     assert build(replace(small(PRESETS["tiny"]), world=GameConfig("memory_length/all"))).pool.tolist() == [*range(23)]
@@ -117,11 +120,23 @@ def small(model) -> object:
     return replace(plan, agent=agent)
 
 
-def test_a_state_space_model_is_trained_and_judged_in_a_game():
-    plan = small(PRESETS["tiny"])
+@pytest.fixture(scope="module")
+def player(tmp_path_factory) -> RunFolder:
+    """A run that has learned a game, a little."""
+    plan = replace(small(PRESETS["tiny"]), label="player", loop=LoopConfig(steps=40, evaluate_every=10))
+    run = RunFolder.create(tmp_path_factory.mktemp("games") / "player", plan)
+    train_run(plan, build(plan), run, ["test"], quiet=True)
+    return run
+
+
+def test_a_state_space_model_is_trained_and_judged_in_a_game(player):
+    trained = [line for line in player.metrics() if "model/reward" in line]
+    assert trained
+    for line in trained:
+        assert all(np.isfinite(value) for name, value in line.items() if name != "episode/return"), line
+    plan = player.config(TrainConfig)
     trainer = build(plan)
-    state, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
-    assert all(np.isfinite(values).all() for name, values in metrics.items() if name != "episode/return")
+    _, state = loop.newest_state(trainer, player)
     judged = return_curve(plan.world, CurveConfig(3))(trainer.policy(state))
     assert set(judged) == {"evaluation/return"}
     assert round(3 * judged["evaluation/return"], 5) in (-3, -1, 1, 3)  # each game is won or lost
@@ -215,15 +230,6 @@ def test_every_kind_of_model_is_a_choice():
         assert with_model(preset("dreamer", "cpu"), kind).agent.algorithm.model == model
     with pytest.raises(ValueError, match="a2c has no world model"):
         with_model(preset("a2c", "cpu"), "rssm")
-
-
-@pytest.fixture
-def player(tmp_path) -> RunFolder:
-    """A run that has learned a game, a little."""
-    plan = replace(small(PRESETS["tiny"]), label="player", loop=LoopConfig(steps=40, evaluate_every=10))
-    run = RunFolder.create(tmp_path / "player", plan)
-    train_run(plan, build(plan), run, ["test"], quiet=True)
-    return run
 
 
 def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):

@@ -87,14 +87,15 @@ def test_who_is_away_gets_no_jobs_finishes_those_it_has_and_every_rule_respects_
         chosen = {at: int(s) for at, s in zip(record.arrival[:, 0].tolist(), record.server[:, 0], strict=True)}
         assert {s for at, s in chosen.items() if at < 50 or at >= 150} == {0}, name
     state, _ = FleetEnv(2, 120).reset(task, jax.random.key(0))
+    step = jax.jit(FleetEnv(2, 120).step)
     for _ in range(73):  # the last of them at time 148, three time units of work for the second server
-        state, seen = FleetEnv(2, 120).step(task, state, jnp.int32(state.clock.coarse >= 140), jax.random.key(0))
+        state, seen = step(task, state, jnp.int32(state.clock.coarse >= 140), jax.random.key(0))
     assert float(state.clock.coarse) == 148.0
-    state, seen = FleetEnv(2, 120).step(task, state, jnp.int32(1), jax.random.key(0))
+    state, seen = step(task, state, jnp.int32(1), jax.random.key(0))
     assert seen.observation["mask"].tolist() == [True, False]
     assert float(seen.observation["servers"][1, 0]) > 0  # what it has, it finishes
     assert np.isfinite(float(state.record.response))
-    state, seen = FleetEnv(2, 120).step(task, state, jnp.int32(1), jax.random.key(0))
+    state, seen = step(task, state, jnp.int32(1), jax.random.key(0))
     assert np.isnan(float(seen.reward))
 
 

@@ -166,6 +166,7 @@ def test_a_seed_that_diverges_is_named(tmp_path, trainer):
         train(folders, broken, SEEDS, trainer.env_steps)
 
 
+@pytest.mark.usefixtures("few_rules")
 def test_seeds_get_folders_of_their_own_on_the_command_line(tmp_path, capsys):
     from reverie.commands import train as command
 

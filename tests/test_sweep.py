@@ -309,7 +309,7 @@ def test_the_board_shows_all_runs_and_a_failure_with_its_reason(tmp_path, termin
 
 
 @pytest.fixture
-def _tiny(monkeypatch, tmp_path):
+def _tiny(monkeypatch, tmp_path, few_rules):
     ppo = replace(TINY, agent=replace(TINY.agent, algorithm=PPOConfig(NetworkConfig(units=8), minibatches=2)))
     monkeypatch.setattr(presets, "PRESETS", {"a2c": {"cpu": TINY}, "ppo": {"cpu": ppo}})
     monkeypatch.chdir(tmp_path)
