@@ -73,13 +73,13 @@ class Merging(Study):
         told = replace(sac, label="sac-told", world=GameConfig("merging/told"), loop=replace(sac.loop, steps=60_000))
         random = replace(sac, label="sac-dense", world=GameConfig("merging/dense"), loop=told.loop)
         claim = [
-            learner("metadreamer", "merging", "metadreamer", 20, decoder="physics", structure=1.0, apart=0.5),
+            learner("metadreamer", "merging", "metadreamer", 20, structure=1.0, apart=0.5),
             learner("pearl", "merging", "pearl", 20),
             learner("pearl-14-times", "merging", "pearl", 1),
         ]
         controls = [
-            learner("metadreamer-plain", "merging", "metadreamer", 20, decoder="physics"),
-            learner("metadreamer-free", "merging", "metadreamer", 20, structure=1.0, apart=0.5),
+            learner("metadreamer-plain", "merging", "metadreamer", 20),
+            learner("metadreamer-free", "merging", "metadreamer", 20, decoder="free", structure=1.0, apart=0.5),
             learner("pearl-dense", "merging/dense", "pearl", 20),
             random,
             told,

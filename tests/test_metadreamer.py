@@ -365,7 +365,9 @@ def test_codes_are_means_over_the_contexts_of_a_task():
 
 def test_the_command_line_trains_it_in_games_of_many_tasks():
     words = ["--agent", "metadreamer", "--game"]
-    config = parse([*words, "merging", "--agent.decoder", "physics", "--agent.along", "yielding"]).config
+    config = parse([*words, "merging", "--agent.along", "yielding"]).config
+    assert config.agent.algorithm.decoder == "physics", "the paper's, where the world tells how it goes on"
+    assert parse([*words, "point_robot"]).config.agent.algorithm.decoder == "free"
     assert config.curve.trial == 1 + config.agent.algorithm.test_episodes
     build(config)
     pearl = parse(["--agent", "pearl", "--game", "merging"]).config.agent.algorithm

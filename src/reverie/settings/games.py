@@ -192,15 +192,15 @@ def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
 
 
 def metadreamer_plan(pearl: TrainConfig) -> TrainConfig:
-    """MetaDreamer's settings where PEARL's are these: with networks of the same sizes, on as much experience."""
+    """MetaDreamer's settings where PEARL's are these: with networks of the same sizes, on as much experience, and with
+    physics where the paper has it, in merging."""
     assert isinstance(pearl.agent, OffPolicyRun)
     assert isinstance(pearl.agent.algorithm, PEARLConfig)
     shared = replace(pearl.agent.algorithm, kl=1.0, sees_next=True, recent=1_000)
     experience = replace(pearl.agent.experience, prefill=100 * pearl.agent.experience.streams)
-    return replace(
-        pearl,
-        agent=replace(pearl.agent, algorithm=MetaDreamerConfig(pearl=shared), experience=experience),
-    )
+    physics = isinstance(pearl.world, GameConfig) and pearl.world.game.startswith("merging")
+    algorithm = MetaDreamerConfig(pearl=shared, decoder="physics" if physics else "free")
+    return replace(pearl, agent=replace(pearl.agent, algorithm=algorithm, experience=experience))
 
 
 def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
