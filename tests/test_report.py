@@ -372,6 +372,8 @@ def test_forest_has_a_panel_per_task_and_level_and_writes_out_what_is_beyond_it(
     assert [text.get_text()[-1] for text in axes[0].texts] == ["▸"]
     many = [row | {"task": f"task {k}"} for k in range(6) for row in JUDGED if row["experiment"] == "standard"]
     assert len([axis for axis in figures.forest(many).axes if axis.get_visible()]) == 6
+    few = [dict(row, low=None, high=None) for row in JUDGED if row["experiment"] == "adaptive"]
+    assert len(figures.forest(few).axes) == len(axes)  # too few episodes for an interval: the ratio alone
 
 
 def test_fleet_shows_every_job_and_every_failure():

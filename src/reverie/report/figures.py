@@ -69,14 +69,14 @@ def forest(verdict: Table, width: float = WIDTH) -> Figure:
 
 
 def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], look: Mapping[str, Look]) -> None:
-    ends = [row[name] for _, row in rows for name in ("low", "high") if row["role"] != "bound"]
+    ends = [end for _, row in rows if row["role"] != "bound" for end in _interval(row)]
     left, right = max(0.6, 0.96 * min(ends)), min(2.3, 1.04 * max(ends))
     left, right = min(left, 0.9), max(right, 1.1)
     axis.set_xscale("log")
     axis.set_xlim(left, right)
     axis.axvline(1, color=INK, linewidth=1)
     for y, row in rows:
-        ratio, low, high = (row[name] for name in ("ratio", "low", "high"))
+        ratio, (low, high) = row["ratio"], _interval(row)
         style = look[row["agent"]]
         if left < ratio < right:
             axis.plot([max(low, left), min(high, right)], [y, y], color=style.colour, linewidth=style.weight)
@@ -91,6 +91,11 @@ def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], loo
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.grid(axis="y", visible=False)
     axis.tick_params(axis="y", length=0)
+
+
+def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Of the ratio; the ratio alone where the episodes are too few for an interval."""
+    return (row["ratio"],) * 2 if row["low"] is None else (row["low"], row["high"])
 
 
 _RATIOS = (0.64, 0.8, 1, 1.25, 1.6, 2)
