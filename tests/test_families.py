@@ -1,5 +1,6 @@
 """Task families: what they promise of loads, speeds and changes, and that their tasks stack."""
 
+import inspect
 from dataclasses import replace
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie.commands.worlds import World
 from reverie.envs.core import ArraySpec, Suite, stack_tasks, suite
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
@@ -409,3 +411,8 @@ def test_an_unknown_family_is_named_with_the_nearest():
         family("brust")
     with pytest.raises(ValueError, match="unknown task family 'zzz': the known ones are easy, "):
         family("zzz")
+
+
+def test_help_names_every_family():
+    said = inspect.getsource(World)
+    assert all(f" {name}," in said or f" {name}." in said or f" {name} (" in said for name in FAMILIES)

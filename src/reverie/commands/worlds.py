@@ -21,7 +21,7 @@ class World:
 
     family: str | None = None
     """A family of tasks: easy, medium, hard (unless given), overload, mixed, levels, calm, drift, shifting, neighbours,
-    burst, diurnal, continuous."""
+    burst, diurnal, continuous, workers, shared, llm."""
     trace: str | None = None
     """Instead of a family, a trace: a file, or `conversation-like`, the built-in one."""
     held_out: bool = False
