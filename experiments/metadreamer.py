@@ -65,6 +65,15 @@ class Merging(Study):
     seeds: int = 3
     """Training seeds."""
 
+    def larger(self, plan: TrainConfig) -> TrainConfig:
+        """A plan at the scale of this study; what MetaDreamer shares with PEARL grows as PEARL does."""
+        match plan.agent.algorithm:
+            case MetaDreamerConfig() as ours if self.scale == "gpu":
+                pearl = super().larger(replace(plan, agent=replace(plan.agent, algorithm=ours.pearl)))
+                algorithm = replace(ours, pearl=pearl.agent.algorithm)
+                return replace(pearl, agent=replace(pearl.agent, algorithm=algorithm))
+        return super().larger(plan)
+
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to."""
         sac = game_plan("merging", "sac")
@@ -84,7 +93,12 @@ class Merging(Study):
             random,
             told,
         ]
-        return [replace(plan, seed=seed) for group in (claim, controls) for seed in range(self.seeds) for plan in group]
+        return [
+            self.larger(replace(plan, seed=seed))
+            for group in (claim, controls)
+            for seed in range(self.seeds)
+            for plan in group
+        ]
 
 
 def judged(run: RunFolder) -> Row:
@@ -100,8 +114,9 @@ def judged(run: RunFolder) -> Row:
     match trainer.agent:
         case MetaDreamer() as agent:
             found |= imagination(agent, trainer.env, state.averaged, policy)
+            updates = int(run.metrics()[-1]["updates"]) * trainer.config.repeats
             lines = [line["imagined/steps"] for line in run.metrics() if "imagined/steps" in line]
-            renewals = (UPDATES - agent.config.warmup) // agent.config.renew
+            renewals = (updates - agent.config.warmup) // agent.config.renew
             found["imagined_steps"] = float(np.mean(lines[1:])) * renewals * agent.config.rollouts
     return found
 

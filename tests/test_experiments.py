@@ -350,8 +350,11 @@ def test_metadreamer_and_pearl_are_as_large_and_updated_as_often(load):
         assert rounds * experience.repeats == metadreamer.UPDATES
         assert rounds % plan.agent.chunk == 0
     assert longer.loop.steps == 41_000
-    for plan in plans.values():
-        build(plan)
+    larger = {plan.name: plan for plan in tyro.cli(metadreamer.Merging, args=["--scale", "gpu"]).plans()}
+    assert larger["metadreamer"].agent.algorithm.pearl.units == larger["pearl"].agent.algorithm.units == 256
+    assert larger["metadreamer"].loop.steps == larger["pearl"].loop.steps == 30_000
+    for name in ("metadreamer", "pearl-dense"):
+        build(plans[name])
 
 
 def test_published_scores_are_there_for_every_task_of_control(load):

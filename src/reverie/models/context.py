@@ -31,7 +31,7 @@ class Transition(NamedTuple):
     after: Float[Array, "*B D"]
 
     def numbers(self, sees_next: bool) -> Float[Array, "*B I"]:
-        """As one vector; what an action changed, and not only where it led, as steps may be small."""
+        """As one vector, with or without what the action led to."""
         seen = [self.before, self.after] if sees_next else [self.before]
         return jnp.concatenate([*seen, self.action, symlog(self.reward)[..., None]], -1)
 
