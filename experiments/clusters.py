@@ -59,7 +59,7 @@ def play(asked: Clusters, seed: int) -> tuple[dict, Sequence]:
     world, tasks = fleet_suite(jobs=steps, view=asked.view, draws=asked.copies, seed=seed)
     servers = world.action_spec.width
     policy = rules([1.0] * servers, [1.0], ["random"])["random"]
-    plain = Numbered(tasks.index, tasks.task)
+    plain = Numbered(*tasks)
     _, (timestep, action) = jax.jit(
         lambda key: rollout(world, policy, plain, key, steps, lambda state, timestep, action: (timestep, action))
     )(jax.random.key(seed))
@@ -68,11 +68,11 @@ def play(asked: Clusters, seed: int) -> tuple[dict, Sequence]:
         return jnp.swapaxes(x, 0, 1).reshape(len(world.names), -1, asked.length, *x.shape[2:])
 
     timestep, action = jax.tree.map(cut, (timestep, action))
-    seen = {name: x for name, x in timestep.observation.items() if name != "task"}
+    seen = {name: x for name, x in timestep.observation.items() if name not in ("task", "descriptor")}
     done = jnp.where(timestep.is_first[..., None], 0.0, world.action_spec.encode(action))
     flags = timestep.is_first, timestep.is_last, timestep.is_terminal, timestep.is_first
     reward = timestep.reward / PARK_MEAN_SIZE
-    spec = {name: entry for name, entry in world.observation_spec.items() if name != "task"}
+    spec = {name: entry for name, entry in world.observation_spec.items() if name in seen}
     return {"observation_spec": spec, "actions": servers}, Sequence(
         seen, done, reward, *flags, timestep.observation["task"]
     )

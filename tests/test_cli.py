@@ -191,7 +191,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
         ("trace inspect conversation-like --plot picture.doc", "must end in .png"),
         ("trace inspcet conversation-like", "can only `inspect`"),
         ("doctor --folder nowhere", "nowhere is not a folder"),
-        ("train --suite floats", "unknown suite 'floats'; there are fleets, loads"),
+        ("train --suite floats", "unknown suite 'floats'; there are fleets, corners, loads"),
     ],
 )
 def test_a_mistake_is_answered_in_plain_words(capsys, words, said):

@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 from diagnostic import HiddenArm
 
-from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.dreamer import Batch, Dreamer, DreamerConfig
 from reverie.agents.heads import Critics, critic_for
-from reverie.envs.core import ArraySpec, Suite, suite
+from reverie.envs.core import ArraySpec, Discrete, Suite, suite
 from reverie.models.build import build_model
 from reverie.models.core import Sequence
-from reverie.models.mixture import FAST, Mixture, MixtureConfig, balance, harmonised
+from reverie.models.harmony import FAST, harmonised
+from reverie.models.mixture import Mixture, MixtureConfig
+from reverie.models.routing import Place, balance, switching
 from reverie.models.storm import PRESETS, StormConfig
 from reverie.nn.grouped import each, groups, stacked
 from reverie.nn.layers import Linear
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.policies.rollout import rollout
+from reverie.settings.presets import MODELS
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.trainers import WorldTrainer
 
@@ -130,7 +133,7 @@ def test_each_cluster_has_a_critic_of_its_own():
     start = model.initial(2)
 
     def worth(critics, task):
-        features = model.features(start._replace(task=jnp.array([task, task])))
+        features = model.features(start._replace(place=Place(jnp.array([task, task]), None)))
         return (critics(features, jnp.zeros((2, 0))).logits * jnp.arange(255)).sum()
 
     for task in range(K):
@@ -151,6 +154,66 @@ def test_tasks_side_by_side_are_what_they_are_alone():
         np.testing.assert_allclose(np.asarray(together)[rows], np.asarray(alone)[rows], atol=2e-5)
 
 
+def test_a_guess_from_history_or_a_descriptor_never_sees_the_number_of_the_task():
+    """What it is taken to be is what was seen, and gradients teach it the numbers that were true."""
+    described = SUITE | {"descriptor": ArraySpec((K,), "descriptor")}
+    for tells, spec in (("history", SUITE), ("descriptor", described)):
+        model = mixture(dataclasses.replace(MANY, tells=tells), spec)
+        observe = eqx.filter_jit(lambda model, sequence: model.observe(model.initial(B), sequence, KEY)[1])
+        seen = play()
+        told = [play(task)._replace(observation=seen.observation | {"task": play(task).task}) for task in (0, 3)]
+        if tells == "descriptor":
+            one_hot = jax.nn.one_hot(jnp.broadcast_to(jnp.arange(B)[:, None], (B, T)), K)
+            told = [s._replace(observation=s.observation | {"descriptor": one_hot}) for s in told]
+        one, other = (observe(model, s) for s in told)
+        same(model.features(one), model.features(other))
+        assert one.place.like.shape == (B, T, K)
+        np.testing.assert_allclose(one.place.like.sum(-1), 1, rtol=1e-5)
+
+        def loss(model, sequence):
+            return model.loss(model.initial(B), sequence, KEY)[1][1]["model/guess"]
+
+        step = eqx.filter_jit(eqx.filter_value_and_grad(loss))
+        before, gradient = step(model, told[1])
+        moved = jax.tree.map(lambda p, g: p - 0.3 * g, model.guess, gradient.guess)
+        assert step(eqx.tree_at(lambda m: m.guess, model, moved), told[1])[0] < before
+
+
+def test_a_new_task_between_two_known_ones_is_a_blend_of_them():
+    model = mixture(dataclasses.replace(MANY, tells="history"))
+    like = jnp.array([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    blend, third = model._embedding(Place(like.argmax(-1), like))
+    first, second, known, _ = model.embedded()
+    np.testing.assert_allclose(third, known, rtol=1e-6)
+    np.testing.assert_allclose(blend @ first, blend @ second, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(blend), 1, rtol=1e-5)
+
+
+def test_experts_by_chance_are_as_many_for_all_and_those_of_steps_change_less_when_that_costs():
+    by_chance = mixture(dataclasses.replace(MANY, experts=4, routing="chance")).route()
+    assert balance(by_chance, K) == 0
+    assert (np.diff(by_chance.chosen) > 0).all()
+    sequence = play(np.arange(B)[:, None])
+
+    def switched(model):
+        return model.loss(model.initial(B), sequence, KEY)[1][1]["model/switched"]
+
+    assert eqx.filter_jit(switched)(mixture()) == 0
+    token = dataclasses.replace(MANY, routing="token", settle=1)
+    model = eqx.tree_at(lambda m: m.router.output.weight, mixture(token), replace_fn=lambda w: 20 * w)
+    assert eqx.filter_jit(switched)(model) > 0.1
+
+    def penalty(model):
+        *_, routing = model._observe(model.initial(B), sequence, KEY)
+        return switching(routing, model.borders(sequence))[0]
+
+    begun, gradient = eqx.filter_jit(eqx.filter_value_and_grad(penalty))(model)
+    calmer = eqx.tree_at(
+        lambda m: m.router, model, jax.tree.map(lambda p, g: p - 0.05 * g, model.router, gradient.router)
+    )
+    assert eqx.filter_jit(penalty)(calmer) < begun
+
+
 def test_the_temperature_falls_to_one_and_leaves_the_choice_as_it_is():
     model = mixture()
     scores = [model.route().scores]
@@ -168,11 +231,11 @@ def test_balance_is_zero_where_all_experts_have_equally_many_tasks_and_moves_the
     model = mixture(dataclasses.replace(MANY, experts=4))
     even = jnp.array([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]])
     routing = model.route()
-    assert balance(routing._replace(taken=even)) == 0.0
-    assert balance(routing._replace(taken=jnp.tile(even[:1], (K, 1)))) == 4 * 2**2
+    assert balance(routing._replace(taken=even), K) == 0.0
+    assert balance(routing._replace(taken=jnp.tile(even[:1], (K, 1))), K) == 4 * 2**2
     crowded = eqx.tree_at(lambda m: m.router.output.bias, model, jnp.array([3.0, 2.0, 0.0, 0.0]))
-    assert balance(crowded.route()) == 16
-    pull = eqx.filter_grad(lambda m: balance(m.route()))(crowded).router.output.bias
+    assert balance(crowded.route(), K) == 16
+    pull = eqx.filter_grad(lambda m: balance(m.route(), K))(crowded).router.output.bias
     assert (pull[:2] > 0).all()
     assert (pull[2:] < 0).all()
 
@@ -215,8 +278,44 @@ def test_impossible_mixtures_are_refused():
         MixtureConfig(modules=2, clusters=(0, 2))
     with pytest.raises(ValueError, match="each of 4 tasks, got 2"):
         mixture(dataclasses.replace(MANY, clusters=(0, 1)))
+    with pytest.raises(ValueError, match="no task changes its experts"):
+        MixtureConfig(switching=0.1)
+    with pytest.raises(ValueError, match="no observation describes its task"):
+        mixture(dataclasses.replace(MANY, tells="descriptor"))
+    with pytest.raises(ValueError, match="there is one task, and tells is 'history'"):
+        mixture(dataclasses.replace(MANY, experts=2, tells="history"), WORLD)
     with pytest.raises(ValueError, match="one task has nothing to be routed by"):
         mixture(MANY, WORLD)
+
+
+def test_a_new_task_is_placed_by_its_embedding_and_the_router_alone(monkeypatch):
+    """Fewer than 1,000 numbers at the sizes of the preset, and nothing else of the agent moves, whatever the loss."""
+    of_preset = eqx.filter_jit(build_model)(MODELS["mixture"], SUITE, A, key=KEY)
+    assert sum(x.size for x in jax.tree.leaves(of_preset.router)) + of_preset.embeddings.shape[1] < 1000
+
+    def loss(self, networks, learner, batch, key):
+        total = sum(jnp.square(x - 1).sum() for x in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array)))
+        return total, (learner, (None, jnp.zeros((1, 1, 0))), {})
+
+    monkeypatch.setattr(Dreamer, "loss", loss)
+    still = OptimiserConfig(warmup=0)
+    config = DreamerConfig(model=MANY, optimiser=still, memory=0, units=8, layers=1, learns="place")
+    nothing = Batch(play(), play(), None, jnp.zeros((B, 0)))
+    moved = {}
+    for learns in ("all", "place"):
+        agent = Dreamer(dataclasses.replace(config, learns=learns), SUITE, Discrete(A))
+        learner = eqx.filter_jit(agent.init)(KEY)
+        after, _, _ = eqx.filter_jit(agent.learn)(learner, nothing, KEY)
+        moved[learns] = learner.networks, after.networks
+    before, after = moved["place"]
+    assert (before.model.embeddings != after.model.embeddings).any()
+    assert (before.model.router.output.weight != after.model.router.output.weight).any()
+    restored = eqx.tree_at(lambda n: (*n.model.placing, n.model.updates), after, (*before.model.placing, jnp.int32(0)))
+    same(restored, before)
+    before, after = moved["all"]
+    assert (before.actor.head.output.weight != after.actor.head.output.weight).any()
+    with pytest.raises(ValueError, match="only a mixture can place a new one"):
+        _ = eqx.filter_jit(build_model)(MODELS["storm"], WORLD, A, key=KEY).placing
 
 
 def test_dreamer_learns_a_suite_whose_tasks_want_opposite_things():

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie.envs.fleet.suites import fleet_suite
 from reverie.evaluate import suites
-from reverie.evaluate.suites import Told, suite_trials
+from reverie.evaluate.suites import suite_trials
 from reverie.policies.rules import rules
 from reverie.runs.build import build
 from reverie.settings.config import SuiteConfig
@@ -55,7 +56,7 @@ def test_the_interval_of_a_score_is_that_of_a_ratio_of_means(trials):
     rng = np.random.default_rng(0)
     best = rng.gamma(4, 100, size=400)
     table = {"x": {"random": 3 * best + rng.gamma(2, 50, size=400), "least-work": best}}
-    made = trials.__class__(trials.suite, 1, {}, trials.key, table)
+    made = trials.__class__(trials.suite, 1, {}, trials.descriptors, trials.key, table)
     response = 1.5 * best + rng.normal(0, 40, size=400)
     value, low, high = made.score("x", response[None])
     draws = rng.integers(400, size=(4000, 400))
@@ -70,7 +71,23 @@ def test_every_plan_for_a_suite_can_be_built_for_any_of_its_tasks(model):
     plan = suite_plan("loads", model)
     trainer = build(plan)
     assert len(trainer.env.names) == 4
-    told = Told(None, jnp.int32(0))
-    assert told.task == 0
     if model in ("mixture", "shared"):
         assert plan.agent.algorithm.scales == 4
+
+
+def test_a_descriptor_says_how_tasks_differ_and_nothing_else():
+    _, tasks = fleet_suite(10, "full", draws=2)
+    described = np.asarray(tasks.descriptor).reshape(4, 4, 2, -1)  # fleets, traffic, draws
+    of_fleets = described[..., :11]
+    np.testing.assert_array_equal(of_fleets, np.broadcast_to(of_fleets[:, :1, :1], of_fleets.shape))
+    shares, down, load, unequal, bursts = np.split(described, [10, 11, 12, 13], -1)
+    np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(shares[0, 0, 0, :5], [0.25] * 4 + [0])
+    np.testing.assert_allclose(shares[2, 0, 0, 0], 7 / 16, rtol=1e-5)
+    assert ((down[3] > 0).all(), (down[:3] == 0).all()) == (True, True)
+    np.testing.assert_allclose(down[3] * 2, np.sqrt(1 / (1 - 1 / 8) - 1), rtol=1e-3)  # down an eighth of the time
+    np.testing.assert_allclose(unequal[:, 0] * 2, 1, rtol=0.02)  # squared CV 1
+    assert (unequal[:, 1] > 1.5 * unequal[:, 0]).all()
+    assert (bursts[:, :2] < 1e-3).all()
+    np.testing.assert_allclose(bursts[:, 3] * 2, 0.5 / np.sqrt(2), rtol=0.05)  # a sine of half the mean
+    np.testing.assert_allclose(load[:, (0, 1, 3)], 0.8, rtol=1e-3)

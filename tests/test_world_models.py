@@ -77,6 +77,7 @@ MODELS = {
     "storm": Case(STORM),
     "storm-foretold": Case(dataclasses.replace(STORM, acts="prior", window=3, servers="set", recall=3)),
     "mixture": Case(MIXTURE, tasks=B + 1),
+    "mixture-guessing": Case(dataclasses.replace(MIXTURE, tells="history", routing="token"), tasks=B + 1),
     "queue": Case(QUEUE, 2),
     "queue-any": Case(dataclasses.replace(QUEUE, rewards="any"), 2),
     "counts": Case(CountsConfig(units=16, deter=16, unit=1.0)),
@@ -264,7 +265,11 @@ def test_a_replayed_sequence_begins_where_acting_stood(case, luck):
     _, states, _ = observe(model, model.initial(B), sequence)
     context = model.context
     resumed = model.resume(at(model.compress(states), 4), part(sequence, 5 - context, 5), KEY)
-    close(resumed, held[4], 2.0**-8)
+    stood = held[4]
+    if getattr(model.config, "tells", "number") == "history":
+        # Keys and values are those of the experts of the task that it was taken to be in the end.
+        resumed, stood = (state._replace(storm=state.storm._replace(past=())) for state in (resumed, stood))
+    close(resumed, stood, 2.0**-8)
 
 
 def test_dreams_begin_where_the_sequence_stood(case, luck):

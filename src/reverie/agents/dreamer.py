@@ -11,7 +11,7 @@ Axes: B streams or sequences, T replayed steps, H imagined steps, n dreams, A ac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -72,6 +72,9 @@ class DreamerConfig:
     scales: Count = 1
     """Scales of returns that follow them: one for all tasks, or one for each task of the suite, or of the pool, that is
     trained on."""
+    learns: Literal["all", "place"] = "all"
+    """What updates change: everything, or of a `mixture` nothing but the embeddings of tasks and the router, which
+    places a task that is new among those that a run has learned (begin with it by `start`)."""
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
 
@@ -211,6 +214,8 @@ class Dreamer:
         step, optimiser_state = optimiser(self.config.optimiser).update(
             gradient, learner.optimiser, trained(learner.networks)
         )
+        if self.config.learns == "place":
+            step = placing(step)
         networks = eqx.apply_updates(learner.networks, step)
         networks = eqx.tree_at(lambda n: n.model, networks, networks.model.updated())
         slow = jax.tree.map(
@@ -502,6 +507,11 @@ def replay_returns(
 def trained(networks: Networks) -> PyTree[Array]:
     """The leaves that gradients change."""
     return eqx.filter(networks, eqx.is_inexact_array)
+
+
+def placing(step: Any) -> Any:
+    """Of a step of networks what places a task; the rest stays where it is."""
+    return eqx.tree_at(lambda n: n.model.placing, jax.tree.map(jnp.zeros_like, step), step.model.placing)
 
 
 def flat(x: Shaped[Array, "B T"]) -> Shaped[Array, " R"]:

@@ -40,7 +40,8 @@ class Choice:
     """A game instead of a fleet, with settings of its own: one of memory such as repeat_previous/hard, or a world
     outside such as gym:CartPole-v1 or dmc:walker_walk. A wrong name is answered by those there are."""
     suite: str | None = None
-    """A suite of unlike fleets instead of one family, to learn all at once: `fleets` (16 tasks) or `loads` (4). The
+    """A suite of unlike fleets instead of one family, to learn all at once: `fleets` (16 tasks), `corners` (4
+    of these) or `loads` (one fleet at 4 loads). The
     agent is that of the preset `cpu` unless --model is given."""
     model: ModelKind | None = None
     """Dreamer's kind of world model, instead of the preset's: `queue` and `counts` know what a queue is, `set_rssm`

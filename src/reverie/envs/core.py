@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from numpy.typing import ArrayLike
 
 Task = PyTree[Array]
 State = Any
@@ -39,11 +40,12 @@ class ArraySpec:
     - `servers` [N, F]: a set, one row per server;
     - `image` [H, W, C]: bytes;
     - `mask` [A]: which actions are allowed. It is given to the policy, not encoded;
-    - `task` []: the number of the task in a `Suite`, below `categories`. It is given, not encoded unless a model asks.
+    - `task` []: the number of the task in a `Suite`, below `categories`. It is given, not encoded unless a model asks;
+    - `descriptor` [D]: numbers of the order of 1 that describe it. Likewise.
     """
 
     shape: tuple[int, ...]
-    kind: Literal["vector", "servers", "image", "mask", "task"] = "vector"
+    kind: Literal["vector", "servers", "image", "mask", "task", "descriptor"] = "vector"
     categories: int | None = None
 
 
@@ -172,21 +174,27 @@ class Numbered(NamedTuple):
 
     index: Int[Array, "*B"]
     task: Task
+    descriptor: Float[Array, "*B D"]
+    """Numbers of the order of 1 that describe it; D is 0 where nothing does."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Named tasks in one world: an observation has an entry `task` beside those of the world, which says which it is.
+    """Named tasks in one world: an observation has an entry `task` beside those of the world, which says which it is,
+    and where tasks are described an entry `descriptor`.
 
     Its tasks are `Numbered`; `suite` makes a batch of them. Everything else is as in the world.
     """
 
     world: Environment
     names: tuple[str, ...]
+    described: int = 0
+    """Numbers (D) of a descriptor."""
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:
-        return {**self.world.observation_spec, "task": ArraySpec((), "task", len(self.names))}
+        described = {"descriptor": ArraySpec((self.described,), "descriptor")} if self.described else {}
+        return {**self.world.observation_spec, "task": ArraySpec((), "task", len(self.names)), **described}
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -199,18 +207,25 @@ class Suite:
         return self._numbered(task, *self.world.step(task.task, state, action, key))
 
     def _numbered(self, task: Numbered, state: State, timestep: TimeStep) -> tuple[State, TimeStep]:
-        return state, timestep._replace(observation={**timestep.observation, "task": task.index})
+        told = {"task": task.index} | ({"descriptor": task.descriptor} if self.described else {})
+        return state, timestep._replace(observation={**timestep.observation, **told})
 
 
-def suite(named: Mapping[str, Sequence[Task]], stack: Callable[[Sequence[Task]], Task] = stack_tasks) -> Numbered:
+def suite(
+    named: Mapping[str, Sequence[Task]],
+    stack: Callable[[Sequence[Task]], Task] = stack_tasks,
+    describe: Callable[[Task], ArrayLike] = lambda task: (),
+) -> Numbered:
     """All tasks of a suite as one batch [B, ...], numbered by their name's place in `named`.
 
     Arguments: the tasks under each name, one or more; `stack`, which makes a batch of all of them, by padding where
-    their shapes differ (for fleets `stack_fleets`).
+    their shapes differ (for fleets `stack_fleets`); `describe`, the numbers that describe one.
     """
     counts = [len(tasks) for tasks in named.values()]
     index = jnp.asarray(np.repeat(np.arange(len(named)), counts), jnp.int32)
-    return Numbered(index, stack([task for tasks in named.values() for task in tasks]))
+    tasks = [task for tasks in named.values() for task in tasks]
+    described = jnp.asarray(np.stack([np.asarray(describe(task), np.float32) for task in tasks]))
+    return Numbered(index, stack(tasks), described)
 
 
 def batch_reset(env: World, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:

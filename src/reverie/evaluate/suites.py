@@ -51,17 +51,20 @@ task. Every rule that is the best of all 26 on any task of `fleets` in its full 
 
 
 class Told(NamedTuple):
-    """A policy that is told which task of a suite it plays."""
+    """A policy that is told which task of a suite it plays, by number and descriptor."""
 
     policy: Policy
     task: Int[Array, ""]
+    descriptor: Float[Array, " D"]
 
     def initial_state(self, batch: int) -> PolicyState:
         return self.policy.initial_state(batch)
 
     def act(self, state: PolicyState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, PolicyState]:
-        task = jnp.broadcast_to(self.task, timestep.reward.shape)
-        return self.policy.act(state, timestep._replace(observation={**timestep.observation, "task": task}), key)
+        batch = timestep.reward.shape
+        told = {"task": jnp.broadcast_to(self.task, batch)}
+        told["descriptor"] = jnp.broadcast_to(self.descriptor, (*batch, *self.descriptor.shape))
+        return self.policy.act(state, timestep._replace(observation=timestep.observation | told), key)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class SuiteTrials:
     jobs: int
     tasks: dict[str, Task]
     """By name; leaves [1, E, ...]."""
+    descriptors: Float[Array, "K D"]
     key: Key[Array, ""]
     rules: dict[str, dict[str, Float[np.ndarray, " E"]]]
     """By task, the mean response time of each rule in each episode."""
@@ -86,7 +90,9 @@ class SuiteTrials:
         world = FleetEnv(view=self.suite.view, reward=self.suite.reward)
         found = {}
         for number, (name, task) in enumerate(self.tasks.items()):
-            agent = Contestant("agent", Told(policy, jnp.int32(number)), world, training_seed=0)
+            agent = Contestant(
+                "agent", Told(policy, jnp.int32(number), self.descriptors[number]), world, training_seed=0
+            )
             found[name] = play([agent], task, self.key, self.jobs)[0].response[0].mean(0)
         return found
 
@@ -106,12 +112,13 @@ def suite_trials(suite: SuiteConfig, episodes: int, jobs: int, seed: int) -> Sui
         name: jax.tree.map(lambda leaf, k=k: leaf[None, np.flatnonzero(np.asarray(drawn.index) == k)], drawn.task)
         for k, name in enumerate(suite.names)
     }
+    described = drawn.descriptor[np.searchsorted(np.asarray(drawn.index), range(len(tasks)))]
     key, rules = jax.random.key(seed), {}
     for name, task in tasks.items():
         playing = _rivals(jax.tree.map(lambda leaf: leaf[0], task), suite.view)
         played = play(playing, task, key, jobs)
         rules[name] = {c.name: done.response[0].mean(0) for c, done in zip(playing, played, strict=True)}
-    return SuiteTrials(suite, jobs, tasks, key, rules)
+    return SuiteTrials(suite, jobs, tasks, described, key, rules)
 
 
 def _rivals(tasks: Task, view: View) -> Sequence[Contestant]:

@@ -81,6 +81,15 @@ class WorldModel(eqx.Module):
         return 1
 
     @property
+    def placing(self) -> tuple[PyTree, ...]:
+        """Of its parameters those that say what a task is like, which alone may be learned for a new one.
+
+        Raises:
+            ValueError: it has none.
+        """
+        raise ValueError(f"the model {self.config.kind} is told nothing of tasks: only a mixture can place a new one")
+
+    @property
     def context(self) -> int:
         """How many rows before a sequence replay lends the model (C), for what it does not keep of each state."""
         return 0

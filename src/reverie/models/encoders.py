@@ -42,7 +42,7 @@ class Entries:
         Raises:
             ValueError: an entry has the wrong rank or a size that the nets cannot take, or there is nothing to encode.
         """
-        spec = {name: entry for name, entry in spec.items() if entry.kind != "task"}  # given, not encoded
+        spec = {name: entry for name, entry in spec.items() if entry.kind not in ("task", "descriptor")}
         axes = {"vector": "[D]", "servers": "[N, F]", "image": "[H, W, C]", "mask": "[A]"}
         for name, entry in spec.items():
             if len(entry.shape) != len(axes[entry.kind].split(",")):

@@ -7,9 +7,9 @@ steps, and a *trunk*, one more Transformer, that reads what those say:
     z_t ~ q_c(z | o_t, e_k)      l_t = [expert_j(stem_j(z_{t-1}, a_{t-1}, e_k), ...) for j in J_k]
     h_t = trunk(l_t, e_k, ...)   z_t ~ p_c(z | h_t, e_k), and the heads of reward and continuation
 
-All experts are one program whose cost grows with those that are active (`nn/grouped.py`). The task is what a `Suite`
-says in each observation; without one there is one task. With one task, one module, one expert and no trunk this is
-STORM (`storm.py`), bit for bit.
+All experts are one program whose cost grows with those that are active (`nn/grouped.py`). Which task it is, a `Suite`
+says in each observation, or it is guessed (`routing.py`); without a suite there is one task. With one task, one module,
+one expert and no trunk this is STORM (`storm.py`), bit for bit.
 
 Where the paper is silent the choice is ours (docs/storm.md): experts share how they see distances; weights of the
 router are 1 and pass its gradient; experts are ordered by index; scales of losses are learned faster than weights.
@@ -23,20 +23,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, BFloat16, Bool, Float, Int, Key, PyTree
 
 from reverie.envs.core import ArraySpec
+from reverie.models import routing as routes
 from reverie.models.core import Border, Features, Sequence, WorldModel
+from reverie.models.harmony import harmonised, over_tasks, scales_of
 from reverie.models.recall import Recall
+from reverie.models.routing import Guess, History, Place, Routing, over, shown
 from reverie.models.storm import Heads, Kept, Senses, Stem, StormConfig, StormState, compress, expand, flat, seen
 from reverie.nn.attention import Past, Transformer, slide, slides
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
 from reverie.nn.grouped import each, stacked
 from reverie.nn.layers import Head, Linear
 from reverie.ranges import Count, Positive, Weight, Whole, checked
-
-FAST = 100.0
-"""How much faster than weights the scales of losses are learned: with Adam at 1e-4, a factor of e in 100 updates."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class MixtureConfig(StormConfig):
     """Sizes and weights of the model; those of STORM are those of each of its parts."""
 
     kind: ClassVar[str] = "mixture"
+    tells: Literal["number", "descriptor", "history"] = "number"
+    """How the task is known: by its number; or guessed, as a blend of the tasks that were learned, from a description
+    in the observation or from what happened since the episode began. A guess serves new tasks too."""
     modules: Count = 1
     """Encoders, decoders and sets of heads (N_m)."""
     clusters: tuple[Whole, ...] = ()
@@ -53,6 +56,11 @@ class MixtureConfig(StormConfig):
     """Transformers among which the router chooses (N_e)."""
     active: Count = 1
     """How many of them it chooses for each task (n_k)."""
+    routing: Literal["task", "chance", "token"] = "task"
+    """How they are chosen: by a router that reads the task; by chance, once and for all, as often each; or anew at each
+    step, by a router that reads the step's token too."""
+    switching: Weight = 0.0
+    """Weight of keeping to the same experts from step to step, where these may change."""
     trunk: Whole = 2
     """Blocks of the shared Transformer that reads the experts; 0 is none, and h the mean of what they say."""
     embedding: Count = 64
@@ -78,6 +86,12 @@ class MixtureConfig(StormConfig):
                 f"MixtureConfig: clusters must name modules from 0 to {self.modules - 1}, got {self.clusters}"
             )
 
+        if self.switching and self.routing != "token" and self.tells != "history":
+            raise ValueError(
+                f"MixtureConfig: switching is {self.switching}, and no task changes its experts: give it 0, or routing "
+                "token"
+            )
+
     @property
     def context(self) -> int:
         return (self.layers + self.trunk) * (self.window - 1) + 1 if self.lent is None else self.lent
@@ -86,7 +100,9 @@ class MixtureConfig(StormConfig):
 class MixtureState(NamedTuple):
     """What is known of a batch."""
 
-    task: Int[Array, "*B"]
+    place: Place
+    memory: Float[Array, "*B M"] | None
+    """Of what happened lately, where the task is guessed from that."""
     storm: StormState
     """Its past holds the layers of the active experts, side by side [B, S, n D], then those of the trunk."""
 
@@ -94,20 +110,9 @@ class MixtureState(NamedTuple):
 class MixtureKept(NamedTuple):
     """What replay keeps."""
 
-    task: Int[Array, "*B"]
+    place: Place
+    memory: BFloat16[Array, "*B M"] | None
     storm: Kept
-
-
-class Routing(NamedTuple):
-    """Which experts each task has."""
-
-    chosen: Int[Array, "K n"]
-    """In the order of their index, so that none changes places when scores cross."""
-    weight: Float[Array, "K n"]
-    """1, with the gradient of the score."""
-    scores: Float[Array, "K E"]
-    taken: Float[Array, "K E"]
-    """1 where an expert is chosen, with the gradient of the score."""
 
 
 class Mixture(WorldModel):
@@ -124,13 +129,17 @@ class Mixture(WorldModel):
     experts: Transformer
     """Its blocks N_e, stacked; how distances are seen is common to all."""
     router: Head | None
+    chance: Int[Array, "K n"] | None
+    """The experts of each task, where they are chosen by chance."""
+    guess: Guess | None
+    """From what happened, or from a description, to how like each task this is."""
     into_trunk: Linear | None
     trunk: Transformer | None
     which: Linear | None
     """Names the task by h."""
     rec: Recall | None
     scales: Float[Array, "K G"] | None
-    """Logarithms of the scales of losses, over `FAST`."""
+    """Of losses, as `harmony.py` has them."""
     updates: Int[Array, ""]
     """How often it was updated."""
     config: MixtureConfig = eqx.field(static=True)
@@ -146,6 +155,7 @@ class Mixture(WorldModel):
         """
         senses_key, stem_key, experts_key, heads_key, rest_key = jax.random.split(key, 5)
         keys = iter(jax.random.split(jax.random.fold_in(rest_key, 1), 5))
+        more = iter(jax.random.split(jax.random.fold_in(rest_key, 2), 2))
         c, d = config, config.deter
         counts = [entry.categories or 1 for entry in observation_spec.values() if entry.kind == "task"]
         self.config, self.tasks, self.updates = config, max([1, *counts]), jnp.int32(0)
@@ -153,12 +163,13 @@ class Mixture(WorldModel):
             raise ValueError(
                 f"clusters must name the module of each of {self.tasks} tasks, got {len(c.clusters)} of them"
             )
-        if self.tasks == 1 and c.experts > c.active:
+        if self.tasks == 1 and c.experts > c.active and c.routing == "task":
             raise ValueError(
                 f"one task has nothing to be routed by: experts must be active={c.active}, got {c.experts}"
             )
         several = self.tasks > 1
         told = c.embedding if several else 0
+        led = c.stoch_size + actions + told
         self.embeddings = jax.random.normal(next(keys), (self.tasks, told)) if several else None
 
         def experts(key: Key[Array, ""]) -> Transformer:
@@ -166,11 +177,15 @@ class Mixture(WorldModel):
 
         self.senses = stacked(lambda key: Senses(observation_spec, c, told, key=key), c.modules, senses_key)
         self.heads = stacked(lambda key: Heads(c, told, key=key), c.modules, heads_key)
-        self.stems = stacked(lambda key: Stem(c.stoch_size + actions + told, d, key=key), c.experts, stem_key)
+        self.stems = stacked(lambda key: Stem(led, d, key=key), c.experts, stem_key)
         made = stacked(experts, c.experts, experts_key)
         common = made.distance[0], made.content_bias[0], made.distance_bias[0]
         self.experts = eqx.tree_at(lambda t: (t.distance, t.content_bias, t.distance_bias), made, common)
-        self.router = Head(told, c.experts, c.embedding, 1, key=next(keys)) if c.experts > c.active else None
+        routed = c.experts > c.active and c.routing != "chance"
+        reads = led if c.routing == "token" else told
+        self.router = Head(reads, c.experts, c.embedding, 1, key=next(keys)) if routed else None
+        self.chance = routes.by_chance(self.tasks, c.experts, c.active, next(more)) if c.routing == "chance" else None
+        self.guess = routes.guesser(c.tells, observation_spec, actions, self.tasks, c.units, c.depth, key=next(more))
         self.into_trunk = Linear(c.active * d + told, d, key=next(keys)) if c.trunk else None
         self.trunk = Transformer(d, 2 * d, c.trunk, c.heads, c.window, c.dropout, key=next(keys)) if c.trunk else None
         self.which = Linear(d, self.tasks, key=next(keys)) if several else None
@@ -188,6 +203,10 @@ class Mixture(WorldModel):
         return self.config.modules
 
     @property
+    def placing(self) -> tuple[PyTree, ...]:
+        return super().placing if self.embeddings is None else (self.embeddings, *jax.tree.leaves(self.router))
+
+    @property
     def clusters(self) -> Int[Array, " K"]:
         """The module of each task."""
         c = self.config
@@ -201,28 +220,29 @@ class Mixture(WorldModel):
         if self.trunk is not None:
             past = past._replace(layers=past.layers + self.trunk.nothing(batch, c.dtype).layers)
         storm = StormState(jnp.zeros((batch, c.deter), c.dtype), stoch, foretold, past)
-        return MixtureState(jnp.zeros((batch,), jnp.int32), storm)
+        like = None if self.guess is None else jnp.full((batch, self.tasks), 1 / self.tasks)
+        memory = jnp.zeros((batch, c.units)) if isinstance(self.guess, History) else None
+        return MixtureState(Place(jnp.zeros((batch,), jnp.int32), like), memory, storm)
 
     def observe(
         self, state: MixtureState, sequence: Sequence, key: Key[Array, ""]
     ) -> tuple[MixtureState, MixtureState]:
-        states, _ = self._observe(state, sequence, key)
+        states, *_ = self._observe(state, sequence, key)
         last = jax.tree.map(lambda x: x[:, -1], states)
         past = slide(state.storm.past, states.storm.past)
         return last._replace(storm=last.storm._replace(past=past)), states
 
     def imagine(self, state: MixtureState, action: Float[Array, "B A"], key: Key[Array, ""]) -> MixtureState:
-        task, storm, no = state.task, state.storm, jnp.zeros((action.shape[0], 1), bool)
-        led = storm.stoch[:, None], action[:, None], task[:, None]
-        deter, past = self._carry(*led, storm.past, no)
-        stoch = self._foretell(deter[:, 0], task, key)
+        place, storm, no = state.place, state.storm, jnp.zeros((action.shape[0], 1), bool)
+        deter, past, _ = self._carry(storm.stoch[:, None], action[:, None], over(place, 1), storm.past, no)
+        stoch = self._foretell(deter[:, 0], place, key)
         foretold = stoch if self.config.acts == "prior" else None
-        return MixtureState(task, StormState(deter[:, 0], stoch, foretold, slide(storm.past, past)))
+        return state._replace(storm=StormState(deter[:, 0], stoch, foretold, slide(storm.past, past)))
 
     def features(self, state: MixtureState) -> Features:
         """h, the z that the policy sees, and the task's embedding, side by side; the critic is the cluster's."""
-        context = self._told(jnp.concatenate([state.storm.deter, flat(seen(state.storm))], -1), state.task)
-        return Features(context, critic=self.clusters[state.task] if self.critics > 1 else None)
+        context = self._told(jnp.concatenate([state.storm.deter, flat(seen(state.storm))], -1), state.place)
+        return Features(context, critic=self.clusters[state.place.task] if self.critics > 1 else None)
 
     def reward(self, state: MixtureState) -> Float[Array, "*B"]:
         return TwoHot(self._head("rew", state)).mean()
@@ -237,48 +257,58 @@ class Mixture(WorldModel):
         and the balance of the router.
 
         Metrics as in `storm.py`, averaged over the tasks that there are, and `model/task`, `model/balance`,
-        `model/scale` (of losses), `model/router_entropy` (nats, of a task) and `model/experts_used` (the share that
-        any task has).
+        `model/scale` (of losses), `model/guess` and `model/guessed` (the loss and the share of tasks guessed right),
+        `model/switched` (the share of steps at which experts change) and those of `used`.
         """
         c, (draw_key, dropout_key, recall_key, foretold_key) = self.config, jax.random.split(key, 4)
-        states, logits = self._observe(state, sequence, draw_key, dropout_key)
-        task, storm = states
-        module = self.clusters[task]
-        z = self._told(flat(storm.stoch), task)
-        shown = {name: x for name, x in sequence.observation.items() if name != "task"}
+        states, logits, of_steps = self._observe(state, sequence, draw_key, dropout_key)
+        place, _, storm = states
+        task, module = self._number(sequence), self.clusters[place.task]
+        z = self._told(flat(storm.stoch), place)
+        seen_now = shown(sequence.observation)
         goes_on = self.discount * (1.0 - sequence.is_terminal)
         posterior, prior = (c.latents.distribution(x) for x in (logits, self._head("prior", states)))
         terms = {
-            "model/reconstruction": each(Senses.loss, self.senses, module, z, shown),
+            "model/reconstruction": each(Senses.loss, self.senses, module, z, seen_now),
             "model/reward": TwoHot(self._head("rew", states)).loss(sequence.reward),
             "model/continue": Bernoulli(self._head("con", states)[..., 0]).loss(goes_on),
         }
         if self.which is not None:
             terms["model/task"] = Categorical.from_logits(self.which(storm.deter)).loss(task)
+        if place.like is not None:
+            likely = jnp.take_along_axis(place.like, task[..., None], -1)[..., 0]
+            terms["model/guess"] = -jnp.log(jnp.maximum(likely, 1e-8))
         if self.rec is not None:
-            foretold = self._told(flat(self._foretell(storm.deter, task, foretold_key)), task)
-            surprise = stop_gradient(each(Senses.loss, self.senses, module, foretold, shown))
+            foretold = self._told(flat(self._foretell(storm.deter, place, foretold_key)), place)
+            surprise = stop_gradient(each(Senses.loss, self.senses, module, foretold, seen_now))
             begins = self.borders(sequence)
-            terms["model/recall"] = self.rec.loss(self._told(storm.deter, task), shown, begins, surprise, recall_key)
+            terms["model/recall"] = self.rec.loss(
+                self._told(storm.deter, place), seen_now, begins, surprise, recall_key
+            )
         kl = posterior.kl(prior).sum(-1)
-        present = self._over_tasks(jnp.ones_like(kl), task)  # [K] 1 or 0
-        losses = {name: self._over_tasks(term, task) for name, term in terms.items()}
-        dyn = self._over_tasks(stop_gradient(posterior).kl(prior).sum(-1), task)
-        rep = self._over_tasks(posterior.kl(stop_gradient(prior)).sum(-1), task)
+        present = over_tasks(jnp.ones_like(kl), task, self.tasks)  # [K] 1 or 0
+        losses = {name: over_tasks(term, task, self.tasks) for name, term in terms.items()}
+        dyn = over_tasks(stop_gradient(posterior).kl(prior).sum(-1), task, self.tasks)
+        rep = over_tasks(posterior.kl(stop_gradient(prior)).sum(-1), task, self.tasks)
         losses |= {
             "model/dyn": present * jnp.maximum(c.free_nats, dyn),
             "model/rep": present * jnp.maximum(c.free_nats, rep),
         }
-        routing = self.route()
+        routing = of_steps if c.routing == "token" else self.route()
         metrics = {name: loss.sum() / present.sum() for name, loss in losses.items()}
-        metrics |= {"model/kl": kl.mean(), "model/balance": balance(routing)} | used(routing)
+        metrics |= {"model/kl": kl.mean(), "model/balance": routes.balance(routing, self.tasks)} | routes.used(routing)
+        moved, metrics["model/switched"] = routes.switching(of_steps, self.borders(sequence))
+        if place.like is not None:
+            metrics["model/guessed"] = (place.task == task).mean()
         metrics |= {
             "model/entropy_posterior": posterior.entropy().sum(-1).mean(),
             "model/entropy_prior": prior.entropy().sum(-1).mean(),
         }
         if self.scales is not None:
-            metrics["model/scale"] = jnp.exp(FAST * self.scales).mean()
+            metrics["model/scale"] = scales_of(self.scales).mean()
         total = (present * self._harmonised(losses)).sum() + c.balance * metrics["model/balance"]
+        if c.switching:
+            total += c.switching * moved
         return total, (states, metrics)
 
     def updated(self) -> "Mixture":
@@ -286,17 +316,23 @@ class Mixture(WorldModel):
         return eqx.tree_at(lambda model: model.updates, self, self.updates + 1)
 
     def compress(self, state: MixtureState) -> MixtureKept:
-        return MixtureKept(state.task, compress(self.config, state.storm))
+        memory = None if state.memory is None else state.memory.astype(jnp.bfloat16)
+        return MixtureKept(state.place, memory, compress(self.config, state.storm))
 
     def expand(self, stored: MixtureKept) -> MixtureState:
-        return MixtureState(stored.task, expand(self.config, stored.storm))
+        memory = None if stored.memory is None else stored.memory.astype(jnp.float32)
+        return MixtureState(stored.place, memory, expand(self.config, stored.storm))
 
     def resume(self, stored: MixtureKept, lent: Sequence, key: Key[Array, ""]) -> MixtureState:
-        """h and z as they were; the past of the model of now, made from what was lent."""
-        before, kept = self.initial(stored.task.shape[0]), self.expand(stored)
+        """h and z as they were; the past of the model of now, made from what was lent, by the experts of the task that
+        it was taken to be in the end."""
+        kept = self.expand(stored)
+        past = self.initial(kept.place.task.shape[0]).storm.past
         if self.context:
-            before, _ = self.observe(before, lent, key)
-        return stop_gradient(kept._replace(storm=kept.storm._replace(past=before.storm.past)))
+            place = None if self.guess is None else over(kept.place, self.context)
+            states, *_ = self._observe(self.initial(kept.place.task.shape[0]), lent, key, place=place)
+            past = slide(past, states.storm.past)
+        return stop_gradient(kept._replace(storm=kept.storm._replace(past=past)))
 
     def starts(self, before: MixtureState, states: MixtureState, index: Int[Array, " n"]) -> MixtureState:
         begun, past = super().starts(before, states, index), slides(before.storm.past, states.storm.past, index)
@@ -312,56 +348,98 @@ class Mixture(WorldModel):
     def route(self) -> Routing:
         """The experts of each task."""
         c = self.config
+        if self.chance is not None:
+            return routes.settled(self.chance, c.experts)
         if self.router is None:
-            chosen = jnp.broadcast_to(jnp.arange(c.experts), (self.tasks, c.experts))
-            even = jnp.ones((self.tasks, c.experts))
-            return Routing(chosen, jnp.ones(chosen.shape), even / c.experts, even)
-        left = jnp.maximum(0.0, 1 - self.updates / c.settle)
-        temperature = 1 + (c.temperature - 1) * left
-        scores = jax.nn.softmax(self.router(self.embedded()) / temperature)
-        chosen = jnp.sort(jax.lax.top_k(scores, c.active)[1])
-        through = scores - stop_gradient(scores)
-        weight = 1 + jnp.take_along_axis(through, chosen, 1)
-        taken = jax.nn.one_hot(chosen, c.experts).sum(1) + through
-        return Routing(chosen, weight, scores, taken)
+            return routes.settled(jnp.broadcast_to(jnp.arange(c.experts), (self.tasks, c.experts)), c.experts)
+        return routes.best(self._scores(self.embedded()), c.active)
+
+    def _choose(self, place: Place, led: Float[Array, "*B I"]) -> Routing:
+        """The experts of each step, `led` by z and action."""
+        if self.router is None or (self.config.routing == "task" and place.like is None):
+            return jax.tree.map(lambda x: x[place.task], self.route())
+        reads = led if self.config.routing == "token" else self._embedding(place)
+        return routes.best(self._scores(reads), self.config.active)
+
+    def _scores(self, reads: Float[Array, "*B I"]) -> Float[Array, "*B E"]:
+        assert self.router is not None, "there is something to choose"
+        c, left = self.config, jnp.maximum(0.0, 1 - self.updates / self.config.settle)
+        return jax.nn.softmax(self.router(reads) / (1 + (c.temperature - 1) * left))
+
+    # --- which task it is -------------------------------------------------------------------------------------------
+
+    def _number(self, sequence: Sequence) -> Int[Array, "B T"]:
+        """Of the task, as the suite says it."""
+        if self.tasks == 1:
+            return jnp.zeros(sequence.reward.shape, jnp.int32)
+        return sequence.observation["task"]
+
+    def _placed(self, state: MixtureState, sequence: Sequence) -> tuple[Place, Float[Array, "B T M"] | None]:
+        """Which task each step is taken to be of, and what is remembered to that end."""
+        match self.guess:
+            case None:
+                return Place(self._number(sequence), None), None
+            case History():
+                assert state.memory is not None
+                seen_now, begins = shown(sequence.observation), self.borders(sequence)
+                memory = self.guess.remember(state.memory, seen_now, sequence.action, sequence.reward, begins)
+                like = self.guess.like(memory)
+            case Head():
+                memory, like = None, jax.nn.softmax(self.guess(sequence.observation["descriptor"]))
+        return Place(like.argmax(-1), like), memory
+
+    def _embedding(self, place: Place) -> Float[Array, "*B E"]:
+        """Of the task, or the blend of those that it is like."""
+        if place.like is None:
+            return self.embedded()[place.task]
+        blend = place.like @ self.embedded()
+        return blend / jnp.maximum(jnp.linalg.norm(blend, axis=-1, keepdims=True), 1e-6)
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def _observe(
-        self, state: MixtureState, sequence: Sequence, key: Key[Array, ""], dropout: Key[Array, ""] | None = None
-    ) -> tuple[MixtureState, Float[Array, "B T Z"]]:
-        """The states of a sequence, and what the posterior says of their z."""
+        self,
+        state: MixtureState,
+        sequence: Sequence,
+        key: Key[Array, ""],
+        dropout: Key[Array, ""] | None = None,
+        place: Place | None = None,
+    ) -> tuple[MixtureState, Float[Array, "B T Z"], Routing]:
+        """The states of a sequence, what the posterior says of their z, and their experts; `place`, which task it is,
+        where that is known better."""
         c, begins, storm = self.config, self.borders(sequence), state.storm
         stoch_key, foretold_key = jax.random.split(key)
-        shown = {name: x for name, x in sequence.observation.items() if name != "task"}
-        task = sequence.observation["task"] if self.tasks > 1 else jnp.zeros(begins.shape, jnp.int32)
+        seen_now, (seems, memory) = shown(sequence.observation), self._placed(state, sequence)
+        place = seems if place is None else place
 
-        def read(senses: Senses, shown: dict[str, Array], told: Float[Array, "*B E"]) -> Float[Array, "*B Z"]:
-            return senses(shown, c.dtype, told)
+        def read(senses: Senses, seen: dict[str, Array], told: Float[Array, "*B E"]) -> Float[Array, "*B Z"]:
+            return senses(seen, c.dtype, told)
 
-        logits = each(read, self.senses, self.clusters[task], shown, self._told(jnp.zeros((*begins.shape, 0)), task))
+        told = self._told(jnp.zeros((*begins.shape, 0)), place)
+        logits = each(read, self.senses, self.clusters[place.task], seen_now, told)
         stoch = c.latents.sample(logits, c.latents.noise(begins.shape, stoch_key)).astype(c.dtype)
         before = jnp.concatenate([storm.stoch[:, None], stoch[:, :-1]], 1)
         before = jnp.where(begins[..., None, None], 1 / c.classes, before)
-        led = before, jnp.where(begins[..., None], 0, sequence.action), task
-        deter, past = self._carry(*led, storm.past, begins, dropout)
-        foretold = self._foretell(deter, task, foretold_key) if c.acts == "prior" else None
-        return MixtureState(task, StormState(deter, stoch, foretold, past)), logits
+        led = before, jnp.where(begins[..., None], 0, sequence.action), place
+        deter, past, routing = self._carry(*led, storm.past, begins, dropout)
+        foretold = self._foretell(deter, place, foretold_key) if c.acts == "prior" else None
+        return MixtureState(place, memory, StormState(deter, stoch, foretold, past)), logits, routing
 
     def _carry(
         self,
         stoch: Float[Array, "B T S C"],
         action: Float[Array, "B T A"],
-        task: Int[Array, "B T"],
+        place: Place,
         past: Past,
         begins: Bool[Array, "B T"],
         dropout: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Past]:
-        """h of each step, and what is to be remembered of it."""
-        c, routing = self.config, self.route()
-        chosen = routing.chosen[task]  # [B, T, n]
+    ) -> tuple[Float[Array, "B T D"], Past, Routing]:
+        """h of each step, what is to be remembered of it, and its experts."""
+        c, task = self.config, place.task
         action = action / stop_gradient(jnp.maximum(1, jnp.abs(action)))
-        led = self._told(jnp.concatenate([flat(stoch), action.astype(stoch.dtype)], -1), task)
+        led = self._told(jnp.concatenate([flat(stoch), action.astype(stoch.dtype)], -1), place)
+        routing = self._choose(place, led)
+        chosen = routing.chosen  # [B, T, n]
 
         def through(call: Callable[..., Any], module: eqx.Module, *x: Any) -> Any:
             """Each of the active experts of a token on its part of it."""
@@ -375,46 +453,35 @@ class Mixture(WorldModel):
         own, common = past.layers[: c.layers], past.layers[c.layers :]
         said, made = self.experts(tokens, Past(own, past.known), begins, dropout, through)
         if c.experts > 1:
-            weight = routing.weight[task].astype(said.dtype)
+            weight = routing.weight.astype(said.dtype)
             said = (said.reshape(*chosen.shape, -1) * weight[..., None]).reshape(said.shape)
         if self.trunk is None or self.into_trunk is None:
-            return said.reshape(*task.shape, c.active, -1).mean(-2) if c.active > 1 else said, made
-        tokens = self.into_trunk(self._told(said, task))
+            return said.reshape(*task.shape, c.active, -1).mean(-2) if c.active > 1 else said, made, routing
+        tokens = self.into_trunk(self._told(said, place))
         trunk_key = None if dropout is None else jax.random.fold_in(dropout, c.layers)
         deter, after = self.trunk(tokens, Past(common, past.known), begins, trunk_key)
-        return deter, made._replace(layers=made.layers + after.layers)
+        return deter, made._replace(layers=made.layers + after.layers), routing
 
-    def _told(self, x: Float[Array, "*B D"], task: Int[Array, "*B"]) -> Float[Array, "*B F"]:
+    def _told(self, x: Float[Array, "*B D"], place: Place) -> Float[Array, "*B F"]:
         """`x` and beside it, where there are several tasks, the embedding of the task."""
-        return x if self.embeddings is None else jnp.concatenate([x, self.embedded()[task].astype(x.dtype)], -1)
+        return x if self.embeddings is None else jnp.concatenate([x, self._embedding(place).astype(x.dtype)], -1)
 
     def _head(self, name: Literal["prior", "rew", "con"], state: MixtureState) -> Float[Array, "*B O"]:
         """What a head of the task's cluster says."""
-        return self._foretold(name, state.storm.deter, state.task)
+        return self._foretold(name, state.storm.deter, state.place)
 
     def _foretold(
-        self, name: Literal["prior", "rew", "con"], deter: Float[Array, "*B D"], task: Int[Array, "*B"]
+        self, name: Literal["prior", "rew", "con"], deter: Float[Array, "*B D"], place: Place
     ) -> Float[Array, "*B O"]:
-        read = self._told(deter, task)
-        return each(lambda heads, read: getattr(heads, name)(read), self.heads, self.clusters[task], read)
+        read = self._told(deter, place)
+        return each(lambda heads, read: getattr(heads, name)(read), self.heads, self.clusters[place.task], read)
 
-    def _foretell(
-        self, deter: Float[Array, "*B D"], task: Int[Array, "*B"], key: Key[Array, ""]
-    ) -> Float[Array, "*B S C"]:
+    def _foretell(self, deter: Float[Array, "*B D"], place: Place, key: Key[Array, ""]) -> Float[Array, "*B S C"]:
         """z drawn from the prior."""
         noise = self.config.latents.noise(deter.shape[:-1], key)
-        return self.config.latents.sample(self._foretold("prior", deter, task), noise).astype(deter.dtype)
+        return self.config.latents.sample(self._foretold("prior", deter, place), noise).astype(deter.dtype)
 
     # --- losses -----------------------------------------------------------------------------------------------------
-
-    def _over_tasks(self, term: Float[Array, "B T"], task: Int[Array, "B T"]) -> Float[Array, " K"]:
-        """The mean over the steps of each task; 0 where there is none."""
-        if self.tasks == 1:
-            return term.mean()[None]
-        total, count = (
-            jax.ops.segment_sum(x.reshape(-1), task.reshape(-1), self.tasks) for x in (term, jnp.ones_like(term))
-        )
-        return total / jnp.maximum(1, count)
 
     def _harmonised(self, losses: Mapping[str, Float[Array, " K"]]) -> Float[Array, " K"]:
         """The loss of each task: L / sigma + ln(1 + sigma) of what has a scale sigma, as it is of what has none.
@@ -424,29 +491,10 @@ class Mixture(WorldModel):
         c = self.config
         kl = c.dyn_scale * losses["model/dyn"] + c.rep_scale * losses["model/rep"]
         groups = [losses["model/reconstruction"], losses["model/reward"], kl]
-        rest = [losses["model/continue"], *(losses[name] for name in ("model/recall",) if name in losses)]
+        rest = [losses["model/continue"], *(losses[name] for name in ("model/recall", "model/guess") if name in losses)]
         rest += [c.task_scale * losses[name] for name in ("model/task",) if name in losses]
         if self.scales is not None and c.harmony == "groups":
             groups = [harmonised(loss, self.scales[:, i]) for i, loss in enumerate(groups)]
         *seen_and_paid, kl = groups
         total = sum([*seen_and_paid, *rest, kl], jnp.zeros(self.tasks))
         return total if self.scales is None or c.harmony == "groups" else harmonised(total, self.scales[:, 0])
-
-
-def harmonised(loss: Float[Array, " K"], scale: Float[Array, " K"]) -> Float[Array, " K"]:
-    """`loss` over a scale that is learned: small ones count as their root, large ones as nearly 1."""
-    log = FAST * scale
-    return loss * jnp.exp(-log) + jax.nn.softplus(log)
-
-
-def balance(routing: Routing) -> Float[Array, ""]:
-    """How far the experts are from being chosen by equally many tasks: || sum of choices - K n / E ||^2."""
-    tasks, experts = routing.taken.shape
-    return jnp.square(routing.taken.sum(0) - tasks * routing.chosen.shape[1] / experts).sum()
-
-
-def used(routing: Routing) -> dict[str, Float[Array, ""]]:
-    """Metrics of the router."""
-    entropy = Categorical(routing.scores, jnp.log(jnp.maximum(routing.scores, 1e-30))).entropy()
-    share = (stop_gradient(routing.taken).sum(0) > 0.5).mean()
-    return {"model/router_entropy": entropy.mean(), "model/experts_used": share}

@@ -204,7 +204,8 @@ class SuiteConfig:
     """Unlike fleets that one agent learns all at once, each of which has a name (`envs/fleet/suites.py`)."""
 
     suite: str = "fleets"
-    """Its name: `fleets`, 16 tasks of unlike fleets and traffic, or `loads`, one fleet at four loads."""
+    """Its name: `fleets`, 16 tasks of unlike fleets and traffic; `corners`, four of these; `loads`, one fleet at four
+    loads."""
     tasks: tuple[str, ...] = ()
     """The tasks to train on, all unless given. The agent is judged on the others too, as tasks that are new to it."""
     draws: Annotated[int, *at_least(1, 100_000, "all are drawn before training and held in RAM")] = 4

@@ -2,7 +2,8 @@
 
 In `fleets` four kinds of fleet, each of another size, meet four kinds of traffic. What is common to them, and what is
 not, is known by construction: tasks of one row share their fleet, tasks of one column their traffic. All are at one
-load, where the mean response times of rules are of one order. In `loads` one fleet has four loads. The numbers are our
+load, where the mean response times of rules are of one order. `corners` are four of them that share neither fleet nor
+traffic. In `loads` one fleet has four loads. The numbers are our
 choice; units are those of Park (`families.py`).
 """
 
@@ -11,11 +12,12 @@ from types import MappingProxyType
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from reverie.envs.core import Numbered, Suite, TaskFamily, suite
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, Reward, Task, View, constant_speeds, fleet_task, stack_fleets
+from reverie.envs.fleet.env import FleetEnv, Reward, Task, View, constant_speeds, fleet_task, offered_load, stack_fleets
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, calm_sizes, park_sizes
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.workload import Workload
@@ -83,6 +85,9 @@ def _task(fleet: str, traffic: str, load: float) -> TaskFamily:
 SUITES: Mapping[str, Mapping[str, TaskFamily]] = MappingProxyType(
     {
         "fleets": {f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet in FLEETS for traffic in TRAFFIC},
+        "corners": {
+            f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet, traffic in zip(FLEETS, TRAFFIC, strict=True)
+        },
         "loads": {f"load-{load}": _task("two-speeds", "steady", load) for load in (0.5, 0.65, 0.8, 0.9)},
     }
 )
@@ -102,6 +107,30 @@ def find_suite(name: str, only: Sequence[str] = ()) -> Mapping[str, TaskFamily]:
         if task not in tasks:
             raise ValueError(f"the suite {name} has no task {task!r}; it has {', '.join(tasks)}")
     return {task: draw for task, draw in tasks.items() if not only or task in only}
+
+
+DESCRIBED = 14
+"""Numbers of a descriptor."""
+
+
+def describe(task: Task) -> Float[np.ndarray, " D"]:
+    """What an operator could say of a task beforehand: the speeds of ten servers from the fastest on, as shares of what
+    all of them do; how uneven a server's speed is over time, the load, how unequal jobs are in size, and how uneven
+    their arrivals are over time (coefficients of variation, over 2)."""
+    speeds = [jax.tree.map(lambda leaf, i=i: leaf[i], task.speed) for i in np.flatnonzero(task.mask)]
+    means = np.sort([schedules.mean(speed) for speed in speeds])[::-1][:10]
+    shares = np.pad(means / means.sum(), (0, 10 - len(means)))
+    first, second = workloads.moments(task.workload.sizes)
+    unequal = np.sqrt(second / first**2 - 1)
+    uneven = max(_variation(speed) for speed in speeds), unequal, _variation(task.workload.rate)
+    down, unequal, bursts = (float(each) / 2 for each in uneven)
+    return np.array([*shares, down, offered_load(task), unequal, bursts], np.float32)
+
+
+def _variation(schedule: Schedule) -> float:
+    """The coefficient of variation of a schedule over time."""
+    squared = schedule._replace(value=schedule.value**2)
+    return float(np.sqrt(max(0.0, schedules.mean(squared) / schedules.mean(schedule) ** 2 - 1)))
 
 
 def fleet_suite(
@@ -125,7 +154,7 @@ def fleet_suite(
         task: [draw(np.random.default_rng((seed, number, i))) for i in range(draws if task in wanted else 1)]
         for number, (task, draw) in enumerate(find_suite(name).items())
     }
-    tasks = suite(drawn, stack_fleets)  # all, so that padding is that of the whole suite
+    tasks = suite(drawn, stack_fleets, describe)  # all, so that padding is that of the whole suite
     kept = np.flatnonzero(np.isin(np.asarray(tasks.index), [names.index(task) for task in wanted]))
     tasks = jax.tree.map(lambda leaf: leaf[kept], tasks)
-    return Suite(FleetEnv(tasks.task.mask.shape[-1], jobs, view, reward), names), tasks
+    return Suite(FleetEnv(tasks.task.mask.shape[-1], jobs, view, reward), names, DESCRIBED), tasks

@@ -1,0 +1,213 @@
+"""What a mixture of world models is worth: one agent for several fleets, beside one agent for each (docs/mixture.md).
+
+Arms, all for equally many steps of each task: an ensemble of STORMs, one for each task alone; the mixture; one STORM
+for all that is told the task, of as many parameters as the mixture, and another of as many operations in an update; the
+mixture without one of its parts; and what a user should run, the agent that knows what a queue is. They are judged by
+their score, (random - agent) / (random - best rule), on the same jobs.
+
+    python experiments/mixture.py
+    python experiments/mixture.py --suite loads             # one fleet at four loads: the other end of the dial
+    python experiments/mixture.py --arms mixture no-trunk   # some arms alone
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from study import ExamOptions, Study, study
+
+from reverie.evaluate.examination import Exam
+from reverie.evaluate.statistics import over_seeds
+from reverie.evaluate.suites import SuiteTrials, score_row, suite_trials
+from reverie.models.core import Sequence
+from reverie.models.mixture import MixtureConfig
+from reverie.models.storm import StormConfig
+from reverie.report.output import say
+from reverie.runs import loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import CurveConfig, LoopConfig, SuiteConfig, TrainConfig
+from reverie.settings.presets import with_steps
+from reverie.settings.suites import suite_plan
+from reverie.tables import Row
+
+STORM: Mapping[str, Any] = {"units": 64, "heads": 4, "dropout": 0.0, "stoch": 16, "classes": 16, "horizon": 333.0}
+"""What all models of this experiment have in common."""
+MIXTURE = MixtureConfig(**STORM, deter=80, layers=1, trunk=1, modules=2, experts=4, active=2, embedding=16, settle=300)
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "random-routing": {"routing": "chance"},
+    "token-routing": {"routing": "token"},
+    "token-routing-kept": {"routing": "token", "switching": 1.0},
+    "descriptor": {"tells": "descriptor"},
+    "history": {"tells": "history"},
+    "no-trunk": {"trunk": 0, "layers": 2},
+    "no-clusters": {"modules": 1},
+    "no-task-loss": {"task_scale": 0.0},
+    "no-balance": {"balance": 0.0},
+    "experts-2": {"experts": 2},
+    "experts-8": {"experts": 8},
+}
+"""What each changes in the mixture."""
+
+
+@dataclass(frozen=True)
+class Mixtures(Study):
+    """The options of this experiment."""
+
+    exam: ExamOptions = field(default_factory=lambda: Exam(episodes=100, jobs=250))
+    suite: Literal["corners", "loads", "fleets"] = "corners"
+    """The tasks."""
+    steps: int = 20_000
+    """Environment steps of each task."""
+    arms: tuple[str, ...] = ("queue", "ensemble", "mixture", "shared-parameters", "shared-operations", *ABLATIONS)
+    """What is trained."""
+
+
+def plans(asked: Mixtures, arm: str, seed: int) -> list[TrainConfig]:
+    """The trainings that an arm consists of, one or one for each task."""
+    names = SuiteConfig(asked.suite).names
+    if arm == "ensemble":
+        alone = StormConfig(**STORM, deter=96)
+        return [plan(asked, alone, f"ensemble-{k}", seed, (name,)) for k, name in enumerate(names)]
+    if arm == "queue":
+        whole = suite_plan(asked.suite, "queue")
+        return [timed(asked, replace(whole, label="queue", seed=seed), len(names))]
+    return [plan(asked, model_of(asked.suite, arm), arm, seed)]
+
+
+def plan(asked: Mixtures, model: StormConfig, label: str, seed: int, tasks: tuple[str, ...] = ()) -> TrainConfig:
+    """The same training for any model: only what the model is differs."""
+    begun = suite_plan(asked.suite, "mixture")
+    optimiser = replace(begun.agent.algorithm.optimiser, decay=0)
+    algorithm = replace(begun.agent.algorithm, model=model, optimiser=optimiser)
+    world = replace(begun.world, tasks=tasks)
+    experience = replace(begun.agent.experience, ratio=8.0)
+    agent = replace(begun.agent, algorithm=algorithm, experience=experience)
+    told = replace(begun, agent=agent, world=world, label=label, seed=seed)
+    return timed(asked, told, len(world.learned))
+
+
+def timed(asked: Mixtures, plan: TrainConfig, tasks: int) -> TrainConfig:
+    steps = asked.steps * tasks
+    after = replace(with_steps(plan, steps), loop=LoopConfig(steps=steps, evaluate_every=steps // 4))
+    return replace(after, curve=CurveConfig(episodes=6, jobs=250))
+
+
+def model_of(suite: str, arm: str) -> StormConfig:
+    """The world model of an arm that learns all tasks at once."""
+    if arm.startswith("shared"):
+        return matched(suite, {"shared-parameters": parameters, "shared-operations": operations}[arm])
+    return replace(MIXTURE, **({} if arm == "mixture" else ABLATIONS[arm]))
+
+
+@cache
+def matched(suite: str, measure: Callable[[str, StormConfig], float]) -> StormConfig:
+    """The shared model whose width makes it measure as much as the mixture."""
+    wanted = measure(suite, MIXTURE)
+    widths = range(32, 512, 8)
+    shared = {w: MixtureConfig(**STORM, deter=w, layers=2, trunk=0, embedding=MIXTURE.embedding) for w in widths}
+    low, high = 0, len(widths) - 1
+    while low < high:  # the first width that is not smaller
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if measure(suite, shared[widths[middle]]) < wanted else (low, middle)
+    near = [shared[widths[i]] for i in (max(0, low - 1), low)]
+    return min(near, key=lambda config: abs(np.log(measure(suite, config) / wanted)))
+
+
+def networks(plan: TrainConfig) -> Any:
+    """The shapes of all that a training learns."""
+    return jax.eval_shape(build(plan).agent.init, jax.random.key(0)).networks
+
+
+def size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+@cache
+def parameters(suite: str, model: StormConfig) -> float:
+    """Numbers that an agent with this world model learns, actor and critics included."""
+    return float(size(networks(plan(Mixtures(suite=suite), model, "x", 0))))
+
+
+@cache
+def operations(suite: str, model: StormConfig) -> float:
+    """Floating-point operations of the gradient of the world model's loss on one batch, as XLA counts them."""
+    agent, experience = (trainer := build(plan(Mixtures(suite=suite), model, "x", 0))).agent, trainer.config
+    learned = networks(plan(Mixtures(suite=suite), model, "x", 0)).model
+    shape, spec = (experience.batch, experience.length), agent.observation_spec
+    integer = {name: entry.kind == "task" for name, entry in spec.items()}
+
+    def cost(model: Any) -> Any:
+        observation = {
+            name: jnp.zeros((*shape, *entry.shape), jnp.int32 if integer[name] else jnp.float32)
+            for name, entry in spec.items()
+        }
+        no, nothing = jnp.zeros(shape, bool), jnp.zeros(shape)
+        action, task = jnp.zeros((*shape, agent.action_spec.width)), jnp.zeros(shape, jnp.int32)
+        sequence = Sequence(observation, action, nothing, no, no, no, no, task)
+        return eqx.filter_grad(lambda m: m.loss(m.initial(shape[0]), sequence, jax.random.key(0))[0])(model)
+
+    return float(jax.jit(cost).lower(learned).cost_analysis()["flops"])
+
+
+def measured(asked: Mixtures, trials: Callable[[], SuiteTrials], runs: list[RunFolder]) -> list[Row]:
+    """A row for each task: how an arm of one seed does there."""
+    rows: list[Row] = []
+    for run in runs:
+        config = run.config(TrainConfig)
+        assert config.suite is not None
+        trainer = build(config)
+        _, state = loop.newest_state(trainer, run)
+        last = run.metrics()[-1]
+        played = trials().responses(trainer.policy(state))
+        shares = {"parameters": size(state.averaged), "cpu_seconds": last["cpu_seconds"] / len(config.suite.learned)}
+        shares["parameters"] /= len(config.suite.learned)
+        rows += [score_row(trials(), name, played[name][None]) | shares for name in config.suite.learned]
+    return rows
+
+
+def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np.ndarray, ""] | None) -> Row:
+    """An arm over its seeds: the mean score over tasks with Student's interval, and the least of any task."""
+    scores = np.array([[float(str(row["score"])) for row in seed] for seed in rows])  # [S, K]
+    ratios = np.log([[float(str(row["ratio"])) for row in seed] for seed in rows])
+    value, low, high = over_seeds(scores.mean(1))
+    total = {
+        name: float(np.mean([sum(float(str(row[name])) for row in seed) for seed in rows]))
+        for name in ("parameters", "cpu_seconds")
+    }
+    row: Row = {"suite": asked.suite, "arm": arm, "seeds": len(rows), "parameters": round(total["parameters"])}
+    row |= {"score": value, "score_low": low if len(rows) > 1 else None, "score_high": high if len(rows) > 1 else None}
+    row |= {"of_ensemble": None if ensemble is None else float(value / ensemble)}
+    row |= {"worst": float(scores.mean(0).min()), "ratio": float(np.exp(ratios.mean()))}
+    return row | {"cpu_seconds": total["cpu_seconds"]}
+
+
+def main() -> None:
+    asked = study(Mixtures, __doc__)
+    exam = asked.exam
+
+    @cache
+    def trials() -> SuiteTrials:
+        return suite_trials(SuiteConfig(asked.suite), exam.episodes, exam.jobs, exam.stream)
+
+    found: dict[str, list[list[Row]]] = {arm: [] for arm in asked.arms}
+    for seed in range(asked.seeds):  # all arms of the first seed come first
+        for arm in asked.arms:
+            say(f"{asked.suite}: {arm}, seed {seed}")
+            runs = asked.train(plans(asked, arm, seed), f"mixture-{asked.suite}")
+            found[arm].append(
+                asked.kept(f"mixture-{asked.suite}-{arm}-{seed}", lambda runs=runs: measured(asked, trials, runs), exam)
+            )
+    means = {arm: np.mean([float(str(row["score"])) for seed in rows for row in seed]) for arm, rows in found.items()}
+    table = [summary(asked, arm, rows, means.get("ensemble")) for arm, rows in found.items()]
+    asked.publish(f"mixture-{asked.suite}", table)
+
+
+if __name__ == "__main__":
+    main()
