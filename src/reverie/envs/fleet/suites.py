@@ -17,8 +17,9 @@ from jaxtyping import Float
 from reverie.envs.core import Numbered, Suite, TaskFamily, suite
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, Reward, Task, View, constant_speeds, fleet_task, offered_load, stack_fleets
+from reverie.envs.fleet.env import FleetEnv, Reward, Task, View, constant_speeds, fleet_task, stack_fleets
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, calm_sizes, park_sizes
+from reverie.envs.fleet.load import offered_load
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.workload import Workload
 
