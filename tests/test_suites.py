@@ -86,8 +86,9 @@ def test_a_descriptor_says_how_tasks_differ_and_nothing_else():
     np.testing.assert_allclose(shares[2, 0, 0, 0], 7 / 16, rtol=1e-5)
     assert ((down[3] > 0).all(), (down[:3] == 0).all()) == (True, True)
     np.testing.assert_allclose(down[3] * 2, np.sqrt(1 / (1 - 1 / 8) - 1), rtol=1e-3)  # down an eighth of the time
-    np.testing.assert_allclose(unequal[:, 0] * 2, 1, rtol=0.02)  # squared CV 1
-    assert (unequal[:, 1] > 1.5 * unequal[:, 0]).all()
+    np.testing.assert_allclose(unequal[:, 0] * 2, 1, rtol=0.05)  # squared CV 1
+    assert (unequal[:, 1] > 1.3 * unequal[:, 0]).all()
+    assert np.isfinite(described).all()
     assert (bursts[:, :2] < 1e-3).all()
     np.testing.assert_allclose(bursts[:, 3] * 2, 0.5 / np.sqrt(2), rtol=0.05)  # a sine of half the mean
     np.testing.assert_allclose(load[:, (0, 1, 3)], 0.8, rtol=1e-3)

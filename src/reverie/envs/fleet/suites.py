@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -21,7 +22,7 @@ from reverie.envs.fleet.env import FleetEnv, Reward, Task, View, constant_speeds
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, calm_sizes, park_sizes
 from reverie.envs.fleet.load import offered_load
 from reverie.envs.fleet.schedule import Schedule
-from reverie.envs.fleet.workload import Workload
+from reverie.envs.fleet.workload import Workload, sample_size
 
 WORK = 6.0
 """Work per time unit that each fleet does in the mean, as Park's does."""
@@ -121,8 +122,10 @@ def describe(task: Task) -> Float[np.ndarray, " D"]:
     speeds = [jax.tree.map(lambda leaf, i=i: leaf[i], task.speed) for i in np.flatnonzero(task.mask)]
     means = np.sort([schedules.mean(speed) for speed in speeds])[::-1][:10]
     shares = np.pad(means / means.sum(), (0, 10 - len(means)))
-    first, second = workloads.moments(task.workload.sizes)
-    unequal = np.sqrt(second / first**2 - 1)
+    # Of 500 even quantiles, as the variance of heavy tails does not exist.
+    survival = (jnp.arange(500) + 0.5) / 500
+    sizes = np.asarray(jax.vmap(sample_size, (None, 0))(task.workload.sizes, survival))
+    unequal = sizes.std() / sizes.mean()
     uneven = max(_variation(speed) for speed in speeds), unequal, _variation(task.workload.rate)
     down, unequal, bursts = (float(each) / 2 for each in uneven)
     return np.array([*shares, down, offered_load(task), unequal, bursts], np.float32)
