@@ -290,7 +290,7 @@ def test_impossible_mixtures_are_refused():
 
 def test_a_new_task_is_placed_by_its_embedding_and_the_router_alone(monkeypatch):
     """Fewer than 1,000 numbers at the sizes of the preset, and nothing else of the agent moves, whatever the loss."""
-    of_preset = eqx.filter_jit(build_model)(MODELS["mixture"], SUITE, A, key=KEY)
+    of_preset = eqx.filter_eval_shape(build_model, MODELS["mixture"], SUITE, A, key=KEY)
     assert sum(x.size for x in jax.tree.leaves(of_preset.router)) + of_preset.embeddings.shape[1] < 1000
 
     def loss(self, networks, learner, batch, key):
@@ -315,7 +315,7 @@ def test_a_new_task_is_placed_by_its_embedding_and_the_router_alone(monkeypatch)
     before, after = moved["all"]
     assert (before.actor.head.output.weight != after.actor.head.output.weight).any()
     with pytest.raises(ValueError, match="only a mixture can place a new one"):
-        _ = eqx.filter_jit(build_model)(MODELS["storm"], WORLD, A, key=KEY).placing
+        _ = eqx.filter_eval_shape(build_model, MODELS["storm"], WORLD, A, key=KEY).placing
 
 
 def test_dreamer_learns_a_suite_whose_tasks_want_opposite_things():
