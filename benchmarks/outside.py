@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from reverie.envs.core import Discrete, batch_reset, batch_step
-from reverie.envs.outside import SOURCES, OutsideWorlds, open_outside
+from reverie.envs.outside.sources import SOURCES, open_outside
+from reverie.envs.outside.worlds import OutsideWorlds
 
 COPIES = 8
 STEPS = 500

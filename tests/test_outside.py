@@ -21,7 +21,9 @@ from gymnasium import spaces
 from reverie import cli, signals
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.core import ArraySpec, Continuous, Discrete, batch_reset, batch_step
-from reverie.envs.outside import FromDmEnv, FromGymnasium, OutsideWorlds, Seen, WorldError, open_outside
+from reverie.envs.outside.sources import open_outside
+from reverie.envs.outside.spaces import Seen
+from reverie.envs.outside.worlds import FromDmEnv, FromGymnasium, OutsideWorlds, WorldError
 from reverie.evaluate.returns import returns
 from reverie.models.rssm import RSSMConfig
 from reverie.runs import checkpoint

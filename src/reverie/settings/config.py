@@ -30,7 +30,8 @@ from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 from reverie.envs.fleet.suites import find_suite, fleet_suite
 from reverie.envs.games import find_game
-from reverie.envs.outside import LIMIT, open_outside
+from reverie.envs.outside.sources import open_outside
+from reverie.envs.outside.worlds import LIMIT
 from reverie.ranges import Count, PositiveOrNone, Seed, Weight, above, at_least, between, checked
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
@@ -144,7 +145,7 @@ class GameConfig:
     it is (`envs/games.py`), or one outside."""
 
     game: str = "repeat_previous/easy"
-    """Its name and level, or the name of a world outside JAX, such as gym:CartPole-v1 (`envs/outside.py`). A wrong one
+    """Its name and level, or the name of a world outside JAX, such as gym:CartPole-v1 (`envs/outside/`). A wrong one
     is answered by the list of them."""
     repeat: Annotated[int, *at_least(1, 10_000)] = 1
     """How often each action is done in a row in a world outside; a step is all of them."""

@@ -7,7 +7,7 @@ unbroken run. All else (the policy, replay, updates) is the program of `off_poli
 import jax
 import jax.numpy as jnp
 
-from reverie.envs.outside import OutsideWorlds
+from reverie.envs.outside.worlds import OutsideWorlds
 from reverie.train.collect import Collector
 
 

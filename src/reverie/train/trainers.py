@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from reverie.envs.core import Task, World, check
-from reverie.envs.outside import OutsideWorlds
+from reverie.envs.outside.worlds import OutsideWorlds
 from reverie.policies.core import Policy
 from reverie.train import off_policy, on_policy
 from reverie.train.hosting import go_on
