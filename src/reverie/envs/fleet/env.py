@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from reverie.envs.core import ArraySpec, Discrete, TimeStep, first, stack_tasks
+from reverie.envs.fleet import queues, sharing
 from reverie.envs.fleet import schedule as schedules
-from reverie.envs.fleet import sharing
 from reverie.envs.fleet import workload as workloads
+from reverie.envs.fleet.queues import Completions, Ledger
 from reverie.envs.fleet.schedule import Schedule, Time
 from reverie.envs.fleet.sharing import Sharing, Slots
 from reverie.envs.fleet.workload import Job, Sizes, Workload
@@ -90,42 +91,6 @@ class Record(NamedTuple):
     def slowdown(self) -> Float[Array, "*B"]:
         """Response time over the time that an idle server of speed 1 would need."""
         return self.response / self.size
-
-
-class Completions(NamedTuple):
-    """What each server has finished since the last arrival, as any proxy knows it. The view `latency` shows it."""
-
-    count: Int[Array, "*B N"]
-    total: Float[Array, "*B N"]
-    """Sum of the response times of the jobs finished."""
-    longest: Float[Array, "*B N"]
-    """The longest of these response times; 0 where no job was finished."""
-    since: Float[Array, "*B N"]
-    """Time since the server last finished a job, or since the episode began; 0 once all work has ended."""
-
-
-class Ledger(NamedTuple):
-    """The jobs in progress: one queue per server, linked by job number. Only views and rewards that count jobs keep it.
-
-    Every time in it is a duration, so that nothing is lost to rounding when the clock is far along.
-    """
-
-    count: Int[Array, "*B N"]
-    """Jobs in progress at each server."""
-    head: Int[Array, "*B N"]
-    """The job in service."""
-    until_finish: Float[Array, "*B N"]
-    """Time until the job in service is finished."""
-    tail: Int[Array, "*B N"]
-    """The job dispatched last; J where there was none."""
-    behind: Int[Array, "*B J"]
-    """The job that is served after this one."""
-    span: Float[Array, "*B J"]
-    """How long that job will be in service."""
-    response: Float[Array, "*B J"] | None
-    """Of each job, known since it was dispatched; kept only for the view that tells it when the job is finished."""
-    until_last: Float[Array, "*B N"]
-    """Time until the job dispatched last is finished."""
 
 
 class _After(NamedTuple):
@@ -229,7 +194,7 @@ class FleetEnv:
             self._check_sharing(task)
         slots = None if task.sharing is None else sharing.empty(task.sharing, self.jobs, job.prompt is not None)
         queued = slots is None and self.keeps_ledger
-        ledger = _empty_ledger(self.servers, self.jobs, self.view) if queued else None
+        ledger = queues.empty(self.servers, self.jobs, self.view == "latency") if queued else None
         completed = Completions(none, time, time, time + job.gap) if self.view == "latency" else None
         record = Record(jnp.int32(0), zero, zero, zero)
         clock = schedules.later(start, job.gap)
@@ -297,8 +262,8 @@ class FleetEnv:
         if ledger is not None:
             # Alone on the servers, our job before this one ends when the backlog does.
             ours = schedules.inverse(speed, state.clock, backlog) if task.others is None else ledger.until_last[action]
-            ledger = _enter(ledger, chosen, state.dispatched, response, response - ours)
-            ledger, completed, elapsed = _advance(ledger, completed, jnp.where(is_last, jnp.inf, gap))
+            ledger = queues.enter(ledger, chosen, state.dispatched, response, response - ours)
+            ledger, completed, elapsed = queues.advance(ledger, completed, jnp.where(is_last, jnp.inf, gap))
         return _After(response, left, ledger, None, completed, elapsed)
 
     def _shared(
@@ -309,13 +274,9 @@ class FleetEnv:
         assert how is not None
         assert slots is not None
         slots = sharing.enter(how, slots, action, state.dispatched, state.job, state.clock)
-        slots, departed, elapsed = sharing.advance(
-            how, slots, task.speed, state.clock, jnp.where(is_last, jnp.inf, gap)
+        slots, completed, elapsed = sharing.advance(
+            how, slots, state.completed, task.speed, state.clock, jnp.where(is_last, jnp.inf, gap)
         )
-        completed = state.completed
-        if completed is not None:
-            since = jnp.where(departed.count > 0, gap - departed.last, completed.since + gap)
-            completed = Completions(departed.count, departed.total, departed.longest, jnp.where(is_last, 0.0, since))
         return _After(jnp.full((), jnp.nan), sharing.backlog(slots), None, slots, completed, elapsed)
 
     def observe(self, task: Task, state: FleetState) -> dict[str, Array]:
@@ -394,75 +355,6 @@ def _with_others(
     begin = (jnp.int32(0), jnp.zeros(()), until_next(jnp.int32(0)), backlog)
     _, passed, _, backlog = jax.lax.while_loop(lambda carry: carry[1] + carry[2] < gap, arrive, begin)
     return _worked_off(task, schedules.later(now, passed), backlog, gap - passed)
-
-
-def _empty_ledger(servers: int, jobs: int, view: View) -> Ledger:
-    none, time = jnp.zeros((servers,), jnp.int32), jnp.zeros((servers,))
-    response = jnp.zeros((jobs,)) if view == "latency" else None
-    behind, span = jnp.zeros((jobs,), jnp.int32), jnp.zeros((jobs,))
-    return Ledger(none, none, time, none + jobs, behind, span, response, until_last=time)
-
-
-def _enter(
-    ledger: Ledger, chosen: Bool[Array, " N"], job: Int[Array, ""], response: Float[Array, ""], span: Float[Array, ""]
-) -> Ledger:
-    """Put a job, which will be in service for `span`, at the end of the queue of the chosen server."""
-    alone = chosen & (ledger.count == 0)
-    last = jnp.where(chosen, ledger.tail, 0).sum()
-    return Ledger(
-        count=ledger.count + chosen,
-        head=jnp.where(alone, job, ledger.head),
-        until_finish=jnp.where(alone, response, ledger.until_finish),
-        tail=jnp.where(chosen, job, ledger.tail),
-        behind=ledger.behind.at[last].set(job, mode="drop"),
-        span=ledger.span.at[last].set(span, mode="drop"),
-        response=None if ledger.response is None else ledger.response.at[job].set(response),
-        until_last=jnp.where(chosen, response, ledger.until_last),
-    )
-
-
-def _advance(
-    ledger: Ledger, completed: Completions | None, gap: Float[Array, ""]
-) -> tuple[Ledger, Completions | None, Float[Array, ""]]:
-    """Let `gap` time units pass: the ledger after them, what was completed in them, and the integral of the number of
-    jobs in progress."""
-
-    def due(count, until_finish):
-        return (count > 0) & (until_finish <= gap)
-
-    def finish(carry):
-        count, head, until_finish, elapsed, completed = carry
-        done = due(count, until_finish)
-        if completed is not None and ledger.response is not None:
-            took = jnp.where(done, ledger.response[head], 0.0)
-            completed = Completions(
-                completed.count + done,
-                completed.total + took,
-                jnp.maximum(completed.longest, took),
-                jnp.where(done, -until_finish, completed.since),  # counted from the beginning of the gap
-            )
-        elapsed = elapsed + jnp.where(done, until_finish, 0.0).sum()
-        until_finish = until_finish + jnp.where(done & (count > 1), ledger.span[head], 0.0)
-        return count - done, jnp.where(done, ledger.behind[head], head), until_finish, elapsed, completed
-
-    if completed is not None:
-        none = jnp.zeros_like(completed.total)
-        completed = Completions(jnp.zeros_like(completed.count), none, none, completed.since)
-    start = (ledger.count, ledger.head, ledger.until_finish, jnp.zeros(()), completed)
-    count, head, until_finish, elapsed, completed = jax.lax.while_loop(lambda c: due(c[0], c[2]).any(), finish, start)
-    if completed is not None:
-        completed = completed._replace(since=jnp.where(jnp.isinf(gap), 0.0, completed.since + gap))
-    until_finish = jnp.where(count > 0, until_finish - gap, 0.0)
-    return (
-        ledger._replace(
-            count=count,
-            head=head,
-            until_finish=until_finish,
-            until_last=jnp.maximum(ledger.until_last - gap, 0.0),
-        ),
-        completed,
-        elapsed + jnp.where(count > 0, count * gap, 0.0).sum(),
-    )
 
 
 def fleet_task(

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from reverie.envs.fleet import schedule as schedules
+from reverie.envs.fleet.queues import Completions
 from reverie.envs.fleet.schedule import Schedule, Time
 from reverie.envs.fleet.workload import Job
 
@@ -70,17 +71,6 @@ class Slots(NamedTuple):
     def in_progress(self) -> Int[Array, "*E N"]:
         """Jobs at each server."""
         return self.busy + self.waiting
-
-
-class Departed(NamedTuple):
-    """The jobs that left each server in a step."""
-
-    count: Int[Array, "*E N"]
-    total: Float[Array, "*E N"]
-    """Sum of their response times."""
-    longest: Float[Array, "*E N"]
-    last: Float[Array, "*E N"]
-    """When the last one left, counted from the beginning of the step; 0 where none did."""
 
 
 def sharing(a: ArrayLike, b: ArrayLike, slots: ArrayLike, prefill: ArrayLike = 0.0) -> Sharing:
@@ -161,11 +151,16 @@ def backlog(slots: Slots) -> Float[Array, "*E N"]:
 
 
 def advance(
-    servers: Sharing, slots: Slots, speed: Schedule, now: Time, gap: Float[Array, ""]
-) -> tuple[Slots, Departed, Float[Array, ""]]:
-    """Let `gap` time units pass, inf for all that it takes: what is left of the jobs, who departed, and the integral of
-    the number of jobs over that time. `speed` is that of each server: start and value [N, P], period [N]."""
-    one = jax.tree.map(lambda leaf: leaf[None], (servers, slots, speed, now, gap))
+    servers: Sharing,
+    slots: Slots,
+    completed: Completions | None,
+    speed: Schedule,
+    now: Time,
+    gap: Float[Array, ""],
+) -> tuple[Slots, Completions | None, Float[Array, ""]]:
+    """Let `gap` time units pass, inf for all that it takes: what is left of the jobs, what was completed, if that is
+    kept, and the integral of the number of jobs. `speed` is that of each server: start and value [N, P], period [N]."""
+    one = jax.tree.map(lambda leaf: leaf[None], (servers, slots, completed, speed, now, gap))
     return jax.tree.map(lambda leaf: leaf[0], _advance(*one))
 
 
@@ -182,8 +177,13 @@ class _Next(NamedTuple):
 
 @custom_vmap
 def _advance(
-    servers: Sharing, slots: Slots, speed: Schedule, now: Time, gap: Float[Array, " E"]
-) -> tuple[Slots, Departed, Float[Array, " E"]]:
+    servers: Sharing,
+    slots: Slots,
+    completed: Completions | None,
+    speed: Schedule,
+    now: Time,
+    gap: Float[Array, " E"],
+) -> tuple[Slots, Completions | None, Float[Array, " E"]]:
     """`advance` of E fleets. One loop for all: each round lets the next job depart of every server that has one due."""
     fleet = jnp.arange(gap.shape[0])[:, None]  # [E, 1], beside which [E, N] are numbers of jobs
     server, slot = (jnp.arange(count) for count in slots.left.shape[1:])
@@ -199,19 +199,14 @@ def _advance(
         return _Next(least, after, (slots.busy > 0) & (after <= capacity))
 
     def depart(carry: tuple) -> tuple:
-        slots, (least, after, done), served, used, departed, elapsed = carry
+        slots, (least, after, done), served, used, completed, elapsed = carry
         served, used = jnp.where(done, least, served), jnp.where(done, after, used)
         when = _each(schedules.inverse)(speed, now, used)
         which = jnp.where(slots.left == least[..., None], slot, slot.size).min(-1)
         who = jnp.where(done, slots.job.at[fleet, server, which].get(mode="clip"), nobody)
         came = jax.tree.map(lambda leaf: leaf.at[fleet, who].get(mode="clip"), slots.arrival)
         stayed = ((now.coarse[:, None] - came.coarse) + (now.fine[:, None] - came.fine)) + when
-        departed = Departed(
-            departed.count + done,
-            departed.total + jnp.where(done, stayed, 0.0),
-            jnp.maximum(departed.longest, jnp.where(done, stayed, 0.0)),
-            jnp.where(done, when, departed.last),
-        )
+        completed = completed and completed.and_done(done, stayed, when)
         enters = done & (slots.waiting > 0)
         brings = jnp.where(enters, slots.size.at[fleet, slots.head].get(mode="clip"), jnp.inf)
         freed = jnp.where(done, which, slot.size)
@@ -230,19 +225,19 @@ def _advance(
             response=slots.response.at[fleet, who].set(stayed, mode="drop"),
         )
         elapsed = elapsed + jnp.where(done, when, 0.0).sum(-1)
-        return slots, following(slots, served, used), served, used, departed, elapsed
+        return slots, following(slots, served, used), served, used, completed, elapsed
 
     none = jnp.zeros(capacity.shape)
-    departed = Departed(jnp.zeros(none.shape, jnp.int32), none, none, none)
-    start = (slots, following(slots, none, none), none, none, departed, jnp.zeros(gap.shape))
-    slots, _, served, used, departed, elapsed = jax.lax.while_loop(lambda carry: carry[1].due.any(), depart, start)
+    completed = completed and completed.anew()
+    start = (slots, following(slots, none, none), none, none, completed, jnp.zeros(gap.shape))
+    slots, _, served, used, completed, elapsed = jax.lax.while_loop(lambda carry: carry[1].due.any(), depart, start)
     rest = capacity - used
     read = jnp.minimum(slots.pause, rest)
     served = served + jnp.where(slots.busy > 0, (rest - read) / (servers.a + servers.b * slots.busy), 0.0)
     count = slots.in_progress
     elapsed = elapsed + jnp.where(count > 0, count * gap[:, None], 0.0).sum(-1)
     slots = slots._replace(left=jnp.maximum(slots.left - served[..., None], 0.0), pause=slots.pause - read)
-    return slots, departed, elapsed
+    return slots, completed and completed.after(time), elapsed
 
 
 @_advance.def_vmap
