@@ -396,3 +396,17 @@ except RuntimeError as error:
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False)
     assert "said: True" in ended.stdout, ended.stderr
+
+
+def test_servers_that_share_are_stepped_as_others_and_not_drawn():
+    env = gymnasium.make(
+        "reverie/Fleet-v0", family="workers", view="counts", reward="elapsed", jobs=5, render_mode="rgb_array"
+    )
+    env.reset(seed=0)
+    for _ in range(5):
+        _, reward, terminated, _, told = env.step(0)
+        assert np.isnan(told["response"])
+    assert terminated
+    assert reward < 0
+    with pytest.raises(ValueError, match="not known where servers serve several at once"):
+        env.render()

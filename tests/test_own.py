@@ -244,3 +244,16 @@ def test_an_agent_is_examined_on_the_servers_it_was_trained_for_unless_others_ar
     with pytest.raises(KeyboardInterrupt):
         evaluate.main([str(tmp_path / "run"), *asked])
     assert seen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("family", "own", "said"),
+    [
+        ("shared", Own(speeds="1,0.5"), "own servers .* serve one job at a time"),
+        ("llm", Own(sizes="lognormal:100,2"), "the jobs of this family are recorded"),
+        ("llm", Own(arrivals="poisson:1"), "the jobs of this family are recorded"),
+    ],
+)
+def test_what_a_family_would_ignore_is_refused(family, own, said):
+    with pytest.raises(ValueError, match=said):
+        own.tasks(family, None, 100)(np.random.default_rng(0))

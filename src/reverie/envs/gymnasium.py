@@ -59,12 +59,22 @@ def no_info(state: State) -> dict[str, Array]:
 
 
 def job_info(state: FleetState) -> dict[str, Array]:
-    """What became of the job dispatched last: `server`, `size`, `arrival`, `response`, and `clock`, the time of now."""
+    """What became of the job dispatched last: `server`, `size`, `arrival`, `response`, and `clock`, the time of now.
+
+    Where servers share, its response is not known yet, and NaN."""
     return {**state.record._asdict(), "clock": state.clock.coarse}
 
 
 def draw_fleet(world: FleetEnv, task: FleetTask, state: FleetState, told: Sequence[Told]) -> UInt8[np.ndarray, "H W 3"]:
-    """The fleet, the jobs at each server and the one at the door, see `picture.draw`; `told` is `job_info` of each."""
+    """The fleet, the jobs at each server and the one at the door, see `picture.draw`; `told` is `job_info` of each.
+
+    Errors: ValueError where servers share.
+    """
+    if state.slots is not None:
+        raise ValueError(
+            "a picture shows until when each job will be served, which is not known where servers serve several at "
+            "once: make this world without a render_mode"
+        )
     server, size, arrival, response = (
         np.array([job[name] for job in told], float) for name in ("server", "size", "arrival", "response")
     )

@@ -124,6 +124,8 @@ class Own:
 
         A family keeps its load on other servers and with other sizes, unless `load` says another. Own arrivals come at
         the rate they say, unless `load` is given.
+        Errors: ValueError, when a task is drawn, for what would be ignored: own servers, which serve one job at a time,
+        in a family whose servers share; own jobs in one whose jobs are recorded.
         """
         draw, fleet = find_family(family) if isinstance(family, str) else family, self.servers()
         if self == NOTHING_OWN:
@@ -131,6 +133,7 @@ class Own:
 
         def task(rng: np.random.Generator):
             base = draw(rng)
+            _fits(base, fleet is not None, bool(self.sizes or self.arrivals))
             sizes = base.workload.sizes if self.sizes is None else _law("sizes", self.sizes, SIZES)()
             if self.arrivals is None:
                 wanted = offered_load(base, workloads.span(base.workload, jobs)) if load is None else load
@@ -144,6 +147,18 @@ class Own:
 
 
 NOTHING_OWN = Own()
+
+
+def _fits(base: Task, own_servers: bool, own_jobs: bool) -> None:
+    if own_servers and base.sharing is not None:
+        raise ValueError(
+            "own servers (speeds or fleet) serve one job at a time, and those of this family several: leave them out, "
+            "or choose another family"
+        )
+    if own_jobs and base.workload.recording.length > 0:
+        raise ValueError(
+            "the jobs of this family are recorded: leave out own sizes and arrivals, or choose another family"
+        )
 
 
 def _numbers(what: str, text: str) -> list[float]:
