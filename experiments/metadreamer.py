@@ -116,7 +116,8 @@ def judged(run: RunFolder) -> Row:
             found |= imagination(agent, trainer.env, state.averaged, policy)
             updates = int(run.metrics()[-1]["updates"]) * trainer.config.repeats
             lines = [line["imagined/steps"] for line in run.metrics() if "imagined/steps" in line]
-            renewals = (updates - agent.config.warmup) // agent.config.renew
+            renew, before = agent.config.renew, max(agent.config.warmup, 1) - 1
+            renewals = updates // renew - before // renew
             found["imagined_steps"] = float(np.mean(lines[1:])) * renewals * agent.config.rollouts
     return found
 

@@ -14,6 +14,7 @@ from reverie.envs.point_robot import PointRobot
 from reverie.evaluate.contexts import codes_of, foretelling_error, midpoints
 from reverie.models.generative import GenerativeModel
 from reverie.nn.distributions import symexp
+from reverie.policies.rollout import rollout
 
 KEY = jax.random.key(0)
 
@@ -38,6 +39,12 @@ def test_codes_are_the_beliefs_after_so_many_steps_and_contexts_of_a_task_differ
     networks = eqx.tree_at(lambda n: n.encoder.head.output.bias, networks, jnp.array([0.3, -0.7, 0.0, 0.0]))
     codes = codes_of(world, agent.policy(networks), jnp.ones((3, 2)), 4, 6, KEY)
     np.testing.assert_allclose(codes, np.broadcast_to([0.3, -0.7], (3, 4, 2)), rtol=1e-5)
+    policy = agent.policy(networks)
+    policy = type(policy)(networks, greedy=False, prior_episodes=6)
+    ended, _ = rollout(world, policy, jnp.ones((3, 2)), KEY, 7, lambda state, timestep, action: None)
+    _, variance = networks.encoder.gaussian(ended.policy_state.belief)
+    counted = 1 / variance * jax.nn.softplus(0.0)  # each transition has this variance
+    np.testing.assert_allclose(counted, 5, rtol=1e-4)  # of 7 rows the first and that after an episode's end are none
     fresh = codes_of(world, agent.policy(agent.init(KEY).networks), jnp.ones((3, 2)), 4, 6, KEY)
     assert len(np.unique(fresh.reshape(12, 2), axis=0)) == 12
 

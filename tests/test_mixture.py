@@ -168,7 +168,7 @@ def test_a_guess_from_history_or_a_descriptor_never_sees_the_number_of_the_task(
         one, other = (observe(model, s) for s in told)
         same(model.features(one), model.features(other))
         assert one.place.like.shape == (B, T, K)
-        np.testing.assert_allclose(one.place.like.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(jnp.exp(one.place.like).sum(-1), 1, rtol=1e-5)
 
         def loss(model, sequence):
             return model.loss(model.initial(B), sequence, KEY)[1][1]["model/guess"]
@@ -182,7 +182,7 @@ def test_a_guess_from_history_or_a_descriptor_never_sees_the_number_of_the_task(
 def test_a_new_task_between_two_known_ones_is_a_blend_of_them():
     model = mixture(dataclasses.replace(MANY, tells="history"))
     like = jnp.array([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
-    blend, third = model._embedding(Place(like.argmax(-1), like))
+    blend, third = model._embedding(Place(like.argmax(-1), jnp.log(like)))
     first, second, known, _ = model.embedded()
     np.testing.assert_allclose(third, known, rtol=1e-6)
     np.testing.assert_allclose(blend @ first, blend @ second, rtol=1e-5)
@@ -200,7 +200,11 @@ def test_experts_by_chance_are_as_many_for_all_and_those_of_steps_change_less_wh
 
     assert eqx.filter_jit(switched)(mixture()) == 0
     token = dataclasses.replace(MANY, routing="token", settle=1)
-    model = eqx.tree_at(lambda m: m.router.output.weight, mixture(token), replace_fn=lambda w: 20 * w)
+
+    def stirred(config):
+        return eqx.tree_at(lambda m: m.router.output.weight, mixture(config), replace_fn=lambda w: 20 * w)
+
+    model = stirred(token)
     assert eqx.filter_jit(switched)(model) > 0.1
 
     def penalty(model):
@@ -208,6 +212,12 @@ def test_experts_by_chance_are_as_many_for_all_and_those_of_steps_change_less_wh
         return switching(routing, model.borders(sequence))[0]
 
     begun, gradient = eqx.filter_jit(eqx.filter_value_and_grad(penalty))(model)
+
+    def total(costs):
+        priced = stirred(dataclasses.replace(token, switching=costs))
+        return eqx.filter_jit(lambda m: m.loss(m.initial(B), sequence, KEY)[0])(priced)
+
+    assert float(total(3.0) - total(0.0)) == pytest.approx(3 * float(begun), rel=0.05)  # of another draw of z
     calmer = eqx.tree_at(
         lambda m: m.router, model, jax.tree.map(lambda p, g: p - 0.05 * g, model.router, gradient.router)
     )
@@ -289,9 +299,9 @@ def test_impossible_mixtures_are_refused():
 
 
 def test_a_new_task_is_placed_by_its_embedding_and_the_router_alone(monkeypatch):
-    """Fewer than 1,000 numbers at the sizes of the preset, and nothing else of the agent moves, whatever the loss."""
+    """Fewer than 1,000 numbers for 16 tasks at the sizes of the preset, and nothing else of the agent moves."""
     of_preset = eqx.filter_eval_shape(build_model, MODELS["mixture"], SUITE, A, key=KEY)
-    assert sum(x.size for x in jax.tree.leaves(of_preset.router)) + of_preset.embeddings.shape[1] < 1000
+    assert sum(x.size for x in jax.tree.leaves(of_preset.router)) + 16 * of_preset.embeddings.shape[1] < 1000
 
     def loss(self, networks, learner, batch, key):
         total = sum(jnp.square(x - 1).sum() for x in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array)))

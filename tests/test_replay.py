@@ -100,7 +100,7 @@ def told_ring() -> replays.Replay:
 
 def test_each_task_is_drawn_as_often_as_any_other_and_none_that_was_not_played():
     state = told_ring()
-    place = replays.sample(state, 6_000, 5, jnp.arange(0), jax.random.key(1), tasks=5)
+    place = replays.sample(state, 6_000, 5, jnp.arange(0), jax.random.key(1), by=(state.rows.task, 5))
     read = replays.read(state, place)
     assert (np.diff(np.asarray(read.a), axis=1) == 1).all(), "a sequence crosses the write head"
     found = np.bincount(np.asarray(read.task)[:, 0], minlength=5)

@@ -1,5 +1,7 @@
 """Suites of fleets: the same jobs for all who are judged on a task, and scores that mean what they say."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,8 +25,8 @@ def trials():
 class Blind:
     """A rule for one task, and another for all others: it has to know which it plays."""
 
-    def __init__(self, at: int):
-        both = rules([1.0] * 8, [1.0], ["wait-plus-service", "random"])
+    def __init__(self, at: int, servers: int = 8):
+        both = rules([1.0] * servers, [1.0], ["wait-plus-service", "random"])
         self.known, self.chance, self.at = both["wait-plus-service"], both["random"], at
 
     def initial_state(self, batch):
@@ -56,7 +58,7 @@ def test_the_interval_of_a_score_is_that_of_a_ratio_of_means(trials):
     rng = np.random.default_rng(0)
     best = rng.gamma(4, 100, size=400)
     table = {"x": {"random": 3 * best + rng.gamma(2, 50, size=400), "least-work": best}}
-    made = trials.__class__(trials.suite, 1, {}, trials.descriptors, trials.key, table)
+    made = trials.__class__(trials.suite, 1, {}, jnp.zeros((1, 400, 0)), trials.key, table)
     response = 1.5 * best + rng.normal(0, 40, size=400)
     value, low, high = made.score("x", response[None])
     draws = rng.integers(400, size=(4000, 400))
@@ -66,11 +68,14 @@ def test_the_interval_of_a_score_is_that_of_a_ratio_of_means(trials):
     assert (low, high) == pytest.approx(np.percentile(resampled, [2.5, 97.5]), abs=0.15 * (high - low))
 
 
-@pytest.mark.parametrize("model", ["queue", "mixture", "shared"])
+@pytest.mark.parametrize("model", ["queue", "counts", "storm", "mixture", "shared"])
 def test_every_plan_for_a_suite_can_be_built_for_any_of_its_tasks(model):
     plan = suite_plan("loads", model)
     trainer = build(plan)
     assert len(trainer.env.names) == 4
+    one = replace(plan, world=replace(plan.world, tasks=plan.world.names[:1]))
+    if model not in ("mixture", "shared"):  # whose scales of returns are as many as tasks
+        assert len(build(one).env.names) == 4
     if model in ("mixture", "shared"):
         assert plan.agent.algorithm.scales == 4
 
@@ -92,3 +97,21 @@ def test_a_descriptor_says_how_tasks_differ_and_nothing_else():
     assert (bursts[:, :2] < 1e-3).all()
     np.testing.assert_allclose(bursts[:, 3] * 2, 0.5 / np.sqrt(2), rtol=0.05)  # a sine of half the mean
     np.testing.assert_allclose(load[:, (0, 1, 3)], 0.8, rtol=1e-3)
+
+
+def test_each_trial_is_told_its_own_descriptor(monkeypatch):
+    """Bursts are drawn, so that draws of one task differ in their load."""
+    monkeypatch.setattr(suites, "RIVALS", ("random", "least-work"))
+    drawn = suite_trials(SuiteConfig("fleets", tasks=("equal/bursty",)), episodes=3, jobs=10, seed=1)
+
+    class Asking(Blind):
+        def act(self, state, timestep, key):
+            told.append(timestep.observation["descriptor"].shape)
+            return super().act(state, timestep, key)
+
+    told = []
+    drawn.responses(Asking(0, servers=10))
+    number = list(drawn.tasks).index("equal/bursty")
+    described = np.asarray(drawn.descriptors[number])
+    assert set(told) == {described.shape}
+    assert len(np.unique(described, axis=0)) == 3

@@ -14,7 +14,7 @@ critics, one context of single transitions (`contexts`, `stretch` 1) and no imag
 
 Metrics: those of PEARL, and `model/loss`, `model/seen` (root mean squared error of an observation's numbers one step
 ahead), `model/reward` (of the reward), `task/intra`, `task/inter`, `imagined/reward` (of a step), `imagined/steps` (of
-an episode), and for each factor `dimension/FACTOR`, the number of z that it is found in, and `explained/FACTOR`, how
+an episode), and for each factor `dimension/FACTOR/z`, how often it is found in number z, and `explained/FACTOR`, how
 much of it (R²).
 
 Axes: M tasks of an update, n contexts of each, S sequences, T steps; K known tasks, F factors, Z numbers of z; R
@@ -89,7 +89,7 @@ class MetaDreamerConfig:
     """Deviation of noise on imagined codes, beside the gap that they lie in."""
     rollouts: Annotated[int, *at_least(2, 1_000_000, "all are imagined at once")] = 256
     """Imagined episodes (R) that are kept; the next ones replace them all."""
-    horizon: Count = 20
+    dream_length: Count = 20
     """Steps of an imagined episode (H); those that end sooner are shorter."""
     initial: Share = 0.5
     """Share of them that begins where real episodes do; the others begin in any real state."""
@@ -119,6 +119,11 @@ class MetaDreamerConfig:
             )
         if self.teacher == "critics" and self.structure:
             raise ValueError("MetaDreamerConfig: structure is learned beside reconstruction, and teacher is 'critics'")
+        if self.along and self.imagination not in ("meta", "both"):
+            raise ValueError(
+                f"MetaDreamerConfig: along chooses the factors of imagined tasks, and imagination is "
+                f"{self.imagination!r}: give it meta or both"
+            )
 
     @property
     def name(self) -> str:
@@ -270,16 +275,19 @@ class MetaDreamer:
         updates, imagined = learner.updates + 1, learner.imagined
         dimensions, explained = find_dimensions(codes, jnp.array(self.tasks), known)
         if imagined is not None:
+            ready = known.all() | (c.imagination == "mdp")  # a task without a code has no neighbours
             imagined = jax.lax.cond(
-                (updates >= c.warmup) & (updates % c.renew == 0),
+                ready & (updates >= c.warmup) & (updates % c.renew == 0),
                 lambda: self.imagine(networks, rows, codes, dimensions, renew_key),
                 lambda: learner.imagined,
             )
             lived = imagined.steps.counts
             paid = jnp.where(lived, imagined.steps.reward, 0.0).sum() / jnp.maximum(1, lived.sum())
             metrics |= {"imagined/reward": paid, "imagined/steps": lived.sum() / c.rollouts}
-        metrics |= {f"dimension/{name}": dimensions[k].astype(jnp.float32) for k, name in enumerate(self.factors)}
-        metrics |= {f"explained/{name}": explained[k] for k, name in enumerate(self.factors)}
+        found = jax.nn.one_hot(dimensions, c.pearl.latent)  # [F, Z], whose mean over updates is how often
+        for k, name in enumerate(self.factors):
+            metrics |= {f"dimension/{name}/{z}": found[k, z] for z in range(c.pearl.latent)}
+            metrics[f"explained/{name}"] = explained[k]
         metrics |= {"gradient/norm": optax.tree.norm(gradient)}
         return Learner(networks, target, optimiser, codes, known, imagined, updates), None, metrics
 
@@ -396,7 +404,7 @@ class MetaDreamer:
     ) -> Imagined:
         """Episodes of the present policy in known tasks (MDP-imagination) and in imagined ones (meta-imagination)."""
         c, acting = self.config, networks.acting
-        task_key, context_key, z_key, start_key, live_key = jax.random.split(key, 5)
+        task_key, context_key, z_key, between_key, start_key, live_key = jax.random.split(key, 6)
         task = jax.random.randint(task_key, (c.rollouts,), 0, c.pearl.tasks)  # of this update
         mean, variance = acting.encoder.gaussian(acting.believe(self.contexts(given.evidence)))
         context = jax.random.randint(context_key, task.shape, 0, c.contexts)
@@ -404,7 +412,7 @@ class MetaDreamer:
         imaginary = {"mdp": 0, "meta": c.rollouts, "both": c.rollouts // 2}[c.imagination]
         z = real
         if imaginary:
-            between_them = self.interpolation.codes(codes, dimensions, c.epsilon, imaginary, z_key)
+            between_them = self.interpolation.codes(codes, dimensions, c.epsilon, imaginary, between_key)
             z = jnp.concatenate([between_them, real[imaginary:]])
         return self.live(networks, self.starts(given, task, start_key), z, live_key)
 
@@ -437,9 +445,9 @@ class MetaDreamer:
             )
 
         begun = model.numbers.flat(observation), jnp.ones(len(z), bool)
-        _, steps = jax.lax.scan(step, begun, jax.random.split(key, self.config.horizon))
+        _, steps = jax.lax.scan(step, begun, jax.random.split(key, self.config.dream_length))
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
-        return stop_gradient(Imagined(flat, jnp.tile(z, (self.config.horizon, 1))))
+        return stop_gradient(Imagined(flat, jnp.tile(z, (self.config.dream_length, 1))))
 
     def drawn(self, imagined: Imagined, rows: Row, key: Key[Array, ""]) -> Imagined:
         """Some of the imagined steps that count, each as likely: as many as their share beside real `rows` is to be."""

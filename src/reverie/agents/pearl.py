@@ -282,7 +282,7 @@ def soft_losses(
     ours = considered(policy, stop_gradient(networks.critics), blind, key)
     worth = stop_gradient(ours.mean(ours.q - ours.log_prob))
     value_loss = average(jnp.square(networks.value(blind)[..., 0] - worth))
-    actor_loss = average(ours.mean(ours.log_prob - ours.q)) + c.regularise * size(policy)
+    actor_loss = average(ours.mean(ours.log_prob - ours.q)) + c.regularise * average(size(policy))
 
     metrics = {
         "actor/loss": actor_loss,
@@ -294,13 +294,13 @@ def soft_losses(
     return critic_loss + value_loss + actor_loss, metrics
 
 
-def size(policy: Categorical | TanhNormal) -> Float[Array, ""]:
+def size(policy: Categorical | TanhNormal) -> Float[Array, "*B"]:
     """How large the numbers of a continuous action are; 0 for a discrete one."""
     match policy:
         case Categorical():
-            return jnp.zeros(())
+            return jnp.zeros(policy.probs.shape[:-1])
         case TanhNormal(center=center, deviation=deviation):
-            return jnp.square(center).mean() + jnp.square(jnp.log(deviation)).mean()
+            return (jnp.square(center) + jnp.square(jnp.log(deviation))).mean(-1)
 
 
 class PEARLState(NamedTuple):

@@ -55,7 +55,8 @@ class Told(NamedTuple):
 
     policy: Policy
     task: Int[Array, ""]
-    descriptor: Float[Array, " D"]
+    descriptor: Float[Array, "E D"]
+    """Of each trial: draws of one task differ."""
 
     def initial_state(self, batch: int) -> PolicyState:
         return self.policy.initial_state(batch)
@@ -63,7 +64,7 @@ class Told(NamedTuple):
     def act(self, state: PolicyState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, PolicyState]:
         batch = timestep.reward.shape
         told = {"task": jnp.broadcast_to(self.task, batch)}
-        told["descriptor"] = jnp.broadcast_to(self.descriptor, (*batch, *self.descriptor.shape))
+        told["descriptor"] = self.descriptor
         return self.policy.act(state, timestep._replace(observation=timestep.observation | told), key)
 
 
@@ -75,7 +76,7 @@ class SuiteTrials:
     jobs: int
     tasks: dict[str, Task]
     """By name; leaves [1, E, ...]."""
-    descriptors: Float[Array, "K D"]
+    descriptors: Float[Array, "K E D"]
     key: Key[Array, ""]
     rules: dict[str, dict[str, Float[np.ndarray, " E"]]]
     """By task, the mean response time of each rule in each episode."""
@@ -112,7 +113,7 @@ def suite_trials(suite: SuiteConfig, episodes: int, jobs: int, seed: int) -> Sui
         name: jax.tree.map(lambda leaf, k=k: leaf[None, np.flatnonzero(np.asarray(drawn.index) == k)], drawn.task)
         for k, name in enumerate(suite.names)
     }
-    described = drawn.descriptor[np.searchsorted(np.asarray(drawn.index), range(len(tasks)))]
+    described = jnp.stack([drawn.descriptor[np.asarray(drawn.index) == k] for k in range(len(tasks))])
     key, rules = jax.random.key(seed), {}
     for name, task in tasks.items():
         playing = _rivals(jax.tree.map(lambda leaf: leaf[0], task), suite.view)

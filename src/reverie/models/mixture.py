@@ -15,6 +15,7 @@ Where the paper is silent the choice is ours (docs/storm.md): experts share how 
 router are 1 and pass its gradient; experts are ordered by index; scales of losses are learned faster than weights.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -85,11 +86,11 @@ class MixtureConfig(StormConfig):
             raise ValueError(
                 f"MixtureConfig: clusters must name modules from 0 to {self.modules - 1}, got {self.clusters}"
             )
-
-        if self.switching and self.routing != "token" and self.tells != "history":
+        changes = self.routing == "token" or (self.routing == "task" and self.tells == "history")
+        if self.switching and not (changes and self.active < self.experts):
             raise ValueError(
-                f"MixtureConfig: switching is {self.switching}, and no task changes its experts: give it 0, or routing "
-                "token"
+                f"MixtureConfig: switching is {self.switching}, and no task changes its experts, or none by what it "
+                "learns: give it 0, or routing token and fewer active experts than there are"
             )
 
     @property
@@ -220,7 +221,7 @@ class Mixture(WorldModel):
         if self.trunk is not None:
             past = past._replace(layers=past.layers + self.trunk.nothing(batch, c.dtype).layers)
         storm = StormState(jnp.zeros((batch, c.deter), c.dtype), stoch, foretold, past)
-        like = None if self.guess is None else jnp.full((batch, self.tasks), 1 / self.tasks)
+        like = None if self.guess is None else jnp.full((batch, self.tasks), -math.log(self.tasks))
         memory = jnp.zeros((batch, c.units)) if isinstance(self.guess, History) else None
         return MixtureState(Place(jnp.zeros((batch,), jnp.int32), like), memory, storm)
 
@@ -276,8 +277,7 @@ class Mixture(WorldModel):
         if self.which is not None:
             terms["model/task"] = Categorical.from_logits(self.which(storm.deter)).loss(task)
         if place.like is not None:
-            likely = jnp.take_along_axis(place.like, task[..., None], -1)[..., 0]
-            terms["model/guess"] = -jnp.log(jnp.maximum(likely, 1e-8))
+            terms["model/guess"] = Categorical.from_logits(place.like).loss(task)
         if self.rec is not None:
             foretold = self._told(flat(self._foretell(storm.deter, place, foretold_key)), place)
             surprise = stop_gradient(each(Senses.loss, self.senses, module, foretold, seen_now))
@@ -383,16 +383,16 @@ class Mixture(WorldModel):
                 assert state.memory is not None
                 seen_now, begins = shown(sequence.observation), self.borders(sequence)
                 memory = self.guess.remember(state.memory, seen_now, sequence.action, sequence.reward, begins)
-                like = self.guess.like(memory)
+                like = jax.nn.log_softmax(self.guess(memory))
             case Head():
-                memory, like = None, jax.nn.softmax(self.guess(sequence.observation["descriptor"]))
+                memory, like = None, jax.nn.log_softmax(self.guess(sequence.observation["descriptor"]))
         return Place(like.argmax(-1), like), memory
 
     def _embedding(self, place: Place) -> Float[Array, "*B E"]:
         """Of the task, or the blend of those that it is like."""
         if place.like is None:
             return self.embedded()[place.task]
-        blend = place.like @ self.embedded()
+        blend = jnp.exp(place.like) @ self.embedded()
         return blend / jnp.maximum(jnp.linalg.norm(blend, axis=-1, keepdims=True), 1e-6)
 
     # --- one step ---------------------------------------------------------------------------------------------------

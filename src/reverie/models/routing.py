@@ -25,7 +25,7 @@ class Place(NamedTuple):
     task: Int[Array, "*B"]
     """Its number, or that of the known task that it is most like."""
     like: Float[Array, "*B K"] | None
-    """The probability of each known task, where it is guessed."""
+    """The logarithm of the probability of each known task, where it is guessed."""
 
 
 class Routing(NamedTuple):
@@ -120,8 +120,9 @@ class History(eqx.Module):
 
         return over_time(step, memory, (inputs, begins))[1]
 
-    def like(self, memory: Float[Array, "*B M"]) -> Float[Array, "*B K"]:
-        return jax.nn.softmax(self.output(memory))
+    def __call__(self, memory: Float[Array, "*B M"]) -> Float[Array, "*B K"]:
+        """Logits of the tasks."""
+        return self.output(memory)
 
 
 Guess = History | Head

@@ -1,4 +1,4 @@
-"""Pictures of an agent that learns many tasks: how well it does in each, and what its router chose, over training."""
+"""Pictures of an agent that learns many tasks: how well it does in each, over training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -14,6 +14,16 @@ from reverie.settings.config import SuiteConfig
 from reverie.tables import Row, read_csv
 
 
+def answer(rows: Sequence[Row]) -> str:
+    """What comes first: how well the agent does the tasks that it was trained on."""
+    learned = {str(row["task"]): float(str(row["score"])) for row in rows if row["learned"]}
+    worst = min(learned, key=lambda task: learned[task])
+    mean = sum(learned.values()) / len(learned)
+    return (
+        f"Mean score {ratio(mean)} over the tasks that were trained on, the least {ratio(learned[worst])} on {worst}."
+    )
+
+
 def scores_table(rows: Sequence[Row]) -> TextTable:
     """Arguments: `rows`, of one run, as `evaluate_suite` gives them."""
     lines = [
@@ -27,14 +37,11 @@ def scores_table(rows: Sequence[Row]) -> TextTable:
         ]
         for row in rows
     ]
-    scores = [float(str(row["score"])) for row in rows if row["learned"]]
-    worst = min((row for row in rows if row["learned"]), key=lambda row: float(str(row["score"])))
     return TextTable(
         title=f"{rows[0]['agent']} on each task: {rows[0]['episodes']} episodes, after {rows[0]['steps']:,} jobs",
         columns=["task", "score", "agent / best rule", "mean response", "best rule", "random"],
         rows=lines,
-        caption=f"Mean score {ratio(sum(scores) / len(scores))} over the tasks that were trained on, the least "
-        f"{ratio(min(scores))} on {worst['task']}. Score: (random - agent) / (random - best rule) of mean response "
+        caption=f"{answer(rows)} Score: (random - agent) / (random - best rule) of mean response "
         "times, 0 for random choice and 1 for the best rule; agent / best rule: geometric mean of the per-episode "
         "ratios, below 1 is faster. In brackets 95 % intervals over episodes. (new): was not trained on.",
         emphasis=["agent" if row["learned"] else "rule" for row in rows],
@@ -43,7 +50,8 @@ def scores_table(rows: Sequence[Row]) -> TextTable:
 
 def write_suite_report(run: RunFolder, suite: SuiteConfig) -> None:
     """Write the page of a run."""
-    table = scores_table(read_csv(run.tables / SCORES))
+    rows = read_csv(run.tables / SCORES)
+    table = scores_table(rows)
     curve = [line for line in run.metrics() if "evaluation/score" in line]
     caption = "Score of each task on the same few episodes while training went on; shades end at 0 and 1."
     learning = [Picture(partial(scores_over_training, curve, suite.names), caption)]
@@ -52,4 +60,4 @@ def write_suite_report(run: RunFolder, suite: SuiteConfig) -> None:
         Section("Learning", pictures=learning, tables=[training_table([run])]),
         run_section(run, []),
     ]
-    write_page(run.report, f"Report on {run.path.name}", table.caption.split(". Score:")[0] + ".", sections)
+    write_page(run.report, f"Report on {run.path.name}", answer(rows), sections)

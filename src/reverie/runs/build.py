@@ -115,6 +115,11 @@ def build(config: TrainConfig) -> WorldTrainer:
                 f"the counts model takes rewards for time in the system, and reward is {reward!r}: "
                 "give the world reward `elapsed`"
             )
+        case PEARLConfig() | MetaDreamerConfig() as inferring, _ if config.curve.trial <= inferring.test_episodes:
+            raise ValueError(
+                f"who infers tasks is judged after {inferring.test_episodes} episodes with the prior (test_episodes), "
+                f"and a trial has {config.curve.trial}: give --curve.trial {inferring.test_episodes + 1} or more"
+            )
         case DreamerConfig(scales=scales), _ if scales not in (1, several := _several(world, pool)):
             raise ValueError(f"scales must be 1 or the number of tasks, {several}; got {scales}")
     return trainer

@@ -15,6 +15,8 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.sac import SACConfig
+from reverie.envs.factors import Physics
+from reverie.envs.games import find_game
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.nn.optimiser import OptimiserConfig
@@ -198,7 +200,8 @@ def metadreamer_plan(pearl: TrainConfig) -> TrainConfig:
     assert isinstance(pearl.agent.algorithm, PEARLConfig)
     shared = replace(pearl.agent.algorithm, kl=1.0, sees_next=True, recent=1_000)
     experience = replace(pearl.agent.experience, prefill=100 * pearl.agent.experience.streams)
-    physics = isinstance(pearl.world, GameConfig) and pearl.world.game.startswith("merging")
+    assert isinstance(pearl.world, GameConfig)
+    physics = isinstance(find_game(pearl.world.game).world, Physics)
     algorithm = MetaDreamerConfig(pearl=shared, decoder="physics" if physics else "free")
     return replace(pearl, agent=replace(pearl.agent, algorithm=algorithm, experience=experience))
 

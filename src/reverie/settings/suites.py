@@ -30,6 +30,8 @@ def suite_plan(name: str, model: ModelKind = "queue") -> TrainConfig:
     algorithm = plan.agent.algorithm
     if model in ("mixture", "shared"):  # they are told the task, so that each may have returns of its own scale
         algorithm = replace(algorithm, siblings=1, starts=128, scales=len(world.names), memory=0)
+        label = "dreamer-shared" if model == "shared" else None  # the shared model is a mixture of one part
+        plan = replace(plan, label=label)
     steps = len(world.names) * (20_000 if model in KNOWS_QUEUES else 40_000)
     plan = replace(plan, agent=replace(plan.agent, algorithm=algorithm, experience=experience), world=world)
     return replace(with_steps(plan, steps), loop=LoopConfig(steps=steps, evaluate_every=steps // 10))

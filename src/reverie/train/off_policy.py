@@ -127,7 +127,7 @@ def update(
     """Some experience, and updates on what replay holds by then; also returns metrics."""
     collector, rows, scores = gather(agent, config, env, pool, state.learner, state.collector, config.steps)
     state = state._replace(collector=collector, replay=replays.add(state.replay, rows))
-    learning = partial(learn, agent, config, pool_size(pool))
+    learning = partial(learn, agent, config, named_tasks(env, pool))
     if config.repeats == 1:
         state, metrics = learning(state)
     else:
@@ -137,14 +137,16 @@ def update(
 
 
 def learn(
-    agent: OffPolicyAgent, config: OffPolicyConfig, pool: int, state: OffPolicy
+    agent: OffPolicyAgent, config: OffPolicyConfig, tasks: int, state: OffPolicy
 ) -> tuple[OffPolicy, dict[str, Array]]:
-    """One update on what replay holds of a pool of so many tasks; also returns metrics."""
+    """One update on what replay holds of so many tasks; also returns metrics."""
     key, place_key, update_key = jax.random.split(state.key, 3)
     replay, length = state.replay, agent.context + config.length
     if agent.evidence is None:
-        newest, tasks = fresh(config, state.updates), pool if config.by_task else 0
-        place = replays.sample(replay, config.batch, length, newest, place_key, tasks, config.recency)
+        newest, row = fresh(config, state.updates), replay.rows
+        # A suite's numbers stay the same where training goes on with other tasks of it; those of a pool do not.
+        by = (row.timestep.observation.get("task", row.task), tasks) if config.by_task else None
+        place = replays.sample(replay, config.batch, length, newest, place_key, by, config.recency)
         rows = replays.read(replay, place)
     else:
         place, rows = study(agent.evidence, config, length, replay, place_key)
@@ -153,6 +155,12 @@ def learn(
         learned = jax.tree.map(lambda x: x[..., agent.context :], place)  # all but the rows that were lent
         replay = replays.write(replay, learned, kept=kept)
     return state._replace(learner=learner, replay=replay, updates=state.updates + 1, key=key), metrics
+
+
+def named_tasks(env: World, pool: Task) -> int:
+    """How many tasks rows are told apart by: those that a suite names, or else those of the pool."""
+    named = env.observation_spec.get("task")
+    return pool_size(pool) if named is None else named.categories or 1
 
 
 def study(
@@ -168,7 +176,12 @@ def study(
 
 
 def check_streams(asked: Evidence, config: OffPolicyConfig, pool: int) -> None:
-    """Errors: ValueError where tasks cannot be inferred from what is gathered."""
+    """Errors: ValueError where tasks cannot be inferred from what is gathered, or what is asked for has no effect."""
+    if config.by_task or config.recency:
+        raise ValueError(
+            "by_task and recency are for agents that are not given evidence: one that infers tasks draws them first, "
+            f"and of each all steps alike; got {config.by_task} and {config.recency}"
+        )
     if config.streams % pool:
         raise ValueError(
             f"streams must be a multiple of the number of tasks, {pool}, as each plays one of them for good; "

@@ -54,7 +54,7 @@ def sample(
     length: int,
     fresh: Int[Array, " R"],
     key: Key[Array, ""],
-    tasks: int = 0,
+    by: tuple[Int[Array, "C B"], int] | None = None,
     recency: float = 0.0,
 ) -> Place:
     """Places of `sequences` (S) stretches of `length` (L) steps, equally likely unless told otherwise.
@@ -62,8 +62,8 @@ def sample(
     The first R are not drawn: they are the newest stretches of the streams `fresh`, so that new experience is learned
     from at once and at least once. The ring must hold `length` rows or more.
 
-    Arguments: `tasks` (K), draw a task first, all that stretches begin in alike, and then one of its stretches (rows
-    must have a `task` below K); 0 does not. `recency`, the newest stretch is drawn e^recency times as often as the
+    Arguments: `by`, the task of each row and how many there are (K): draw a task first, all that stretches begin in
+    alike, and then one of its stretches. `recency`, the newest stretch is drawn e^recency times as often as the
     oldest (of a task), and those between accordingly.
     """
     capacity, streams = jax.tree.leaves(replay.rows)[0].shape[:2]
@@ -71,12 +71,12 @@ def sample(
     newest = replay.filled - length
     oldest = replay.position - replay.filled
     drawn = sequences - fresh.shape[0]
-    if tasks or recency:
+    if by is not None or recency:
         place = jnp.arange(capacity)  # from the oldest row on
         weight = jnp.where(place <= newest, jnp.exp(recency * (place / jnp.maximum(1, newest) - 1)), 0.0)
         weight = jnp.broadcast_to(weight[:, None], (capacity, streams))
-        if tasks:
-            task = replay.rows.task[(oldest + place) % capacity]  # [C, B]
+        if by is not None:
+            task, tasks = by[0][(oldest + place) % capacity], by[1]
             total = jax.ops.segment_sum(weight.ravel(), task.ravel(), tasks)
             weight = weight / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[task]
         ends = jnp.cumsum(weight.ravel())
@@ -115,7 +115,7 @@ def sample_of(
         found = so_far[:, -1:]
         among = jnp.minimum(found, recent)
         rank = found - 1 - (jax.random.uniform(key, shape) * among).astype(jnp.int32)  # [M, S], among those that may
-        start = jax.vmap(partial(jnp.searchsorted, side="right"))(so_far, jnp.minimum(rank, found - 1))
+        start = jax.vmap(partial(jnp.searchsorted, side="right"))(so_far, rank)
         start = jnp.where(found > 0, start, 0)
     time = (oldest + start[..., None] + jnp.arange(length)) % capacity
     return Place(time, jnp.broadcast_to(streams[:, None, None], time.shape))
