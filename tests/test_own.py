@@ -22,6 +22,7 @@ from reverie.envs.fleet.env import FleetEnv, members
 from reverie.envs.fleet.families import family
 from reverie.envs.fleet.load import capacity, offered_load
 from reverie.envs.fleet.own import ARRIVALS, SIZES, Own, read_fleet
+from reverie.envs.fleet.traces import Trace
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
 from reverie.runs.folder import RunFolder
@@ -106,7 +107,10 @@ def test_who_is_away_gets_no_jobs_finishes_those_it_has_and_every_rule_respects_
         ("", "names no server"),
         ("[[server]]\nname = 'a'", r"server 0: has no speed"),
         ("[[server]]\nspeed = 'fast'", r"server 0: speed must be a number that is not negative, got \['fast'\]"),
-        ("[[server]]\nspeed = 1\nspeeds = 2", "server 0: does not know 'speeds'; there are name, speed, changes, away"),
+        (
+            "[[server]]\nspeed = 1\nspeeds = 2",
+            "server 0: does not know 'speeds'; there are name, speed, a, b, slots, changes",
+        ),
         ("[[server]]\nspeed = 1\nchanges = [[5, 1], [5, 2]]", "server 0: changes must come one after another"),
         ("[[server]]\nspeed = 1\nchanges = [5, 1]", "changes must be a pair of numbers"),
         ("[[server]]\nspeed = 1\naway = [[5, 5]]", r"server 0: away holds spans \[leaves, is back\]"),
@@ -116,6 +120,9 @@ def test_who_is_away_gets_no_jobs_finishes_those_it_has_and_every_rule_respects_
             "[[server]]\nspeed = 1\naway = [[10, 20]]\n[[server]]\nspeed = 1\naway = [[15, 30]]",
             "nobody is there at time 15",
         ),
+        ("[[server]]\nspeed = 1\nslots = 2.5", "server 0: sharing: each server needs a whole number of slots"),
+        ("[[server]]\nspeed = 1\na = 0", "server 0: sharing: a and b are to be at least 0, one of them more"),
+        ("[[server]]\nspeed = 1\nb = -1", r"server 0: b must be a number that is not negative, got \[-1\]"),
         ("[[server", "is not TOML"),
     ],
 )
@@ -124,6 +131,23 @@ def test_a_mistake_in_a_fleet_file_is_named_with_file_and_server(text, message, 
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"broken\.toml: .*{message}"):
         read_fleet(path)
+
+
+def test_servers_of_a_fleet_file_serve_as_many_at_once_as_it_says_in_every_family_and_on_a_trace(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[[server]]\nspeed = 2.0\na = 0.25\nb = 0.75\nslots = 4\n[[server]]\nspeed = 1.0\n")
+    full = 2.0 * 4 / (0.25 + 0.75 * 4) + 1.0
+    trace = Trace("t", np.arange(60.0), np.full(60, 0.5))
+    for task in (
+        drawn(Own(fleet=path), name="shared"),
+        drawn(Own(fleet=path)),
+        Own(fleet=path).windows(trace, 0.8, 60)[0],
+    ):
+        assert task.sharing.slot.sum(-1).tolist() == [4, 1]
+        assert capacity(task) == pytest.approx(full, rel=1e-5)
+        np.testing.assert_allclose(np.stack([task.sharing.a, task.sharing.b]), [[0.25, 1.0], [0.75, 0.0]])
+    played = Own(fleet=path).windows(trace, 0.8, 60)[0].workload.recording
+    assert float(played.size.sum() / (59 * played.gap[1])) == pytest.approx(0.8 * full, rel=1e-4)
 
 
 def test_a_fleet_file_that_is_not_there_is_named(tmp_path):
@@ -249,7 +273,7 @@ def test_an_agent_is_examined_on_the_servers_it_was_trained_for_unless_others_ar
 @pytest.mark.parametrize(
     ("family", "own", "said"),
     [
-        ("shared", Own(speeds="1,0.5"), "own servers .* serve one job at a time"),
+        ("shared", Own(speeds="1,0.5"), r"serve one job at a time unless their file says how many \(slots, b\)"),
         ("llm", Own(sizes="lognormal:100,2"), "the jobs of this family are recorded"),
         ("llm", Own(arrivals="poisson:1"), "the jobs of this family are recorded"),
     ],

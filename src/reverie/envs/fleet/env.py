@@ -64,6 +64,8 @@ class Fleet(NamedTuple):
 
     speed: Schedule
     member: Bool[Array, "N P"]
+    sharing: Sharing | None = None
+    """As of a `Task`."""
 
     @classmethod
     def constant(cls, speeds: ArrayLike) -> "Fleet":
@@ -73,7 +75,7 @@ class Fleet(NamedTuple):
 
     def task(self, workload: Workload) -> Task:
         """These servers with that workload."""
-        return fleet_task(self.speed, workload, member=self.member)
+        return fleet_task(self.speed, workload, member=self.member)._replace(sharing=self.sharing)
 
 
 class Record(NamedTuple):

@@ -23,6 +23,7 @@ from reverie.envs.fleet.families import Load, traced, windows
 from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.load import offered_load, with_load
 from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.sharing import sharing
 from reverie.envs.fleet.traces import Trace
 
 
@@ -68,7 +69,8 @@ class Own:
     speeds: str | None = None
     """Your servers: the speed of each, work per time unit, as in 1,0.5,0.25."""
     fleet: Path | None = None
-    """Your servers in a TOML file, with when their speeds change and when they leave and join (docs/your-fleet.md)."""
+    """Your servers in a TOML file, with how many jobs each serves at once, when their speeds change and when they leave
+    and join (docs/your-fleet.md)."""
     arrivals: str | None = None
     """When your jobs come: poisson:RATE, regular:RATE, bursts:CALM_RATE,BURST_RATE,CALM_TIME,BURST_TIME or
     diurnal:RATE,SWING,DAY; --load scales the rate."""
@@ -124,8 +126,8 @@ class Own:
 
         A family keeps its load on other servers and with other sizes, unless `load` says another. Own arrivals come at
         the rate they say, unless `load` is given.
-        Errors: ValueError, when a task is drawn, for what would be ignored: own servers, which serve one job at a time,
-        in a family whose servers share; own jobs in one whose jobs are recorded.
+        Errors: ValueError, when a task is drawn, for what would be lost: the sharing of a family's servers, where own
+        ones are given that serve one job at a time; own jobs in a family whose jobs are recorded.
         """
         draw, fleet = find_family(family) if isinstance(family, str) else family, self.servers()
         if self == NOTHING_OWN:
@@ -133,7 +135,7 @@ class Own:
 
         def task(rng: np.random.Generator):
             base = draw(rng)
-            _fits(base, fleet is not None, bool(self.sizes or self.arrivals))
+            _fits(base, fleet, bool(self.sizes or self.arrivals))
             sizes = base.workload.sizes if self.sizes is None else _law("sizes", self.sizes, SIZES)()
             if self.arrivals is None:
                 wanted = offered_load(base, workloads.span(base.workload, jobs)) if load is None else load
@@ -149,11 +151,11 @@ class Own:
 NOTHING_OWN = Own()
 
 
-def _fits(base: Task, own_servers: bool, own_jobs: bool) -> None:
-    if own_servers and base.sharing is not None:
+def _fits(base: Task, fleet: Fleet | None, own_jobs: bool) -> None:
+    if base.sharing is not None and fleet is not None and fleet.sharing is None:
         raise ValueError(
-            "own servers (speeds or fleet) serve one job at a time, and those of this family several: leave them out, "
-            "or choose another family"
+            "own servers (speeds or fleet) serve one job at a time unless their file says how many (slots, b), and "
+            "those of this family several: say it there, leave them out, or choose another family"
         )
     if own_jobs and base.workload.recording.length > 0:
         raise ValueError(
@@ -187,6 +189,10 @@ def _law(what: str, text: str, laws: Mapping[str, Law]) -> Callable[..., Any]:
     return lambda *context: law.make(*context, *given)
 
 
+ALONE = (1.0, 0.0, 1.0)
+"""The numbers a, b and slots of a server that serves one job at a time, first come, first served."""
+
+
 # --- the fleet file --------------------------------------------------------------------------------------------------
 
 
@@ -207,10 +213,11 @@ def read_fleet(path: Path) -> Fleet:
         if not isinstance(rows, list) or not rows:
             raise ValueError("names no server: begin each with a line [[server]] and give it a speed")
         (repeat,) = _row([data.get("repeat", np.inf)], "repeat", 1)
-        servers = []
+        servers, how = [], []
         for i, row in enumerate(rows):
             try:
                 servers.append(_server(row, repeat))
+                how.append(_sharing(row))
             except ValueError as error:
                 raise ValueError(f"server {i}: {error}") from None
         _check_presence(servers)
@@ -218,14 +225,15 @@ def read_fleet(path: Path) -> Fleet:
         raise ValueError(f"{path}: {error}") from None
     speed = schedules.stack([server for server, _ in servers])
     longest = speed.start.shape[-1]
-    return Fleet(speed, jnp.asarray([np.pad(there, (0, longest - len(there)), mode="edge") for _, there in servers]))
+    member = jnp.asarray([np.pad(there, (0, longest - len(there)), mode="edge") for _, there in servers])
+    return Fleet(speed, member, None if all(each == ALONE for each in how) else sharing(*np.transpose(how)))
 
 
 def _server(row: Any, repeat: float) -> tuple[Schedule, Bool[np.ndarray, " P"]]:
     """The speeds of one server, and in which of their segments it is a member."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a table with a speed, got {row!r}")
-    _only(row, ("name", "speed", "changes", "away"))
+    _only(row, ("name", "speed", "a", "b", "slots", "changes", "away"))
     if "speed" not in row:
         raise ValueError("has no speed, as in speed = 1.0")
     (first,) = _row([row["speed"]], "speed", 1)
@@ -239,6 +247,13 @@ def _server(row: Any, repeat: float) -> tuple[Schedule, Bool[np.ndarray, " P"]]:
     start = np.unique([*time, *(border for span in away for border in span if border < np.inf)])
     there = ~np.array([any(leaves <= at < back for leaves, back in away) for at in start])
     return schedules.schedule(start, speed[np.searchsorted(time, start, side="right") - 1], repeat), there
+
+
+def _sharing(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """The numbers of `sharing.Sharing` of one server: a, b and slots."""
+    given = [_row([row.get(name, usual)], name, 1)[0] for name, usual in zip(("a", "b", "slots"), ALONE, strict=True)]
+    sharing(*given)
+    return given[0], given[1], given[2]
 
 
 def _check_presence(servers: Sequence[tuple[Schedule, Bool[np.ndarray, " _"]]]) -> None:
