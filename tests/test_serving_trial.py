@@ -266,6 +266,23 @@ def test_init_writes_an_example_and_all_that_goes_with_it(tmp_path):
     assert written["alerts.yml"].count("alert:") == len(deployment.ALERTS)
 
 
+def test_init_writes_what_envoy_needs_where_that_is_the_balancer(tmp_path):
+    path, there = tmp_path / "serve.toml", tmp_path / "eds" / "endpoints.json"
+    path.write_text(
+        f'[balancer]\ndriver = "envoy"\nsocket = "/run/envoy/admin.sock"\nendpoints = "{there}"\n'
+        '[[server]]\nname = "s0"\naddress = "127.0.0.1:8001"\nslots = 4\nweight = 64\n'
+    )
+    assert cli.main(["serve", "init", str(path), "--out", str(tmp_path / "out")]) == 0
+    written = {each.name: each.read_text() for each in (tmp_path / "out").iterdir()}
+    assert "haproxy.cfg" not in written
+    assert str(there) in written["envoy.json"]
+    (server,) = json.loads(written["endpoints.json"])["resources"][0]["endpoints"][0]["lb_endpoints"]
+    assert server["load_balancing_weight"] == server["metadata"]["filter_metadata"]["reverie"]["configured"] == 64
+    for unit in ("reverie-serve.service", "reverie-deadman.service"):
+        assert f"ReadWritePaths={tmp_path / 'eds'}" in written[unit]
+        assert f"envoy /run/envoy/admin.sock servers {there}" in written[unit]
+
+
 def test_the_agent_needs_no_jax():
     code = "import sys, reverie.commands.serve; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,20 +1,23 @@
 """`reverie serve`: weights for a real balancer; `init`, `explain` and `rearm` go with it. Nothing here needs JAX."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.table import Table
 
 from reverie.files import write_text
+from reverie.ranges import Count
 from reverie.report.output import Output, print_facts, print_json, print_table, say
 from reverie.runs.config_json import config_to_json
 from reverie.serve import agent, audit, deployment
-from reverie.serve.race import ARMS, Lane, RaceConfig, race
+from reverie.serve.arms import ARMS
+from reverie.serve.race import DEFAULT_ARMS, MOST_LAG, Lane, Outcome, RaceConfig, lanes, race
 from reverie.serve.settings import Mode, ServeConfig, load_config
 
 _EXAMPLE = """\
@@ -99,18 +102,23 @@ class Rearm:
 
 @dataclass(frozen=True)
 class Race:
-    """Play ways to balance against each other on the loopback, each with a real HAProxy and sleeping servers of its
-    own, all at once on the same requests. Refused where requests were sent too late for the result to mean anything.
+    """Play ways to balance against each other on the loopback, each with a real HAProxy, nginx or Envoy and sleeping
+    servers of its own, all at once on the same requests; beside each, what the simulator says of these. Refused where
+    requests were sent too late for the result to mean anything.
 
-    Example: reverie serve race --speeds 1 0.5 0.2 --load 0.7 --seconds 60
+    Example: reverie serve race --speeds 1 0.5 0.2 --load 0.7 --seconds 60 --out race
 
-    Example: reverie serve race --slots 8 --sharing 1 --drift --arm leastconn --arm maxconn --arm serve
+    Example: reverie serve race --slots 8 --sharing 1 --drift --runs 5 --arm leastconn --arm maxconn --arm serve
     """
 
     config: Annotated[RaceConfig, tyro.conf.arg(name="")] = field(default_factory=RaceConfig)
     arm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Who runs; ratios are to the first. Unless given: leastconn, leastconn-weights (speeds at the beginning), maxconn,
-    serve (maxconn, and weights by `reverie serve`), random (2) and roundrobin."""
+    """Who runs (serve/arms.py); ratios are to the first. Unless given: leastconn, leastconn-weights (speeds at the
+    beginning), maxconn, serve (maxconn, and weights by `reverie serve`), random (2), roundrobin."""
+    runs: Count = 1
+    """Races, with one seed after the other."""
+    out: Path | None = None
+    """A folder for report.html, a page with pictures, and race.json, the numbers."""
     output: Output = "table"
     """A table, or JSON."""
 
@@ -166,32 +174,67 @@ def _rearm(asked: Rearm) -> None:
     halted.unlink(missing_ok=True)
 
 
-_MOST_LAG = 0.1
-"""Of the mean response time of the first arm."""
-
-
 def _race(asked: Race) -> None:
-    names = asked.arm or ("leastconn", *(name for name in ARMS if name != "leastconn"))
-    lanes, lag = race(asked.config, names)
+    if asked.config.trace is not None and asked.runs > 1:
+        raise ValueError(f"runs: a trace is the same in each, so give 1 with --trace, got {asked.runs}")
+    names, outcomes = asked.arm or DEFAULT_ARMS, []
+    for run in range(asked.runs):
+        outcome = race(replace(asked.config, seed=asked.config.seed + run), names)
+        late = f"race {run + 1} of {asked.runs}: p99 of the lag is {100 * outcome.lag:.1f} % of the mean response time"
+        say(late if outcome.lag <= MOST_LAG else f"{late}, too much: left out")
+        outcomes.append(outcome)
+    fair = [each for each in outcomes if each.lag <= MOST_LAG]
+    found = lanes(fair or outcomes)
+    told = {
+        "config": config_to_json(asked.config),
+        "lag": [each.lag for each in outcomes],
+        "lanes": [lane._asdict() for lane in found],
+        "races": [[lane._asdict() for lane in lanes([each])] for each in fair],
+    }
     if asked.output == "json":
-        print_json({"config": asdict(asked.config), "lag": lag, "lanes": [lane._asdict() for lane in lanes]})
+        print_json(told)
     else:
-        print_table(_race_table(asked.config, lanes))
-    if lag > _MOST_LAG:
+        print_table(_race_table(fair or outcomes, found))
+    if not fair:
         raise ValueError(
-            f"p99 of the lag was {100 * lag:.0f} % of the mean response time, more than {100 * _MOST_LAG:.0f} %: this "
-            "machine is too busy for this race. Stop other programs, or give requests more --work"
+            f"p99 of the lag was more than {100 * MOST_LAG:.0f} % of the mean response time: this machine is too busy "
+            "for this race. Stop other programs, or give requests more --work"
         )
+    if asked.out is not None:
+        from reverie.report.race_page import write_race_page
+
+        asked.out.mkdir(parents=True, exist_ok=True)
+        write_text(asked.out / "race.json", json.dumps(told, indent=1) + "\n")
+        write_race_page(asked.out / "report.html", _seen(fair), [lane._asdict() for lane in found], told["config"])
+        say(f"written: {asked.out / 'report.html'}")
 
 
-def _race_table(config: RaceConfig, lanes: Sequence[Lane]) -> Table:
-    table = Table(title=f"{len(config.plan.at):,} requests at load {config.load}, milliseconds", title_justify="left")
-    for head in ("arm", "failed", "mean", "in the second half", "p99", f"mean over {lanes[0].name}'s"):
+def _seen(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Of each race, all requests of each arm, for pictures."""
+    return [
+        {
+            "arm": name,
+            "served": ARMS[name].served,
+            "at": each.config.plan.at,
+            "seconds": answers.seconds,
+        }
+        for each in outcomes
+        for name, answers in each.answers.items()
+    ]
+
+
+def _race_table(outcomes: Sequence[Outcome], found: Sequence[Lane]) -> Table:
+    config, count = outcomes[0].config, sum(len(each.config.plan.at) for each in outcomes)
+    table = Table(title=f"{count:,} requests at load {config.load}, milliseconds", title_justify="left")
+    ratio_to = f"mean over {found[0].name}'s"
+    for head in ("arm", "failed", "mean", "in the second half", "p99", ratio_to, "simulated", "mean over that"):
         table.add_column(head, justify="left" if head == "arm" else "right")
-    for lane in lanes:
+    for lane in found:
         times = (f"{1000 * each:.0f}" for each in (lane.mean, lane.second_half, lane.p99))
         ratio, low, high = lane.ratio
-        table.add_row(lane.name, f"{lane.failed}", *times, f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
+        predicted = f"{1000 * lane.simulated:.0f}" if lane.simulated else "-"
+        of = f"{lane.of_simulated:.2f}" if lane.of_simulated else "-"
+        table.add_row(lane.name, f"{lane.failed}", *times, f"{ratio:.3f} [{low:.3f}, {high:.3f}]", predicted, of)
     return table
 
 

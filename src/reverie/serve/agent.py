@@ -20,7 +20,7 @@ from reverie.serve import deadman, rates
 from reverie.serve.audit import Audit, Begin, Change
 from reverie.serve.balancer import Balancer, Counts
 from reverie.serve.decide import Decision, Memory, Weigh, begin, decide
-from reverie.serve.haproxy import HAProxy
+from reverie.serve.drivers import DRIVERS
 from reverie.serve.rates import load_rule
 from reverie.serve.settings import ServeConfig
 from reverie.serve.trial import Score, Slice, judge, lost, slice_at
@@ -44,7 +44,7 @@ class Agent:
         self._balancer, self._say, self._clock, self._weigh = balancer, say, clock, weigh
         self._seed = time.time_ns() % 2**32 if seed is None else seed
         self._alive, self._audit = deadman.SignOfLife(config.state), Audit(config.audit, config.audit_bytes)
-        self._requests = _RequestLog(config.log_socket)
+        self._requests = _RequestLog(config)
         self.memory: Memory = begin(clock(), None)
         self.decision = Decision((), None, ())
         self.score, self.slice = Score(), Slice(0, "policy", judged=False)
@@ -197,26 +197,25 @@ def halted_by(config: ServeConfig) -> Path:
 
 
 class _RequestLog:
-    """The balancer's log, a datagram for each request: milliseconds and status."""
+    """What the balancer says of each request, in datagrams."""
 
-    def __init__(self, path: Path):
+    def __init__(self, config: ServeConfig):
+        self._path, self._times = config.log_socket, DRIVERS[config.balancer.driver].request_times
         with suppress(FileNotFoundError):
-            path.unlink()
+            self._path.unlink()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind(str(path))
-        path.chmod(0o622)
-        self._path = path
+        self._socket.bind(str(self._path))
+        self._path.chmod(0o622)
 
     def read(self, failure: float) -> list[float]:
         """Seconds of each request since the last call; one that failed counts for `failure` seconds at least."""
         times: list[float] = []
         with suppress(BlockingIOError):
             while True:
-                with suppress(ValueError):
-                    took, status = map(int, self._socket.recv(256).split())
-                    failed = status >= 500 or status < 100
-                    times.append(max(took / 1000, failure) if failed else took / 1000)
+                for line in self._socket.recv(1 << 16).splitlines():
+                    with suppress(ValueError):
+                        times += self._times(line, failure)
         return times
 
     def close(self) -> None:
@@ -231,7 +230,7 @@ def run(load: Callable[[], ServeConfig], say: Say) -> None:
     numbers = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
     usual = {number: signal.signal(number, lambda came, _: heard.append(came)) for number in numbers}
     config = load()
-    agent = Agent(config, HAProxy(config.balancer.socket, config.balancer.backend), say)
+    agent = Agent(config, config.balancer.connect(), say)
     try:
         if config.metrics:
             from reverie.serve.metrics import publish
@@ -265,7 +264,14 @@ def run(load: Callable[[], ServeConfig], say: Say) -> None:
 def deadman_command(config: ServeConfig, *how: str) -> Sequence[str]:
     """The command line of the dead-man's switch."""
     balancer = config.balancer
-    words = config.state, balancer.socket, balancer.backend, config.limits.dead
+    words = (
+        config.state,
+        config.limits.dead,
+        balancer.driver,
+        balancer.socket,
+        balancer.backend,
+        balancer.endpoints or "",
+    )
     return [sys.executable, "-m", "reverie.serve.deadman", *map(str, words), *how]
 
 

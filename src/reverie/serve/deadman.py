@@ -1,6 +1,6 @@
 """The dead-man's switch: a process of its own that sets the configured weights where the agent shows no sign of life.
 
-    python -m reverie.serve.deadman STATE SOCKET BACKEND SECONDS [--follow | --now]
+    python -m reverie.serve.deadman STATE SECONDS DRIVER SOCKET BACKEND ENDPOINTS [--follow | --now]
 
 The agent writes into STATE/alive, at each decision that went well, the time of the monotonic clock, which all processes
 of a machine share, and whether weights of its own may be in the balancer. Standard library alone.
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from reverie.serve.balancer import Balancer
-from reverie.serve.haproxy import HAProxy
+from reverie.serve.drivers import DRIVERS
 
 ALIVE, LOCK = "alive", "deadman.lock"
 _EVERY = 0.1
@@ -89,8 +89,8 @@ def _read(path: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    state, path, backend, seconds, *how = arguments
-    balancer = HAProxy(Path(path), backend)
+    state, seconds, driver, path, backend, endpoints, *how = arguments
+    balancer = DRIVERS[driver].connect(Path(path), backend, Path(endpoints) if endpoints else None)
     if how == ["--now"]:
         return 0 if restore(balancer) else 1
     Path(state).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reverie.serve.agent import deadman_command
+from reverie.serve.envoy_config import endpoints, envoy_config
 from reverie.serve.haproxy_config import haproxy_config
 from reverie.serve.settings import ServeConfig
 
@@ -62,8 +63,11 @@ PANELS: Mapping[str, Mapping[str, str]] = {
 
 def files(config: ServeConfig, where: Path) -> dict[str, str]:
     """All of them by name; `where` is the configuration file, as the unit is to find it."""
+    balancer: dict[str, str] = {"haproxy.cfg": haproxy_config(config)}
+    if config.balancer.endpoints is not None:
+        balancer = {"envoy.json": envoy_config(config), config.balancer.endpoints.name: endpoints(config)}
     return {
-        "haproxy.cfg": haproxy_config(config),
+        **balancer,
         "reverie-serve.service": _agent_unit(config, where),
         "reverie-deadman.service": _deadman_unit(config),
         "alerts.yml": _alerts(),
@@ -76,7 +80,7 @@ def _agent_unit(config: ServeConfig, where: Path) -> str:
     return f"""\
 [Unit]
 Description=Reverie: weights for the balancer
-After=haproxy.service reverie-deadman.service
+After={config.balancer.driver}.service reverie-deadman.service
 Wants=reverie-deadman.service
 
 [Service]
@@ -88,33 +92,39 @@ WatchdogSec=5
 Restart=on-failure
 RestartSec=2
 User=reverie
-Group=haproxy
+Group={config.balancer.driver}
 RuntimeDirectory=reverie
 RuntimeDirectoryPreserve=yes
 LogsDirectory=reverie
 CPUQuota=20%
-{_HARDENED}
+{_hardened(config)}
 
 [Install]
 WantedBy=multi-user.target
 """
 
 
+def _hardened(config: ServeConfig) -> str:
+    """What a unit may do; with Envoy, also replace the file of endpoints in its folder."""
+    file = config.balancer.endpoints
+    return _HARDENED if file is None else f"{_HARDENED}\nReadWritePaths={file.parent}"
+
+
 def _deadman_unit(config: ServeConfig) -> str:
     return f"""\
 [Unit]
 Description=Reverie: the configured weights, where the agent shows no sign of life
-After=haproxy.service
+After={config.balancer.driver}.service
 
 [Service]
 ExecStart={shlex.join(deadman_command(config))}
 Restart=always
 RestartSec=1
 User=reverie
-Group=haproxy
+Group={config.balancer.driver}
 RuntimeDirectory=reverie
 RuntimeDirectoryPreserve=yes
-{_HARDENED}
+{_hardened(config)}
 
 [Install]
 WantedBy=multi-user.target

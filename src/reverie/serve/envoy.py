@@ -1,0 +1,160 @@
+"""Envoy by two things: its admin socket, which tells counts, and the file of its endpoints (EDS), which takes weights.
+Standard library alone.
+
+The file is replaced whole, as Envoy looks for a new one under the name; what was changed counts when Envoy says that it
+has it. Configured weights stand in the file too, beside each server (metadata `reverie`, `configured`), as Envoy has no
+place for them. A restarted Envoy begins with the file, so with the weights of before.
+"""
+
+import http.client
+import json
+import re
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from reverie.files import read_json, write_text
+from reverie.serve.balancer import Counts
+
+_LOOK = 0.002
+"""Seconds between two looks at whether a new file has been taken."""
+
+
+class Envoy:
+    """The servers of one cluster."""
+
+    def __init__(self, path: Path, cluster: str, endpoints: Path, timeout: float = 0.5):
+        """Arguments: `path` of the admin socket; `endpoints`, the file; `timeout`, seconds within which an answer must
+        come, and a new file be taken."""
+        self._path, self._cluster, self._endpoints, self._timeout = path, cluster, endpoints, timeout
+
+    def observe(self) -> Counts:
+        at = time.monotonic()
+        with _Admin(self._path, self._timeout) as admin:
+            process, answer = (
+                _process(admin),
+                admin.ask(f"/clusters?format=json&filter=^{quote(re.escape(self._cluster))}$"),
+            )
+        configured = {_name(each): _configured(each) for each in self._servers(self._file())}
+        try:
+            (cluster,) = answer["cluster_statuses"]
+            hosts = {host["hostname"]: host for host in cluster.get("host_statuses", [])}
+            rows = [hosts[name] for name in configured]
+            stats = [{each["name"]: int(each.get("value", 0)) for each in row["stats"]} for row in rows]
+            return Counts(
+                at,
+                process,
+                tuple(configured),
+                tuple(each["rq_active"] for each in stats),
+                tuple(each["rq_total"] for each in stats),
+                tuple(each["rq_error"] for each in stats),
+                tuple(row["weight"] for row in rows),
+                tuple(configured.values()),
+                tuple(row["health_status"] == {"eds_health_status": "HEALTHY"} for row in rows),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._path}: Envoy's cluster {self._cluster!r} has not all servers of {self._endpoints} with all "
+                f"their counts ({error!r}); versions from 1.30 on are known"
+            ) from error
+
+    def apply(self, weights: Mapping[str, int]) -> None:
+        if wrong := {name: weight for name, weight in weights.items() if not 1 <= weight <= 256}:
+            raise ValueError(f"weights must lie in [1, 256], got {wrong}")
+        self._set(weights)
+
+    def defaults(self) -> None:
+        self._set({_name(each): _configured(each) for each in self._servers(self._file())})
+
+    def identity(self) -> str:
+        with _Admin(self._path, self._timeout) as admin:
+            return _process(admin)
+
+    def _set(self, weights: Mapping[str, int]) -> None:
+        """Write them, and wait until Envoy has them."""
+        end, file = time.monotonic() + self._timeout, self._file()
+        servers = {_name(each): each for each in self._servers(file)}
+        if unknown := weights.keys() - servers.keys():
+            raise ValueError(f"{self._endpoints} has no server {', '.join(sorted(unknown))}")
+        for name, weight in weights.items():
+            servers[name]["load_balancing_weight"] = weight
+        write_text(self._endpoints, json.dumps(file, indent=1))
+        while True:
+            seen = self.observe()
+            now = dict(zip(seen.names, seen.weights, strict=True))
+            if all(now[name] == weight for name, weight in weights.items()):
+                return
+            if time.monotonic() > end:
+                raise TimeoutError(f"Envoy did not take {self._endpoints} within {self._timeout} s")
+            time.sleep(_LOOK)
+
+    def _file(self) -> Any:
+        return read_json(self._endpoints)
+
+    def _servers(self, file: Any) -> list[dict[str, Any]]:
+        try:
+            (cluster,) = file["resources"]
+            return [each for group in cluster["endpoints"] for each in group["lb_endpoints"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self._endpoints} is no file of endpoints of one cluster ({error!r})") from error
+
+
+def request_times(line: bytes, failure: float) -> list[float]:
+    """Seconds that requests took, of what Envoy sends as `statsd`: a line for each, and now and then how many failed;
+    these count for `failure` seconds each."""
+    name, _, rest = line.partition(b":")
+    value, _, kind = rest.partition(b"|")
+    if name.endswith(b".downstream_rq_time") and kind == b"ms":
+        return [int(value) / 1000]
+    return [failure] * int(value) if name.endswith(b".downstream_rq_5xx") else []
+
+
+def _name(server: Mapping[str, Any]) -> str:
+    return server["endpoint"]["hostname"]
+
+
+def _configured(server: Mapping[str, Any]) -> int:
+    return server["metadata"]["filter_metadata"]["reverie"]["configured"]
+
+
+def _process(admin: "_Admin") -> str:
+    """When it read its own configuration, which it does once."""
+    try:
+        return admin.ask("/config_dump?mask=last_updated")["configs"][0]["last_updated"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"Envoy does not say since when it runs ({error!r})") from error
+
+
+class _Admin:
+    """A connection to the admin socket; each exchange has its own, as an open one may end with the process."""
+
+    def __init__(self, path: Path, timeout: float):
+        self._path, self._timeout = path, timeout
+
+    def __enter__(self) -> "_Admin":
+        self._http = http.client.HTTPConnection("localhost", timeout=self._timeout)
+        self._http.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._http.sock.settimeout(self._timeout)
+        try:
+            self._http.sock.connect(str(self._path))
+        except OSError:
+            self._http.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def ask(self, what: str) -> Any:
+        try:
+            self._http.request("GET", what)
+            answer = self._http.getresponse()
+            text = answer.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{self._path}: {error!r}") from error
+        if answer.status != 200:
+            raise ValueError(f"{self._path}: Envoy answers {answer.status} to {what}")
+        return json.loads(text)

@@ -1,0 +1,235 @@
+"""Drivers: what HAProxy and Envoy tell and take, by one contract."""
+
+import socket
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving import binary, config, free_port, stack
+
+from reverie.serve import envoy, haproxy
+from reverie.serve.drivers import DRIVERS
+from reverie.serve.envoy import Envoy
+from reverie.serve.haproxy import HAProxy
+from reverie.serve.live import poisson_plan
+from reverie.serve.proxies import PROXIES
+
+# --- the contract ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request) -> str:
+    return request.param
+
+
+def test_weights_are_set_and_come_back_and_a_new_process_is_noticed(driver):
+    with stack(speeds=(1.0, 0.5, 0.25), weights=(128, 64, 32), driver=driver) as running:
+        before = running.driver.observe()
+        assert before.names == ("s0", "s1", "s2")
+        assert before.configured == before.weights == (128, 64, 32)
+        assert before.process == running.driver.identity()
+        running.driver.apply({"s0": 9, "s2": 256})
+        assert running.weights() == (9, 64, 256)
+        assert not running.driver.observe().at_defaults
+        running.driver.defaults()
+        assert running.driver.observe().at_defaults
+        assert running.play(poisson_plan(200.0, 0.5, 0.002, seed=1)).failed == 0
+        after = running.driver.observe()
+        assert sum(after.started) == 100
+        assert after.in_progress == after.failed == (0, 0, 0)
+        running.driver.apply({"s0": 9})
+        running.reload()
+        fresh = running.driver.observe()
+        assert fresh.process != before.process
+        assert fresh.configured == (128, 64, 32)
+        assert fresh.weights[0] == {"haproxy": 128, "envoy": 9}[driver]  # Envoy reads its weights from the file
+        assert sum(fresh.started) == 0
+        running.driver.apply({"s1": 200})  # reaches the new process, not the old one
+        assert running.weights()[1] == 200
+
+
+def test_weights_move_the_share_of_requests(driver):
+    """A server of a quarter of the weight gets about a quarter of the requests of another, while several are there."""
+    with stack(speeds=(1.0, 1.0), slots=64, weights=(128, 128), driver=driver) as running:
+        shares = []
+        for weights in ({}, {"s0": 64, "s1": 256}, None):
+            running.driver.defaults() if weights is None else running.driver.apply(weights)
+            before = np.array(running.driver.observe().started)
+            assert running.play(poisson_plan(300.0, 0.8, 0.03, seed=1)).failed == 0
+            new = running.driver.observe().started - before
+            shares.append(new[0] / new.sum())
+    assert abs(shares[0] - 0.5) < 0.08
+    assert abs(shares[2] - 0.5) < 0.08
+    assert 0.1 < shares[1] < 0.4  # Envoy weighs down who has more requests already
+
+
+def test_failures_at_a_server_are_counted_as_its_own(driver):
+    with stack(driver=driver) as running:
+        running.servers[1].behaviour = "fails"
+        assert running.play(poisson_plan(200.0, 0.5, 0.002, seed=1)).failed == 0  # sent again, elsewhere
+        seen = running.driver.observe()
+        assert seen.failed[1] > 0
+        assert seen.failed[0] == seen.failed[2] == 0
+
+
+def test_an_answer_that_does_not_come_is_an_error_of_the_system(driver, tmp_path):
+    connected = DRIVERS[driver].connect(tmp_path / "a", "be", tmp_path / "endpoints.json")
+    with pytest.raises(FileNotFoundError):
+        connected.identity()
+    silent = socket.socket(socket.AF_UNIX)
+    silent.bind(str(tmp_path / "a"))
+    silent.listen()
+    with silent, pytest.raises(OSError, match="timed out"):
+        connected.identity()
+
+
+@pytest.mark.parametrize(
+    ("read", "line", "seconds"),
+    [
+        (haproxy.request_times, b"120 200", [0.12]),
+        (haproxy.request_times, b"3 503", [5.0]),
+        (haproxy.request_times, b"7000 -1", [7.0]),
+        (envoy.request_times, b"envoy.http.requests.downstream_rq_time:120|ms", [0.12]),
+        (envoy.request_times, b"envoy.http.requests.downstream_rq_5xx:2|c", [5.0, 5.0]),
+        (envoy.request_times, b"envoy.http.requests.downstream_rq_5xx:0|c", []),
+        (envoy.request_times, b"envoy.cluster.servers.upstream_rq_time:9|ms", []),
+    ],
+)
+def test_what_a_balancer_says_of_requests_is_read_as_seconds(read, line, seconds):
+    assert read(line, 5.0) == seconds
+
+
+def test_both_send_the_times_of_requests_to_the_agent(driver):
+    with stack(driver=driver) as running:
+        heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        heard.bind(str(running.config.log_socket))
+        heard.settimeout(1.0)
+        running.play(poisson_plan(100.0, 0.06, 0.02, seed=1))  # few: some systems keep no more than 10 datagrams
+        times = []
+        with heard:
+            while len(times) < 6:
+                for line in heard.recv(1 << 16).splitlines():
+                    times += DRIVERS[driver].request_times(line, 5.0)
+    assert len(times) == 6
+    assert 0.005 < np.mean(times) < 0.3
+
+
+# --- Envoy -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_endpoints_that_is_none_is_named(tmp_path):
+    path = tmp_path / "endpoints.json"
+    at = Envoy(tmp_path / "a", "servers", path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        at.defaults()
+    path.write_text('{"resources": []}')
+    with pytest.raises(ValueError, match="no file of endpoints"):
+        at.defaults()
+    path.write_text(PROXIES["envoy"].files(envoy_settings(tmp_path), "FULL_SCAN", False)["endpoints.json"])
+    with pytest.raises(ValueError, match="no server s9"):
+        at.apply({"s9": 3})
+    with pytest.raises(ValueError, match=r"\[1, 256\], got .*'s1': 0"):
+        at.apply({"s0": 1, "s1": 0})
+
+
+def envoy_settings(folder: Path):
+    own = replace(config().balancer, driver="envoy", socket=folder / "a", endpoints=folder / "endpoints.json")
+    return config(balancer=replace(own, listen=f"127.0.0.1:{free_port()}"))
+
+
+def test_weights_that_envoy_does_not_take_are_an_error():
+    with stack(driver="envoy") as running:
+        path = running.config.balancer.endpoints
+        elsewhere = path.with_name("elsewhere.json")
+        elsewhere.write_text(path.read_text())
+        deaf = Envoy(running.config.balancer.socket, "servers", elsewhere)
+        with pytest.raises(TimeoutError, match="did not take"):
+            deaf.apply({"s0": 9})
+        elsewhere.write_text(path.read_text().replace('"s1"', '"s7"'))
+        with pytest.raises(ValueError, match="has not all servers of"):
+            deaf.observe()
+
+
+# --- HAProxy ---------------------------------------------------------------------------------------------------------
+
+INFO = "Name: HAProxy\nPid: 7\nStart_time_sec: 99\n\n"
+STATE = "1\n# be_id be_name srv_name srv_iweight\n3 be s0 64\n3 be s1 128\n\n"
+HEAD = "# svname,status,weight,stot,scur,econ,eresp,wretr,hrsp_5xx,\n"
+STAT = f"{HEAD}s0,UP,10,500,3,1,2,3,4,\ns1,MAINT,128,7,,0,0,0,,\n\n"
+
+
+class FakeHAProxy:
+    """Answers each connection with the next text, in two parts, and keeps what was asked."""
+
+    def __init__(self, path: Path, *answers: str):
+        self.asked, self._answers = [], list(answers)
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(path))
+        self._listening.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        for answer in self._answers:
+            connection, _ = self._listening.accept()
+            with connection:
+                self.asked.append(connection.recv(1 << 16).decode())
+                connection.sendall(answer[:20].encode())
+                connection.sendall(answer[20:].encode())
+        self._listening.close()
+
+
+def test_columns_are_found_by_name_wherever_they_stand(tmp_path):
+    order = HEAD.replace("svname,", "").replace("\n", "svname\n")
+    moved = f"{order}UP,10,500,3,1,2,3,4,s0\nMAINT,128,7,,0,0,0,,s1\n\n"
+    for name, stat in (("a", STAT), ("b", moved)):
+        FakeHAProxy(tmp_path / name, INFO + STATE + stat)
+        seen = HAProxy(tmp_path / name, "be").observe()
+        assert (seen.process, seen.names) == ("7 of 99", ("s0", "s1"))
+        assert (seen.started, seen.in_progress, seen.failed) == ((500, 7), (3, 0), (10, 0))
+        assert (seen.weights, seen.configured, seen.takes) == ((10, 128), (64, 128), (True, False))
+
+
+def test_what_is_drained_or_in_maintenance_keeps_its_weight(tmp_path):
+    drained = STAT.replace("s0,UP,10", "s0,DRAIN,0")
+    fake = FakeHAProxy(tmp_path / "a", INFO + STATE + drained)
+    HAProxy(tmp_path / "a", "be").defaults()  # a second exchange would find nobody
+    assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("No such proxy.\n\n", "No such proxy"),
+        (INFO + STATE + STAT.replace("scur", "gone"), "'scur'"),
+        (INFO + "Can't find backend.\n\n", "Can't find|table"),
+        (INFO + STATE + STAT.replace("500", "many"), "many"),
+    ],
+)
+def test_nonsense_is_an_error_that_quotes_it(tmp_path, answer, message):
+    FakeHAProxy(tmp_path / "a", answer)
+    with pytest.raises(ValueError, match=message):
+        HAProxy(tmp_path / "a", "be").observe()
+
+
+def test_a_refused_weight_is_an_error(tmp_path):
+    FakeHAProxy(tmp_path / "a", "\nNo such server.\n\n")
+    with pytest.raises(ValueError, match="No such server"):
+        HAProxy(tmp_path / "a", "be").apply({"s9": 3})
+    with pytest.raises(ValueError, match=r"\[1, 256\], got .*'s1': 0"):
+        HAProxy(tmp_path / "a", "be").apply({"s0": 1, "s1": 0})
+
+
+def test_haproxy_accepts_the_configuration_without_a_warning(tmp_path):
+    program = binary()
+    own = replace(config(), balancer=replace(config().balancer, listen=f"127.0.0.1:{free_port()}"))
+    (tmp_path / "haproxy.cfg").write_text(PROXIES["haproxy"].files(own, "leastconn", True)["haproxy.cfg"])
+    environment = {"LD_LIBRARY_PATH": f"{Path(program).parent}/lib"}
+    checked = subprocess.run(
+        [program, "-c", "-f", tmp_path / "haproxy.cfg"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr
