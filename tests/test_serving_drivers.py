@@ -14,7 +14,7 @@ from reverie.serve import envoy, haproxy
 from reverie.serve.drivers import DRIVERS
 from reverie.serve.envoy import Envoy
 from reverie.serve.haproxy import HAProxy
-from reverie.serve.live import poisson_plan
+from reverie.serve.live import Plan, poisson_plan
 from reverie.serve.proxies import PROXIES
 
 # --- the contract ----------------------------------------------------------------------------------------------------
@@ -115,6 +115,17 @@ def test_both_send_the_times_of_requests_to_the_agent(driver):
                     times += DRIVERS[driver].request_times(line, 5.0)
     assert len(times) == 6
     assert 0.005 < np.mean(times) < 0.3
+
+
+def test_of_idle_servers_the_heavier_is_tried_first():
+    """HAProxy does not look at their weights, but at who was used or set longest ago."""
+    with stack(speeds=(1.0, 1.0)) as running:
+        for weights in ({"s0": 100, "s1": 200}, {"s0": 200, "s1": 100}, {"s0": 90, "s1": 210}):
+            before = np.array(running.driver.observe().started)
+            running.driver.apply(weights)
+            running.play(Plan(np.zeros(1), np.full(1, 0.001)))
+            took = running.driver.observe().started - before
+            assert took.tolist() == [weights["s0"] > weights["s1"], weights["s1"] > weights["s0"]]
 
 
 # --- Envoy -----------------------------------------------------------------------------------------------------------

@@ -2,19 +2,24 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from serving import binary, stack
 
+from reverie.envs.core import TimeStep
 from reverie.envs.fleet.traces import Trace
+from reverie.policies.rules import rules
 from reverie.serve.arms import ARMS
 from reverie.serve.live import BROKEN, TIMED_OUT, Plan, SleepingServer, play, poisson_plan, trace_plan
-from reverie.serve.predict import simulate
+from reverie.serve.predict import IdleFirst, LeastConnections, simulate
 from reverie.serve.proxies import find
 from reverie.serve.race import RaceConfig, paired_ratio, paired_runs, race
 
@@ -23,7 +28,7 @@ MINUTE = "leastconn", "nginx-least-time", "serve"
 
 @pytest.fixture(scope="module", autouse=True)
 def minute(tmp_path_factory) -> Iterator[tuple[subprocess.Popen | None, Path]]:
-    """A minute's race of three arms, which is played while the other tests of this file run."""
+    """A race of three arms that takes a minute in all, and is played while the other tests of this file run."""
     folder = tmp_path_factory.mktemp("race")
     try:
         for name in MINUTE:
@@ -31,11 +36,11 @@ def minute(tmp_path_factory) -> Iterator[tuple[subprocess.Popen | None, Path]]:
     except FileNotFoundError:
         yield None, folder
         return
-    words = "--work 0.15 --seconds 60 --drift --output json --out", str(folder), *(f"--arm {name}" for name in MINUTE)
+    words = "--work 0.15 --seconds 42 --drift --output json --out", str(folder), *(f"--arm {name}" for name in MINUTE)
     command = [sys.executable, "-m", "reverie", "serve", "race", *" ".join(words).split()]
     begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     yield begun, folder
-    begun.kill()
+    begun.send_signal(signal.SIGINT)  # so that it ends its proxies
     begun.communicate()
 
 
@@ -148,6 +153,36 @@ def test_maxconn_is_one_queue_in_the_simulator():
         expected.append(start + work / 0.5 - at)
     np.testing.assert_allclose(simulate(config, ARMS["maxconn"]), expected, atol=1e-3)
     np.testing.assert_allclose(simulate(config, ARMS["maxconn-1"]), expected, atol=1e-3)
+
+
+def seen(*jobs: int) -> TimeStep:
+    """What a balancer sees of servers with so many requests, a thousand times."""
+    servers = jnp.tile(jnp.array(jobs, jnp.float32)[:, None], (1000, 1, 1))
+    observation = {"servers": servers, "job": jnp.ones((1000, 1)), "mask": jnp.ones(servers.shape[:2], bool)}
+    return TimeStep(observation, jnp.zeros(1000), *(jnp.zeros(1000, bool),) * 3)
+
+
+def shares(rule, *jobs: int) -> np.ndarray:
+    """How often each server is chosen."""
+    action, _ = rule.act(rule.initial_state(1000), seen(*jobs), jax.random.key(0))
+    return np.bincount(action, minlength=len(jobs)) / 1000
+
+
+def test_least_connections_in_the_simulator_are_those_of_haproxy():
+    equal = LeastConnections([1, 1, 1])
+    np.testing.assert_allclose(shares(equal, 2, 0, 0), [0, 0.5, 0.5], atol=0.05)
+    weighted = LeastConnections([8, 1, 0.9])
+    assert shares(weighted, 1, 0, 2)[1] == 1  # idle, whatever its weight
+    assert shares(weighted, 7, 1, 1)[0] == 1  # 8 / 8 is less than 2 / 1
+    two = LeastConnections([1, 1, 1], drawn=2)
+    np.testing.assert_allclose(shares(two, 5, 3, 1), [1 / 9, 3 / 9, 5 / 9], atol=0.05)  # both draws may be the worst
+
+
+def test_a_rule_chooses_among_idle_servers_first():
+    sed = rules([1.0, 0.1, 0.05], [1.0], ["sed"])["sed"]
+    assert shares(sed, 1, 0, 0)[0] == 1
+    assert shares(IdleFirst(sed, [1, 1, 1]), 1, 0, 0)[1] == 1
+    assert shares(IdleFirst(sed, [1, 1, 1]), 1, 1, 1)[0] == 1
 
 
 # --- real proxies ----------------------------------------------------------------------------------------------------

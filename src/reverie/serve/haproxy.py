@@ -52,7 +52,8 @@ class HAProxy:
     def apply(self, weights: Mapping[str, int]) -> None:
         if wrong := {name: weight for name, weight in weights.items() if not 1 <= weight <= 256}:
             raise ValueError(f"weights must lie in [1, 256], got {wrong}")
-        self._set({name: str(weight) for name, weight in weights.items()})
+        # Of idle servers `leastconn` takes the one that was used or set longest ago: the heaviest is to come first.
+        self._set({name: str(weight) for name, weight in sorted(weights.items(), key=lambda each: -each[1])})
 
     def defaults(self) -> None:
         seen = self.observe()

@@ -1,7 +1,8 @@
 """What the simulator says of a race: its plan (arrivals, works, changes of speed) under the rule that an arm comes to.
 
-`leastconn` takes any of the servers with the fewest requests, as a proxy takes them by turns; two are drawn one by one,
-so that they may be the same, as HAProxy and Envoy do it; nginx's `least_time` is `ewma` without its rounding.
+HAProxy's `leastconn` looks at weights only beside requests: an idle server comes before all others, and of several any
+may be the one that was used longest ago. Two that are drawn may be the same, in HAProxy as in Envoy; nginx's
+`least_time` is `ewma` without its rounding.
 """
 
 from typing import ClassVar
@@ -25,26 +26,45 @@ from reverie.serve.arms import Arm
 from reverie.serve.race import RaceConfig
 
 
-class FewestOf(eqx.Module):
-    """The fewest jobs in progress of `drawn` servers, drawn with replacement, or of all (0); any of them where several
-    have as few."""
+class LeastConnections(eqx.Module):
+    """The least (jobs in progress + 1) / weight of `drawn` servers, drawn with replacement, or of all (0), idle servers
+    before all others; any of those that are equal."""
 
     view: ClassVar[View] = "counts"
-    servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
-    """1 for a server, 0 for padding."""
+    weights: Float[Array, " N"] = eqx.field(converter=as_speeds)
+    """0 for padding."""
     drawn: int = eqx.field(static=True, default=0)
 
     def initial_state(self, batch: int) -> PolicyState:
         return ()
 
     def act(self, state: PolicyState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], PolicyState]:
-        seen, (draw, chance) = counts_view(timestep, self.servers), jax.random.split(key)
+        seen, (draw, chance) = counts_view(timestep, self.weights), jax.random.split(key)
         some = seen.allowed
         if self.drawn:
             logits = jnp.where(some, 0.0, -jnp.inf)
             shape = self.drawn, len(some)
             some = jax.nn.one_hot(jax.random.categorical(draw, logits, shape=shape), some.shape[-1]).any(0)
-        return pick(seen.jobs, jax.random.uniform(chance, some.shape), some), state
+        score = jnp.where(seen.jobs > 0, (seen.jobs + 1) / seen.speed, 0.0)
+        return pick(score, jax.random.uniform(chance, some.shape), some), state
+
+
+class IdleFirst(eqx.Module):
+    """A rule that may choose among all servers only where none of them is idle."""
+
+    view: ClassVar[View] = "counts"
+    rule: Rule
+    servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
+    """1 for a server, 0 for padding."""
+
+    def initial_state(self, batch: int) -> PolicyState:
+        return self.rule.initial_state(batch)
+
+    def act(self, state: PolicyState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], PolicyState]:
+        seen = counts_view(timestep, self.servers)
+        idle = seen.allowed & (seen.jobs == 0)
+        mask = jnp.where(idle.any(-1, keepdims=True), idle, seen.allowed)
+        return self.rule.act(state, timestep._replace(observation={**timestep.observation, "mask": mask}), key)
 
 
 def simulate(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"] | None:
@@ -85,7 +105,7 @@ def _rule(config: RaceConfig, arm: Arm) -> Rule | None:
         case "roundrobin":
             return known["round-robin"]
         case "random(2)" | "N_CHOICES":
-            return FewestOf(equal, 2)
+            return LeastConnections(equal, 2)
         case "least_time last_byte":
             return known["ewma"]
         case _ if alone:
@@ -93,8 +113,8 @@ def _rule(config: RaceConfig, arm: Arm) -> Rule | None:
         case _ if arm.cap == "slots" or (arm.proxy == "envoy" and arm.served):
             return None
         case _ if arm.served:
-            return known["adaptive-least-connections"]
+            return IdleFirst(known["adaptive-least-connections"], equal)
         case _ if arm.weighted:
-            return rules(config.speeds, config.plan.work, ["sed"])["sed"]
+            return LeastConnections(np.array(config.speeds))
         case _:
-            return FewestOf(equal)
+            return LeastConnections(equal)

@@ -36,7 +36,7 @@ def _nginx_config(config: ServeConfig, balance: str, capped: bool) -> Files:
     )
     text = f"""\
 daemon off;
-worker_processes 1;
+master_process off;
 pid nginx.pid;
 events {{ worker_connections 8192; }}
 http {{
