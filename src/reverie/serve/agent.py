@@ -241,7 +241,7 @@ def run(load: Callable[[], ServeConfig], say: Say) -> None:
         due, switch = time.monotonic(), None
         while True:
             if agent.sends and (switch is None or switch.poll() is not None) and not deadman.is_on_duty(config.state):
-                switch = subprocess.Popen(deadman_command(config, "--follow"), start_new_session=True)
+                switch = subprocess.Popen(deadman_command(config, str(os.getpid())), start_new_session=True)
             agent.tick()
             _tell_systemd("WATCHDOG=1")
             due = max(due + 1 / agent.config.hz, time.monotonic())

@@ -1,9 +1,10 @@
 """The dead-man's switch: a process of its own that sets the configured weights where the agent shows no sign of life.
 
-    python -m reverie.serve.deadman STATE SECONDS DRIVER SOCKET BACKEND ENDPOINTS [--follow | --now]
+    python -m reverie.serve.deadman STATE SECONDS DRIVER SOCKET BACKEND ENDPOINTS [--now | PID]
 
 The agent writes into STATE/alive, at each decision that went well, the time of the monotonic clock, which all processes
-of a machine share, and whether weights of its own may be in the balancer. Standard library alone.
+of a machine share, and whether weights of its own may be in the balancer. With the agent's PID the switch ends with it,
+once nothing is left behind. Standard library alone.
 """
 
 import fcntl
@@ -53,16 +54,16 @@ def restore(balancer: Balancer) -> bool:
         return False
 
 
-def watch(balancer: Balancer, state: Path, seconds: float, follow: bool) -> None:
-    """Look, for ever; with `follow`, until the process that began this one is gone and has left nothing behind."""
-    parent, restored = os.getppid(), ""
+def watch(balancer: Balancer, state: Path, seconds: float, parent: int | None) -> None:
+    """Look, for ever; or until the process that began this one, `parent`, is gone and has left nothing behind."""
+    restored = ""
     while True:
         text = _read(state / ALIVE)
         dead = text != restored and is_dead(text, time.monotonic(), seconds)
         if dead and restore(balancer):
             print(f"deadman: no sign of life for {seconds} s; the configured weights are back", file=sys.stderr)
             restored, dead = text, False
-        if follow and os.getppid() != parent and (text == restored or not text.endswith("1\n")):
+        if parent is not None and os.getppid() != parent and (text == restored or not text.endswith("1\n")):
             return
         time.sleep(_EVERY)
 
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> int:
     with (Path(state) / LOCK).open("a") as lock:
         if not _taken(lock.fileno()):
             return 0  # another one is on duty
-        watch(balancer, Path(state), float(seconds), how == ["--follow"])
+        watch(balancer, Path(state), float(seconds), int(how[0]) if how else None)
     return 0
 
 
