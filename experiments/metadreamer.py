@@ -187,7 +187,7 @@ def speeds(world, model, task: jax.Array, z: jax.Array) -> tuple[np.ndarray, np.
         real.append(timestep.observation["road"][5:])
         foretold.append(numbers[5:])
         state, timestep = world.step(task, state, jnp.zeros(1), KEY)
-        numbers = model(numbers, jnp.zeros(1), z)[0].observation
+        numbers = model(numbers, jnp.zeros(1), z, timestep.observation["road"])[0].observation
     return np.stack(real), np.stack(foretold)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from reverie.envs import merging
 from reverie.envs.core import batch_reset
-from reverie.envs.factors import grid, inside, outside
+from reverie.envs.dispatch import Dispatch
+from reverie.envs.factors import Physics, grid, inside, outside
 from reverie.envs.games import GAMES
 from reverie.envs.merging import Merging, Road, drive, seen, unseen
 from reverie.envs.point_robot import PointRobot
@@ -32,6 +33,16 @@ class Straight:
 
     def act(self, state, timestep, key):
         return jnp.clip((self.goals - timestep.observation["position"]) / 0.1, -1, 1), state
+
+
+class Anywhere:
+    """Dispatches at random."""
+
+    def initial_state(self, batch):
+        return ()
+
+    def act(self, state, timestep, key):
+        return jax.random.randint(key, timestep.reward.shape, 0, 4), state
 
 
 def test_the_point_robot_pays_the_distance_that_is_left():
@@ -123,7 +134,7 @@ def test_what_is_best_depends_on_how_they_yield():
 def test_tests_lie_between_the_tasks_to_learn_from_or_outside_of_them():
     """In every factor between its least and its greatest value; outside, not so in at least one."""
     with_tests = {name: game for name, game in GAMES.items() if game.tests}
-    assert {"point_robot", "merging", "merging/hidas", "merging/told"} <= set(with_tests)
+    assert {"point_robot", "merging", "merging/hidas", "merging/told", "dispatch", "dispatch/told"} <= set(with_tests)
     for game in with_tests.values():
         low, high = game.tasks.min(0), game.tasks.max(0)
         between, around = (game.tests[name] for name in ("interpolated", "extrapolated"))
@@ -148,13 +159,70 @@ def test_outside_is_in_the_wider_box_and_all_around():
     assert (np.abs(found) < 1).any(), "a task may lie within the range of one factor"
 
 
-@pytest.mark.parametrize("name", ["point_robot", "merging", "merging/hidas"])
+@pytest.mark.parametrize("name", ["point_robot", "merging", "merging/hidas", "dispatch"])
 def test_an_oracle_sees_the_same_world_and_its_factors(name):
     plain, told = GAMES[name].world, GAMES[f"{name}/told"].world
     task, key = jnp.asarray(GAMES[name].tasks[2]), jax.random.key(3)
+    action = jnp.int32(1) if name == "dispatch" else jnp.ones(plain.action_spec.width)
     for act in ("reset", "step"):
-        args = () if act == "reset" else (told.reset(task, key)[0], jnp.ones(plain.action_spec.size))
+        args = () if act == "reset" else (told.reset(task, key)[0], action)
         (_, one), (_, other) = (getattr(world, act)(task, *args, key) for world in (plain, told))
         np.testing.assert_array_equal(other.observation["factors"], task)
         assert set(other.observation) == {*one.observation, "factors"} == set(told.observation_spec)
         np.testing.assert_array_equal(one.reward, other.reward)
+
+
+@pytest.mark.parametrize("name", ["dispatch", "dispatch/skew"])
+def test_queues_that_are_known_but_for_speeds_and_jobs_are_those_of_the_fleet(name):
+    """Physics, told the factors and what jobs came, is the simulator's own step; and never beyond what it may say."""
+    world, tasks = GAMES[name].world, jnp.asarray(GAMES[name].tests["extrapolated"])
+    assert isinstance(world, Physics)
+    speed, rate, tail = world.laws(tasks)
+    unknown = jnp.log(jnp.concatenate([speed, rate[:, None], tail[:, None]], -1))
+    assert (jnp.abs(unknown) < world.bound).all()
+    states, timestep = batch_reset(world, tasks, KEY)
+    idle, step, go_on = 0, jax.jit(jax.vmap(world.step)), jax.jit(world.advance)
+    for key in jax.random.split(KEY, world.limit):
+        action = jax.random.randint(key, (64,), 0, 4)
+        before = timestep.observation
+        states, timestep = step(tasks, states, action, jax.random.split(key, 64))
+        seen, reward, ends = go_on(before, action, unknown, world.brought(timestep.observation))
+        for entry in seen:
+            np.testing.assert_allclose(seen[entry], timestep.observation[entry], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(reward, timestep.reward, rtol=1e-4, atol=1e-5)
+        assert not ends.any()
+        assert not timestep.is_terminal.any()
+        idle += int((seen["servers"][..., 1] == 0).sum())
+    assert timestep.is_last.all()
+    assert 0 < idle < 64 * 64 * 4
+
+
+def test_jobs_that_are_imagined_have_the_law_of_those_that_come_and_no_other_is_likelier():
+    """Means, spread and tail of drawn jobs are the simulator's; its jobs surprise least whoever knows their law."""
+    world = Dispatch()
+    tasks = jnp.tile(jnp.array([[0.6, 0.7, -0.5]]), (1_000, 1))
+    _, rate, tail = world.laws(tasks)
+    truth = jnp.concatenate([jnp.zeros((1_000, 4)), jnp.log(rate)[:, None], jnp.log(tail)[:, None]], -1)
+    _, seen = rollout(world, Anywhere(), tasks, KEY, 16, lambda s, t, a: t.observation["job"])
+    came, drawn = np.asarray(seen).reshape(-1, 2), np.asarray(world.draw(jnp.tile(truth, (16, 1)), KEY))
+    for made in (came, drawn):
+        assert made[:, 0].mean() == pytest.approx(1.0, rel=0.03)
+        assert np.log(made[:, 0]).std() == pytest.approx(0.7, rel=0.03)
+        assert made[:, 1].mean() == pytest.approx(1 / 2.4, rel=0.03)
+        assert (made[:, 1] > 3 / 2.4).mean() == pytest.approx(np.exp(-3), rel=0.1)
+    shifts = jnp.concatenate([jnp.zeros((1, 6)), 0.1 * jnp.eye(6)[4:], -0.1 * jnp.eye(6)[4:]])
+    surprise = jax.vmap(lambda shift: world.surprise(jnp.tile(truth + shift, (16, 1)), jnp.asarray(came)).mean())(shifts)
+    assert (surprise[0] < surprise[1:]).all()
+
+
+def test_skew_says_which_servers_are_fast_and_their_sum_stays():
+    speed, _, _ = Dispatch(("skew",)).laws(jnp.array([[-1.0], [0.0], [1.0]]))
+    np.testing.assert_allclose(speed.sum(1), 4, rtol=1e-6)
+    np.testing.assert_allclose(speed[1], 1, rtol=1e-6)
+    np.testing.assert_allclose(speed[0], speed[2][::-1], rtol=1e-5)
+    assert float(speed[2, 3] / speed[2, 0]) == pytest.approx(np.exp(2), rel=1e-4)
+
+
+def test_factors_that_a_fleet_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="factors are of load, tail, skew; got size"):
+        Dispatch(("load", "size"))

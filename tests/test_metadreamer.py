@@ -159,7 +159,7 @@ def test_physics_with_what_the_drivers_do_is_the_worlds_own_step(drivers):
         action = jax.random.uniform(key, (64, 1), minval=-0.5, maxval=1.5)
         unknown = jax.vmap(world.responses)(tasks, unseen(timestep.observation["road"]))
         assert (jnp.abs(unknown) <= world.bound).all()
-        seen, reward, ends = world.advance(timestep.observation, action, unknown)
+        seen, reward, ends = world.advance(timestep.observation, action, unknown, unknown[:, :0])
         states, timestep = jax.vmap(world.step)(tasks, states, action, jax.random.split(key, 64))
         np.testing.assert_allclose(seen["road"], timestep.observation["road"], atol=1e-4)
         near = jnp.abs(timestep.observation["road"][:, 0]) > 1e-3  # else rounding decides who has arrived
@@ -176,7 +176,7 @@ def test_the_loss_is_that_of_the_likeliest_normals_and_what_does_not_count_is_le
     action, z, reward = jax.random.normal(keys[2], (50, 1)), jax.random.normal(keys[3], (50, 2)), jnp.arange(50.0)
     counts = (jnp.arange(50) < 40).astype(float)
     loss, squared = model.loss(before, action, z, after, reward, jnp.ones(50), counts)
-    led, logit = model(before, action, z)
+    led, logit, _ = model(before, action, z, after)
     error = np.concatenate([after - led.observation, (reward - led.reward)[:, None]], 1)[:40]
     deviation = np.sqrt((error**2).mean(0))
     density = (0.5 * (error / deviation) ** 2 + np.log(deviation)).sum(1).mean() - 9 / 2
@@ -201,12 +201,12 @@ def gradients(decoder: str):
     a = agent(decoder=decoder)
     assert isinstance(a, OffPolicyAgent)
     learner, given = a.init(KEY), studied(a)
-    imagined = a.imagine(learner.networks, given, learner.codes, jnp.array([0, 1]), KEY)
+    imagined = a.imagine(learner.networks, given, learner.codes, jnp.array([0, 1]), jnp.zeros(9), KEY)
 
     names = ("model/loss", "critic/loss", "actor/loss", "value/loss", "task/inter")
 
     def losses(networks):
-        total, (metrics, _) = a.loss(networks, learner.target, given, imagined, KEY)
+        total, (metrics, *_) = a.loss(networks, learner.target, given, imagined, KEY)
         return jnp.stack([total, *(metrics[name] for name in names)])
 
     back = eqx.filter_vjp(losses, learner.networks)[1]
@@ -280,17 +280,17 @@ def test_imagined_steps_are_the_models_and_after_the_end_of_an_episode_none_coun
     networks, z = a.init(KEY).networks, jax.random.normal(KEY, (16, 3))
     _, opened = batch_reset(Merging("hidas"), jnp.ones((16, 2)), KEY)
     begun = jax.tree.map(lambda x: x.at[:, 0].set(-0.5), opened.observation)  # 25 m before the end of the ramp
-    steps, told = a.live(networks, begun, z, KEY)
+    steps, told = a.live(networks, begun, z, jnp.zeros(9), KEY)
     by_time = jax.tree.map(lambda x: x.reshape(30, 16, *x.shape[1:]), steps)
     np.testing.assert_array_equal(told.reshape(30, 16, 3), np.broadcast_to(z, (30, 16, 3)))
     np.testing.assert_array_equal(by_time.observation["road"][0], begun["road"])
     np.testing.assert_array_equal(by_time.observation["road"][1:], by_time.after["road"][:-1])
-    led, _ = networks.model(steps.observation["road"], steps.action, told)
+    led, *_ = networks.model(steps.observation["road"], steps.action, told, steps.after["road"])
     np.testing.assert_allclose(steps.reward, led.reward, atol=1e-4)
     ended = np.cumsum(by_time.is_terminal, 0) - np.asarray(by_time.is_terminal)
     np.testing.assert_array_equal(by_time.counts, ended == 0)
     assert 0 < by_time.counts.sum() < 480
-    drawn = a.drawn(a.live(networks, begun, z, KEY), rows(a, (3, 40, 2), 0), KEY)
+    drawn = a.drawn(a.live(networks, begun, z, jnp.zeros(9), KEY), rows(a, (3, 40, 2), 0), KEY)
     assert drawn.steps.counts.all()
     assert len(drawn.z) == 120, "half of all"
 
@@ -325,7 +325,7 @@ def test_episodes_are_in_known_tasks_or_between_them_as_asked(imagination, known
     """Codes of known tasks are far from those of their contexts here, so that the two can be told apart."""
     a = agent(imagination=imagination)
     learner, given = a.init(KEY), studied(a)
-    z = a.imagine(learner.networks, given, learner.codes + 1000.0, jnp.array([0, 1]), KEY).z[:12]
+    z = a.imagine(learner.networks, given, learner.codes + 1000.0, jnp.array([0, 1]), jnp.zeros(9), KEY).z[:12]
     assert (np.abs(np.asarray(z)).max(1) < 500).sum() == known
 
 

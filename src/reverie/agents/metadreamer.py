@@ -245,7 +245,8 @@ class MetaDreamer:
         if self.config.imagination != "none":
             count = self.config.rollouts
             begun = {name: jnp.zeros((count, *spec.shape)) for name, spec in self.observation_spec.items()}
-            shapes = jax.eval_shape(self.live, networks, begun, jnp.zeros((count, c.latent)), key)
+            off = jnp.zeros(networks.model.numbers.width + 1)
+            shapes = jax.eval_shape(self.live, networks, begun, jnp.zeros((count, c.latent)), off, key)
             imagined = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # none of it counts
         return Learner(networks, target, optimiser, codes, jnp.zeros(len(codes), bool), imagined, jnp.int32(0))
 
@@ -265,7 +266,7 @@ class MetaDreamer:
         c = self.config
         loss_key, draw_key, renew_key = jax.random.split(key, 3)
         steps = None if learner.imagined is None else self.drawn(learner.imagined, rows.rows, draw_key)
-        gradient, (metrics, means) = eqx.filter_grad(self.loss, has_aux=True)(
+        gradient, (metrics, means, off) = eqx.filter_grad(self.loss, has_aux=True)(
             learner.networks, learner.target, rows, steps, loss_key
         )
         step, optimiser = self.optimiser.update(gradient, learner.optimiser)
@@ -278,7 +279,7 @@ class MetaDreamer:
             ready = known.all() | (c.imagination == "mdp")  # a task without a code has no neighbours
             imagined = jax.lax.cond(
                 ready & (updates >= c.warmup) & (updates % c.renew == 0),
-                lambda: self.imagine(networks, rows, codes, dimensions, renew_key),
+                lambda: self.imagine(networks, rows, codes, dimensions, off, renew_key),
                 lambda: learner.imagined,
             )
             lived = imagined.steps.counts
@@ -300,8 +301,9 @@ class MetaDreamer:
         given: Studied,
         imagined: Imagined | None,
         key: Key[Array, ""],
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "M n Z"]]]:
-        """The sum of all losses; metrics, and the posterior means of all contexts."""
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "M n Z"], Float[Array, " E"]]]:
+        """The sum of all losses; metrics, the posterior means of all contexts, and how far the generative model is
+        off in each number of an observation and in the reward (`GenerativeModel.imagine`)."""
         c, shared, acting = self.config, self.config.pearl, networks.acting
         task_key, act_key = jax.random.split(key)
 
@@ -334,7 +336,7 @@ class MetaDreamer:
                 imagined,
             )
         learned, more = soft_losses(shared, acting, target, steps, z, act_key)
-        return total + learned, (metrics | more, mean)
+        return total + learned, (metrics | more, mean, jnp.sqrt(squared))
 
     def contexts(self, evidence: Row) -> Row:
         """Stretches [M, n g, L, ...] as those of each context [M, n, g, L, ...]."""
@@ -400,6 +402,7 @@ class MetaDreamer:
         given: Studied,
         codes: Float[Array, "K Z"],
         dimensions: Int[Array, " F"],
+        off: Float[Array, " E"],
         key: Key[Array, ""],
     ) -> Imagined:
         """Episodes of the present policy in known tasks (MDP-imagination) and in imagined ones (meta-imagination)."""
@@ -414,7 +417,7 @@ class MetaDreamer:
         if imaginary:
             between_them = self.interpolation.codes(codes, dimensions, c.epsilon, imaginary, between_key)
             z = jnp.concatenate([between_them, real[imaginary:]])
-        return self.live(networks, self.starts(given, task, start_key), z, live_key)
+        return self.live(networks, self.starts(given, task, start_key), z, off, live_key)
 
     def starts(self, given: Studied, task: Int[Array, " R"], key: Key[Array, ""]) -> dict[str, Array]:
         """Real observations [R, ...] of the tasks with these numbers in the update: a share of them open an episode
@@ -428,7 +431,12 @@ class MetaDreamer:
         return jax.tree.map(lambda x: x[task, place], seen.observation)
 
     def live(
-        self, networks: Networks, observation: dict[str, Array], z: Float[Array, "R Z"], key: Key[Array, ""]
+        self,
+        networks: Networks,
+        observation: dict[str, Array],
+        z: Float[Array, "R Z"],
+        off: Float[Array, " E"],
+        key: Key[Array, ""],
     ) -> Imagined:
         """Episodes of the present policy, as the generative model has them."""
         acting, model = networks.acting, networks.model
@@ -438,7 +446,7 @@ class MetaDreamer:
             act_key, end_key = jax.random.split(key)
             seen = model.numbers.apart(numbers)
             action = acting.policy(acting.told(seen, z), seen).sample(act_key)
-            led, _ = model(numbers, action, z)
+            led = model.imagine(numbers, action, z, off, jax.random.fold_in(key, 2))
             ends = jax.random.bernoulli(end_key, led.ends)
             return (led.observation, going & ~ends), Steps(
                 seen, action, led.reward, model.numbers.apart(led.observation), ends, going

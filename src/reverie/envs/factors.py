@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
@@ -37,9 +38,11 @@ class Factored(Protocol):
 
 @runtime_checkable
 class Physics(Protocol):
-    """What is known of how a world goes on from what is observed of it: all but some numbers, in which the factors are.
+    """What is known of how a world goes on from what is observed of it: all but some numbers, in which the factors are,
+    and what chance brings.
 
-    Its own `step` is `advance` at the numbers that the factors of the task make of the state.
+    Its own `step` is `advance` at the numbers that the factors of the task make of the state, and at what came by
+    chance.
     """
 
     @property
@@ -52,11 +55,41 @@ class Physics(Protocol):
         """Each of them is in [-bound, bound]."""
         ...
 
+    @property
+    def constant(self) -> bool:
+        """Whether they are numbers of the task alone, the same in all states."""
+        ...
+
+    def draw(self, unknown: Float[Array, "*B U"], key: Key[Array, ""]) -> Float[Array, "*B C"]:
+        """What chance brings in a step: C numbers, none where nothing is left to it."""
+        ...
+
+    def brought(self, after: dict[str, Array]) -> Float[Array, "*B C"]:
+        """What it brought in the step that led to this observation."""
+        ...
+
+    def surprise(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B C"]) -> Float[Array, "*B"]:
+        """Minus the logarithm of its density, up to what does not depend on `unknown`."""
+        ...
+
     def advance(
-        self, observation: dict[str, Array], action: Array, unknown: Float[Array, "*B U"]
+        self, observation: dict[str, Array], action: Array, unknown: Float[Array, "*B U"], chance: Float[Array, "*B C"]
     ) -> tuple[dict[str, Array], Float[Array, "*B"], Bool[Array, "*B"]]:
         """What is observed next, the reward, and whether the episode ends there."""
         ...
+
+
+class Certain:
+    """Of a `Physics`, that it leaves nothing to chance."""
+
+    def draw(self, unknown: Float[Array, "*B U"], key: Key[Array, ""]) -> Float[Array, "*B 0"]:
+        return unknown[..., :0]
+
+    def brought(self, after: dict[str, Array]) -> Float[Array, "*B 0"]:
+        return next(iter(after.values()))[..., :0]
+
+    def surprise(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B 0"]) -> Float[Array, "*B"]:
+        return jnp.zeros(unknown.shape[:-1])
 
 
 @dataclass(frozen=True)

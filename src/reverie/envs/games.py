@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from reverie.envs.core import Environment
+from reverie.envs.dispatch import Dispatch
 from reverie.envs.factors import Factored, Factors, Told, grid, inside, outside
 from reverie.envs.memory import autoencode, concentration, discounting_chain, maze, memory_chain, repeat_previous
 from reverie.envs.memory.discounting_chain import DiscountingChain
@@ -18,6 +19,8 @@ from reverie.envs.point_robot import PointRobot
 
 Tasks = Shaped[np.ndarray, "_ ..."]
 
+BOX = 256
+"""Tasks that are drawn from the box of those to learn from, for agents that are to know no task but all of them."""
 NO_TESTS: Mapping[str, Tasks] = MappingProxyType({})
 
 
@@ -45,7 +48,7 @@ def _games() -> dict[str, Game]:
     found |= {
         f"discounting_chain/{delay}": Game(DiscountingChain(), np.array([arm], np.int32)) for arm, delay in delays
     }
-    return found | _point_robots() | _merging()
+    return found | _point_robots() | _merging() | _dispatch()
 
 
 def _numbers(variants: Sized) -> Tasks:
@@ -71,9 +74,31 @@ def _merging() -> dict[str, Game]:
     }
     found = _with_oracle("merging", Merging(), grid((-0.8, -0.4, 0.0, 0.4, 0.8)), tests)
     found["merging/dense"] = Game(Merging(), grid(np.linspace(-0.8, 0.8, 13).tolist()), tests)
+    found["merging/box"] = Game(Merging(), inside((-0.8,), (0.8,), BOX, seed=4), tests)
     box, wide = ((1.0, 0.5), (5.0, 2.5)), ((0.0, 0.1), (7.0, 3.0))
     tests = {"interpolated": inside(*box, 64, seed=2), "extrapolated": outside(*box, *wide, 64, seed=3)}
     return found | _with_oracle("merging/hidas", Merging("hidas"), grid((1.0, 3.0, 5.0), (0.5, 1.5, 2.5)), tests)
+
+
+def _dispatch() -> dict[str, Game]:
+    """One, two and three factors: sparse grids to learn from; all tasks of MetaDreamer, known and imagined, for three;
+    and any tasks of the box. Tests are drawn between and around them."""
+    values = {"load": (0.5, 0.8), "tail": (0.4, 1.2), "skew": (-1.0, 0.0, 1.0)}
+    widest = {"load": (0.3, 0.9), "tail": (0.2, 1.5), "skew": (-1.5, 1.5)}
+    found: dict[str, Game] = {}
+    for name, factors in {
+        "dispatch/skew": ("skew",),
+        "dispatch/load-skew": ("load", "skew"),
+        "dispatch": ("load", "tail", "skew"),
+    }.items():
+        low, high = ([end(values[k]) for k in factors] for end in (min, max))
+        wide = ([end(widest[k]) for k in factors] for end in (min, max))
+        tests = {"interpolated": inside(low, high, 64, seed=5), "extrapolated": outside(low, high, *wide, 64, seed=6)}
+        found |= _with_oracle(name, Dispatch(factors), grid(*(values[k] for k in factors)), tests)
+    dense = grid(*(np.linspace(min(v), max(v), 3 * len(v) - 2).tolist() for v in values.values()))
+    found["dispatch/dense"] = Game(Dispatch(), dense, tests)
+    found["dispatch/box"] = Game(Dispatch(), inside(low, high, BOX, seed=7), tests)
+    return found
 
 
 def _with_oracle(name: str, world: Factored, tasks: Factors, tests: Mapping[str, Factors]) -> dict[str, Game]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from reverie.envs.core import ArraySpec, Continuous, TimeStep, first, later
+from reverie.envs.factors import Certain
 
 STEP = 0.2  # s
 STRONGEST = 3.0  # m/s², in either direction
@@ -44,7 +45,7 @@ class MergingState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Merging:
+class Merging(Certain):
     """Accelerate or brake (action -1 .. 1) along the ramp so as to be between two cars, or before or behind all of
     them, where it ends.
 
@@ -66,6 +67,7 @@ class Merging:
     unknowns: ClassVar[int] = OTHERS
     """Accelerations of the others: what of a step the factors decide."""
     bound: ClassVar[float] = STRONGEST
+    constant: ClassVar[bool] = False
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -90,7 +92,11 @@ class Merging:
         return MergingState(road, time), later({"road": seen(road)}, reward, ended, time >= self.limit)
 
     def advance(
-        self, observation: dict[str, Array], action: Float[Array, "*B 1"], unknown: Float[Array, "*B O"]
+        self,
+        observation: dict[str, Array],
+        action: Float[Array, "*B 1"],
+        unknown: Float[Array, "*B O"],
+        chance: Float[Array, "*B 0"],
     ) -> tuple[dict[str, Array], Float[Array, "*B"], Bool[Array, "*B"]]:
         """What is observed next, the reward, and whether the episode ends, given what the others do [m/s²]: `Physics`,
         as MetaDreamer's decoder has it."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from reverie.agents.pearl import PEARLPolicy
-from reverie.envs.core import Environment, batch_reset, batch_step
+from reverie.envs.core import ActionSpec, Continuous, Discrete, Environment, batch_reset, batch_step
 from reverie.models.generative import GenerativeModel
 from reverie.policies.rollout import rollout
 
@@ -59,17 +59,19 @@ def foretelling_error(
     key: Key[Array, ""],
 ) -> Float[Array, " H"]:
     """How far the model, told z, is off the world in these tasks after 1 .. `steps` (H) steps of the same actions,
-    drawn evenly: the root of the mean squared difference of an observation's numbers. Episodes that have ended, in the
-    world or in the model, no longer count; NaN where none is left."""
+    drawn evenly: the root of the mean squared difference of an observation's numbers. Physics is told what chance
+    brought in the world, and is not judged by it; `free` foretells that too. Episodes that have ended, in the world or
+    in the model, no longer count; NaN where none is left."""
     reset_key, key = jax.random.split(key)
 
     def step(now: tuple, key: Key[Array, ""]) -> tuple[tuple, Float[Array, ""]]:
         states, timestep, numbers, going = now
         act_key, step_key = jax.random.split(key)
-        action = jax.random.uniform(act_key, (len(z), world.action_spec.width), minval=-1.0)
+        action = anything(world.action_spec, len(z), act_key)
         states, timestep = batch_step(world, tasks, states, timestep, action, step_key)
-        led, _ = model(numbers, action, z)
-        off = jnp.square(led.observation - model.numbers.flat(timestep.observation)).mean(-1)
+        came = model.numbers.flat(timestep.observation)
+        led, *_ = model(numbers, action, z, came)
+        off = jnp.square(led.observation - came).mean(-1)
         error = jnp.sqrt(jnp.where(going, off, 0.0).sum() / going.sum())
         going &= ~timestep.is_last & (led.ends < 0.5)
         return (states, timestep, led.observation, going), error
@@ -77,3 +79,12 @@ def foretelling_error(
     states, timestep = batch_reset(world, tasks, reset_key)
     begun = states, timestep, model.numbers.flat(timestep.observation), jnp.ones(len(z), bool)
     return jax.lax.scan(step, begun, jax.random.split(key, steps))[1]
+
+
+def anything(spec: ActionSpec, batch: int, key: Key[Array, ""]) -> Array:
+    """Actions [B, ...], drawn evenly."""
+    match spec:
+        case Discrete(n):
+            return jax.random.randint(key, (batch,), 0, n)
+        case Continuous(size):
+            return jax.random.uniform(key, (batch, size), minval=-1.0)

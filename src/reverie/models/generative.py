@@ -1,8 +1,9 @@
 """What a step leads to, given z: MetaDreamer's generative model p(s', r | s, a, z) (arXiv 2311.06673).
 
 `free` learns all of a step. `physics` knows how the world goes on but for some bounded numbers, such as what the other
-drivers do: those alone it learns, and the world's own `Physics` makes of them what is seen next, what it pays and
-whether the episode ends. Numbers of an observation are one vector here, in the order of its entries.
+drivers do: those alone it learns, and the world's own `Physics` makes of them, and of what chance brings, what is seen
+next, what it pays and whether the episode ends. Where tasks decide these numbers once for all, it reads z alone. Numbers
+of an observation are one vector here, in the order of its entries.
 """
 
 import math
@@ -89,19 +90,73 @@ class GenerativeModel(eqx.Module):
         self.numbers, self.physics, self.spec = Numbers.of(observation_spec), physics, spec
         width = self.numbers.width
         outputs = width + 2 if physics is None else physics.unknowns
-        self.net = Head(width + spec.width + latent, outputs, units, layers, scale=0.01, key=key)
+        reads = latent if physics is not None and physics.constant else width + spec.width + latent
+        self.net = Head(reads, outputs, units, layers, scale=0.01, key=key)
 
     def __call__(
+        self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"], after: Float[Array, "*B D"]
+    ) -> tuple[Arrival, Float[Array, "*B"], Float[Array, "*B"]]:
+        """Where an action leads; the logit of the ending, which physics knows (0); and how surprising what chance
+        brought in the step to `after` is, which physics is told [nats] (`free` tells it from nothing else: 0)."""
+        if self.physics is not None:
+            unknown = self.unknown(observation, action, z)
+            chance = self.physics.brought(self.numbers.apart(after))
+            arrival = self.led(observation, action, unknown, chance)
+            return arrival, jnp.zeros_like(arrival.reward), self.physics.surprise(unknown, chance)
+        arrival, logit = self.learned(observation, action, z)
+        return arrival, logit, jnp.zeros_like(logit)
+
+    def imagine(
+        self,
+        observation: Float[Array, "*B D"],
+        action: Array,
+        z: Float[Array, "*B Z"],
+        deviation: Float[Array, " D+1"],
+        key: Key[Array, ""],
+    ) -> Arrival:
+        """Where an action might lead: chance has its way, in physics where it has a say, and in all numbers and the
+        reward of `free`, which are off by as much as `deviation` says."""
+        if self.physics is not None:
+            unknown = self.unknown(observation, action, z)
+            return self.led(observation, action, unknown, self.physics.draw(unknown, key))
+        arrival, _ = self.learned(observation, action, z)
+        noise = deviation * jax.random.normal(key, (*arrival.reward.shape, deviation.shape[0]))
+        return arrival._replace(
+            observation=arrival.observation + noise[..., :-1], reward=arrival.reward + noise[..., -1]
+        )
+
+    def unknown(
+        self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]
+    ) -> Float[Array, "*B U"]:
+        """What physics does not know."""
+        assert self.physics is not None
+        reads = z if self.physics.constant else self.reads(observation, action, z)
+        return self.physics.bound * jnp.tanh(self.net(reads))
+
+    def led(
+        self,
+        observation: Float[Array, "*B D"],
+        action: Array,
+        unknown: Float[Array, "*B U"],
+        chance: Float[Array, "*B C"],
+    ) -> Arrival:
+        """What physics makes of them."""
+        assert self.physics is not None
+        seen, reward, ends = self.physics.advance(self.numbers.apart(observation), action, unknown, chance)
+        return Arrival(self.numbers.flat(seen), reward, ends.astype(jnp.float32))
+
+    def learned(
         self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]
     ) -> tuple[Arrival, Float[Array, "*B"]]:
-        """Where an action leads, and the logit of the ending, which physics knows (0)."""
-        numbers = self.net(jnp.concatenate([symlog(observation), self.spec.encode(action), z], -1))
-        if self.physics is not None:
-            unknown = self.physics.bound * jnp.tanh(numbers)
-            seen, reward, ends = self.physics.advance(self.numbers.apart(observation), action, unknown)
-            return Arrival(self.numbers.flat(seen), reward, ends.astype(jnp.float32)), jnp.zeros_like(reward)
+        """What `free` foretells, and the logit of the ending."""
+        numbers = self.net(self.reads(observation, action, z))
         change, reward, logit = numbers[..., :-2], numbers[..., -2], numbers[..., -1]
         return Arrival(observation + change, reward, jax.nn.sigmoid(logit)), logit
+
+    def reads(
+        self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]
+    ) -> Float[Array, "*B I"]:
+        return jnp.concatenate([symlog(observation), self.spec.encode(action), z], -1)
 
     def loss(
         self,
@@ -117,9 +172,10 @@ class GenerativeModel(eqx.Module):
         squared errors of each number and of the reward.
 
         Each is taken as normal, of the variance that makes all steps together likeliest (Rybkin et al. 2021, arXiv
-        2006.13202): no weights have to be set between numbers of different units.
+        2006.13202): no weights have to be set between numbers of different units. What physics leaves to chance has the
+        law that it says.
         """
-        foretold, logit = self(observation, action, z)
+        foretold, logit, surprise = self(observation, action, z, after)
         error = jnp.concatenate([after - foretold.observation, (reward - foretold.reward)[..., None]], -1)
 
         def mean(x: Float[Array, "*B D"]) -> Float[Array, " D"]:
@@ -127,7 +183,7 @@ class GenerativeModel(eqx.Module):
             return x.sum(range(x.ndim - 1)) / jnp.maximum(1, counts.sum())
 
         squared = mean(jnp.square(error))
-        loss = 0.5 * jnp.log(squared + LEAST_DEVIATION**2).sum()
+        loss = 0.5 * jnp.log(squared + LEAST_DEVIATION**2).sum() + mean(surprise[..., None])[0]
         if self.physics is None:
             loss += mean((jax.nn.softplus(logit) - ended * logit)[..., None])[0]
         return loss, squared

@@ -178,6 +178,9 @@ def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
     if world.game.startswith("merging"):  # few tasks
         algorithm = replace(algorithm, tasks=10, units=64, encoder_units=64)
         experience, averaging = replace(experience, batch=320), 0.05
+    if world.game.startswith("dispatch"):
+        algorithm = replace(algorithm, tasks=12, units=64, encoder_units=64, discount=0.95, reward_scale=2.0)
+        experience, averaging = replace(experience, batch=384), 0.05
     streams = world.variants * -(-algorithm.tasks // world.variants)
     experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / streams)
     if world.game.startswith("point_robot"):
