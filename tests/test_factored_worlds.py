@@ -12,6 +12,8 @@ from reverie.envs.factors import Physics, grid, inside, outside
 from reverie.envs.games import GAMES
 from reverie.envs.merging import Merging, Road, drive, seen, unseen
 from reverie.envs.point_robot import PointRobot
+from reverie.evaluate.returns import returns
+from reverie.policies.likely import LikelyDelay
 from reverie.policies.rollout import rollout
 
 KEY = jax.random.key(0)
@@ -211,7 +213,9 @@ def test_jobs_that_are_imagined_have_the_law_of_those_that_come_and_no_other_is_
         assert made[:, 1].mean() == pytest.approx(1 / 2.4, rel=0.03)
         assert (made[:, 1] > 3 / 2.4).mean() == pytest.approx(np.exp(-3), rel=0.1)
     shifts = jnp.concatenate([jnp.zeros((1, 6)), 0.1 * jnp.eye(6)[4:], -0.1 * jnp.eye(6)[4:]])
-    surprise = jax.vmap(lambda shift: world.surprise(jnp.tile(truth + shift, (16, 1)), jnp.asarray(came)).mean())(shifts)
+    surprise = jax.vmap(lambda shift: world.surprise(jnp.tile(truth + shift, (16, 1)), jnp.asarray(came)).mean())(
+        shifts
+    )
     assert (surprise[0] < surprise[1:]).all()
 
 
@@ -226,3 +230,30 @@ def test_skew_says_which_servers_are_fast_and_their_sum_stays():
 def test_factors_that_a_fleet_does_not_have_are_refused():
     with pytest.raises(ValueError, match="factors are of load, tail, skew; got size"):
         Dispatch(("load", "size"))
+
+
+def test_likely_speeds_are_the_true_ones_once_a_server_was_seen_and_serve_as_well():
+    """In the second episode: as good as whoever is told the speeds, and better than whoever looks at work alone."""
+    game = GAMES["dispatch"]
+    tasks = jnp.tile(jnp.asarray(game.tests["extrapolated"]), (4, 1))
+    speed = game.world.laws(tasks)[0]
+    rule = LikelyDelay(4)
+    ended, _ = rollout(game.world, rule, tasks, KEY, 65, lambda s, t, a: None)
+    known = ended.policy_state.speed
+    assert float((known != 1).mean()) > 0.8
+    np.testing.assert_allclose(jnp.where(known == 1, 1.0, known / speed), 1.0, rtol=1e-3)
+
+    class Delay(Anywhere):
+        """Least work over speed."""
+
+        def __init__(self, speed):
+            self.speed = speed
+
+        def act(self, state, timestep, key):
+            work = timestep.observation["servers"][..., 0] + timestep.observation["job"][:, :1]
+            return (work / self.speed).argmin(-1), state
+
+    told, blind = (returns(game.world, Delay(x), tasks, KEY, 2)[:, 1].mean() for x in (speed, jnp.ones_like(speed)))
+    likely = returns(game.world, rule, tasks, KEY, 2)[:, 1].mean()
+    assert told * 1.05 < likely
+    assert blind < 1.3 * likely

@@ -51,7 +51,7 @@ class Dispatch:
     action_spec: ClassVar[Discrete] = Discrete(SERVERS)
     unknowns: ClassVar[int] = SERVERS + 2
     """Logarithms of speeds, of arrivals per time unit and of the tail: what of a step the factors decide."""
-    bound: ClassVar[float] = 3.0
+    bound: ClassVar[float] = 4.0
     constant: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -83,7 +83,9 @@ class Dispatch:
         jobs = jobs._replace(rate=jobs.rate._replace(value=rate[None]), sizes=sizes)
         return like._replace(speed=like.speed._replace(value=speed[:, None]), workload=jobs)
 
-    def laws(self, factors: Float[Array, "*B F"]) -> tuple[Float[Array, "*B N"], Float[Array, "*B"], Float[Array, "*B"]]:
+    def laws(
+        self, factors: Float[Array, "*B F"]
+    ) -> tuple[Float[Array, "*B N"], Float[Array, "*B"], Float[Array, "*B"]]:
         """Speeds, arrivals per time unit, and the tail of sizes."""
         load, tail, skew = (
             factors[..., self.factors.index(name)] if name in self.factors else jnp.full(factors.shape[:-1], middle)

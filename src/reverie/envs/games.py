@@ -83,8 +83,8 @@ def _merging() -> dict[str, Game]:
 def _dispatch() -> dict[str, Game]:
     """One, two and three factors: sparse grids to learn from; all tasks of MetaDreamer, known and imagined, for three;
     and any tasks of the box. Tests are drawn between and around them."""
-    values = {"load": (0.5, 0.8), "tail": (0.4, 1.2), "skew": (-1.0, 0.0, 1.0)}
-    widest = {"load": (0.3, 0.9), "tail": (0.2, 1.5), "skew": (-1.5, 1.5)}
+    values = {"load": (0.5, 0.8), "tail": (0.4, 1.2), "skew": (-1.5, 0.0, 1.5)}
+    widest = {"load": (0.3, 0.9), "tail": (0.2, 1.5), "skew": (-2.0, 2.0)}
     found: dict[str, Game] = {}
     for name, factors in {
         "dispatch/skew": ("skew",),

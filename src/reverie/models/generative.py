@@ -2,8 +2,8 @@
 
 `free` learns all of a step. `physics` knows how the world goes on but for some bounded numbers, such as what the other
 drivers do: those alone it learns, and the world's own `Physics` makes of them, and of what chance brings, what is seen
-next, what it pays and whether the episode ends. Where tasks decide these numbers once for all, it reads z alone. Numbers
-of an observation are one vector here, in the order of its entries.
+next, what it pays and whether the episode ends. Where tasks decide these numbers once for all, it reads z alone.
+Numbers of an observation are one vector here, in the order of its entries.
 """
 
 import math
@@ -153,9 +153,7 @@ class GenerativeModel(eqx.Module):
         change, reward, logit = numbers[..., :-2], numbers[..., -2], numbers[..., -1]
         return Arrival(observation + change, reward, jax.nn.sigmoid(logit)), logit
 
-    def reads(
-        self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]
-    ) -> Float[Array, "*B I"]:
+    def reads(self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]) -> Float[Array, "*B I"]:
         return jnp.concatenate([symlog(observation), self.spec.encode(action), z], -1)
 
     def loss(
