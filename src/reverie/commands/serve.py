@@ -25,6 +25,7 @@ _EXAMPLE = """\
 mode = "shadow"    # off, shadow, canary, active
 
 [balancer]
+driver = "haproxy" # or envoy, which needs `endpoints` too
 socket = "/run/haproxy/reverie.sock"
 backend = "servers"
 listen = "127.0.0.1:8080"
@@ -61,8 +62,8 @@ class Serve:
 
 @dataclass(frozen=True)
 class Init:
-    """Write the files that go with a configuration: haproxy.cfg, units for systemd, alerts for Prometheus and a
-    dashboard for Grafana. Where there is no configuration file, an example is written first.
+    """Write the files that go with a configuration: haproxy.cfg or envoy.json, units for systemd, alerts for Prometheus
+    and a dashboard for Grafana. Where there is no configuration file, an example is written first.
 
     Example: reverie serve init serve.toml --out deployment
     """

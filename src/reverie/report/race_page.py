@@ -18,6 +18,8 @@ Table = Sequence[Mapping[str, Any]]
 
 _PARTS = 24
 """Of a race, in each of which a mean is taken."""
+_FAR = 2.4
+"""Ratios beyond are written out."""
 _SHOWN = 4
 """Arms besides our own that have lines, the best of them."""
 
@@ -80,16 +82,20 @@ def _ratios(lanes: Table, ours: set[str], width: float = WIDTH) -> Figure:
         for y, row in enumerate(rows):
             ratio, low, high = row["ratio"]
             style = look[row["name"]]
-            axis.plot([low, high], [y, y], color=style.colour, linewidth=style.weight)
-            axis.plot(ratio, y, "o", color=style.colour, ms=3 + style.weight)
-            if row["simulated"] and base["simulated"]:
-                axis.plot(row["simulated"] / base["mean"], y, "o", color=INK, mfc="none", ms=8, mew=1)
+            if ratio < _FAR:
+                axis.plot([low, min(high, _FAR)], [y, y], color=style.colour, linewidth=style.weight)
+                axis.plot(ratio, y, "o", color=style.colour, ms=3 + style.weight)
+            else:
+                axis.text(_FAR, y, f"{ratio:.3g} ▸", color=style.colour, ha="right", va="center", size=8)
+            if row["simulated"] and (said := row["simulated"] / base["mean"]) < _FAR:
+                axis.plot(said, y, "o", color=INK, mfc="none", ms=8, mew=1)
+        axis.set_xlim(
+            0.9 * min(row["ratio"][1] for row in rows), 1.02 * min(_FAR, max(row["ratio"][2] for row in rows))
+        )
         axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         left, right = axis.get_xlim()
-        axis.xaxis.set_major_locator(
-            FixedLocator([x for x in (0.5, 0.64, 0.8, 1, 1.5, 2, 4, 8, 16) if left <= x <= right])
-        )
+        axis.xaxis.set_major_locator(FixedLocator([x for x in (0.5, 0.64, 0.8, 1, 1.25, 1.6, 2) if left <= x <= right]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axis.grid(axis="y", visible=False)

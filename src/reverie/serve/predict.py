@@ -68,7 +68,7 @@ class IdleFirst(eqx.Module):
 
 
 def simulate(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"] | None:
-    """Seconds of each request; None where there is no such rule."""
+    """Seconds of each request, at most the time after which it would be given up; None where there is no such rule."""
     rule = _rule(config, arm)
     if rule is None:
         return None
@@ -76,7 +76,7 @@ def simulate(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"] | None:
     reward = "admission" if task.sharing is None else "elapsed"
     env = FleetEnv(servers=len(config.speeds), jobs=jobs, view=rule.view, reward=reward)
     play, record = _play(env, rule, stack_tasks([task]))
-    return np.asarray(responses(record, play.states))[:, 0]
+    return np.minimum(responses(record, play.states)[:, 0], config.timeout)
 
 
 @eqx.filter_jit
