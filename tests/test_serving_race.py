@@ -155,27 +155,39 @@ def test_maxconn_is_one_queue_in_the_simulator():
     np.testing.assert_allclose(simulate(config, ARMS["maxconn-1"]), expected, atol=1e-3)
 
 
-def seen(*jobs: int) -> TimeStep:
-    """What a balancer sees of servers with so many requests, a thousand times."""
-    servers = jnp.tile(jnp.array(jobs, jnp.float32)[:, None], (1000, 1, 1))
-    observation = {"servers": servers, "job": jnp.ones((1000, 1)), "mask": jnp.ones(servers.shape[:2], bool)}
+def seen(*jobs: int, since: tuple[float, ...], features: int) -> TimeStep:
+    """What a balancer sees, a thousand times, of servers with so many requests that finished one so long ago."""
+    rows = jnp.zeros((1000, len(jobs), 6)).at[..., 0].set(jnp.array(jobs)).at[..., 5].set(jnp.array(since))
+    observation = {"servers": rows[..., :features], "job": jnp.ones((1000, 1)), "mask": jnp.ones(rows.shape[:2], bool)}
     return TimeStep(observation, jnp.zeros(1000), *(jnp.zeros(1000, bool),) * 3)
 
 
-def shares(rule, *jobs: int) -> np.ndarray:
+def shares(rule, *jobs: int, since: tuple[float, ...] = (1.0, 1.0, 1.0)) -> np.ndarray:
     """How often each server is chosen."""
-    action, _ = rule.act(rule.initial_state(1000), seen(*jobs), jax.random.key(0))
+    features = {"latency": 6, "counts": 1}[rule.view]
+    action, _ = rule.act(rule.initial_state(1000), seen(*jobs, since=since, features=features), jax.random.key(0))
     return np.bincount(action, minlength=len(jobs)) / 1000
 
 
 def test_least_connections_in_the_simulator_are_those_of_haproxy():
     equal = LeastConnections([1, 1, 1])
-    np.testing.assert_allclose(shares(equal, 2, 0, 0), [0, 0.5, 0.5], atol=0.05)
+    assert shares(equal, 2, 0, 0, since=(9, 1, 2))[2] == 1  # idle for longest
     weighted = LeastConnections([8, 1, 0.9])
     assert shares(weighted, 1, 0, 2)[1] == 1  # idle, whatever its weight
     assert shares(weighted, 7, 1, 1)[0] == 1  # 8 / 8 is less than 2 / 1
     two = LeastConnections([1, 1, 1], drawn=2)
     np.testing.assert_allclose(shares(two, 5, 3, 1), [1 / 9, 3 / 9, 5 / 9], atol=0.05)  # both draws may be the worst
+
+
+def test_equal_servers_take_turns_in_the_simulator():
+    """Without weights and while no request ends, `leastconn` goes round."""
+    rule, turns = LeastConnections([1, 1, 1]), []
+    state = rule.initial_state(1)
+    now = jax.tree.map(lambda leaf: leaf[:1], seen(0, 0, 0, since=(30.0, 20.0, 10.0), features=6))
+    for _ in range(6):
+        action, state = rule.act(state, now, jax.random.key(0))
+        turns.append(int(action[0]))
+    assert turns == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_rule_chooses_among_idle_servers_first():

@@ -1,8 +1,8 @@
 """What the simulator says of a race: its plan (arrivals, works, changes of speed) under the rule that an arm comes to.
 
-HAProxy's `leastconn` looks at weights only beside requests: an idle server comes before all others, and of several any
-may be the one that was used longest ago. Two that are drawn may be the same, in HAProxy as in Envoy; nginx's
-`least_time` is `ewma` without its rounding.
+HAProxy's `leastconn` looks at weights only beside requests: an idle server comes before all others, and of equals the
+one that was used longest ago. Two that are drawn may be the same, in HAProxy as in Envoy; nginx's `least_time` is
+`ewma` without its rounding.
 """
 
 from typing import ClassVar
@@ -16,37 +16,43 @@ from jaxtyping import Array, Float, Int, Key
 from reverie.envs.core import TimeStep, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import FleetEnv, Task, fleet_task, responses
+from reverie.envs.fleet.env import LATENCY_FEATURES, FleetEnv, Task, fleet_task, responses
 from reverie.envs.fleet.sharing import sharing
 from reverie.policies.core import PolicyState
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
-from reverie.policies.views import Rule, View, as_speeds, counts_view, pick
+from reverie.policies.views import Rule, View, as_speeds, counts_view, latency_view, pick
 from reverie.serve.arms import Arm
 from reverie.serve.race import RaceConfig
 
 
 class LeastConnections(eqx.Module):
     """The least (jobs in progress + 1) / weight of `drawn` servers, drawn with replacement, or of all (0), idle servers
-    before all others; any of those that are equal."""
+    before all others; of those that are equal, who has been neither sent a job nor finished one for longest."""
 
-    view: ClassVar[View] = "counts"
+    view: ClassVar[View] = "latency"
     weights: Float[Array, " N"] = eqx.field(converter=as_speeds)
     """0 for padding."""
     drawn: int = eqx.field(static=True, default=0)
 
-    def initial_state(self, batch: int) -> PolicyState:
-        return ()
+    def initial_state(self, batch: int) -> Float[Array, "B N"]:
+        """Time since each server was sent a job."""
+        return jnp.full((batch, self.weights.shape[0]), jnp.inf)
 
-    def act(self, state: PolicyState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], PolicyState]:
-        seen, (draw, chance) = counts_view(timestep, self.weights), jax.random.split(key)
-        some = seen.allowed
+    def act(
+        self, state: Float[Array, "B N"], timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], Float[Array, "B N"]]:
+        seen = latency_view(timestep, self.weights)
+        some, since = seen.allowed, state + seen.gap
         if self.drawn:
-            logits = jnp.where(some, 0.0, -jnp.inf)
             shape = self.drawn, len(some)
-            some = jax.nn.one_hot(jax.random.categorical(draw, logits, shape=shape), some.shape[-1]).any(0)
-        score = jnp.where(seen.jobs > 0, (seen.jobs + 1) / seen.speed, 0.0)
-        return pick(score, jax.random.uniform(chance, some.shape), some), state
+            draw = jax.random.categorical(key, jnp.where(some, 0.0, -jnp.inf), shape=shape)
+            some = jax.nn.one_hot(draw, some.shape[-1]).any(0)
+        weight = jnp.where(self.weights > 0, self.weights, 1.0)
+        score = jnp.where(seen.jobs > 0, (seen.jobs + 1) / weight, 0.0)
+        completed = timestep.observation["servers"][..., LATENCY_FEATURES.index("since completion")]
+        action = pick(score, jnp.minimum(since, completed), some)
+        return action, jnp.where(jax.nn.one_hot(action, since.shape[-1], dtype=bool), 0.0, since)
 
 
 class IdleFirst(eqx.Module):
