@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverie.envs.core import TimeStep, first
-from reverie.policies.adaptive import AdaptiveLeastConnections, LoadEstimates, ServerEstimates, ValueFunctionDispatch
+from reverie.policies.adaptive import (
+    AdaptiveLeastConnections,
+    LittleConnections,
+    LoadEstimates,
+    ServerEstimates,
+    StayEstimates,
+    ValueFunctionDispatch,
+)
 from reverie.policies.rules import (
     JoinShortestQueue,
     LeastWork,
@@ -326,7 +333,7 @@ class Fleet:
 
 def drive(rule, speeds_at, load, jobs, sizes=None):
     """Actions [T] and rate estimates [T, N] of an adaptive rule on one fleet with Poisson arrivals."""
-    rng, n = np.random.default_rng(4), len(rule.speeds)
+    rng, n = np.random.default_rng(4), len(speeds_at(0.0))
     sizes = rng.exponential(1, jobs) if sizes is None else sizes
     gaps = rng.exponential(1 / (load * sum(speeds_at(0.0))), jobs).astype(np.float32)
     fleet, state = Fleet(speeds_at, n), rule.initial_state(1)
@@ -345,6 +352,41 @@ def drive(rule, speeds_at, load, jobs, sizes=None):
         actions.append(int(action))
         estimates.append(np.asarray(rates))
     return np.array(actions), np.array(estimates)
+
+
+def test_stays_by_hand():
+    rule = LittleConnections([1.0, 1.0], tau=10.0, prior=2.0)
+    _, state = rule.act(rule.initial_state(1), counts([0, 3], gap=99.0, first=True), KEY)
+    action, state = rule.act(state, counts([1, 1], gap=2.0), KEY)
+    # One job for 2 at server 0; at the other 3, in the mean 2, for 2, of which two ended. Fleet: 6 for 2 jobs.
+    np.testing.assert_allclose(state.presence[0], [2.0, 4.0])
+    np.testing.assert_allclose(rule.stays(state)[0], [(2 + 2 * 3) / 2, (4 + 2 * 3) / 4])
+    assert action[0] == 1  # 2 x 4 against 2 x 2.5
+    even = LittleConnections([1.0, 1.0], tau=10.0, prior=2.0, power=0.0)
+    assert even.act(state, counts([1, 3], gap=0.0), KEY)[0][0] == 0  # fewest jobs, whatever the stays
+    assert even.act(state, counts([1, 2], gap=0.0), KEY)[0][0] == 0
+
+
+def test_stays_are_those_that_jobs_had_and_nothing_is_learned_across_a_border(monkeypatch):
+    """Little's law: beside the mean stays of all jobs that each server was sent, known afterwards."""
+    speeds, rule = np.array([0.3, 0.6, 1.0]), LittleConnections(np.ones(3), tau=1e6)
+    monkeypatch.setattr(LittleConnections, "rates", lambda self, state: 1 / self.stays(state), raising=False)
+    stays = [[], [], []]
+    plain = Fleet.dispatch
+
+    def dispatch(self, server, size):
+        plain(self, server, size)
+        stays[server].append(self.finish[server][-1] - self.now)
+
+    monkeypatch.setattr(Fleet, "dispatch", dispatch)
+    _, estimates = drive(rule, lambda t: speeds, 0.7, 6000)
+    np.testing.assert_allclose(1 / estimates[-1], [np.mean(s) for s in stays], rtol=0.08)
+
+    learned = StayEstimates(jnp.array([[3.0, 1.0, 0.0]]), jnp.ones((1, 3)), jnp.full((1, 3), 5.0))
+    for border in ({"first": True}, {"last": True}):
+        _, state = rule.act(learned, counts([0, 0, 0], gap=7.0, **border), KEY)
+        assert (state.completed == learned.completed).all()
+        assert (state.presence == learned.presence).all()
 
 
 @pytest.mark.parametrize("law", ["exponential", "lognormal"])
@@ -418,7 +460,7 @@ def test_a_compiled_scan_chooses_what_single_steps_choose(name):
 
 
 def test_all_rules_have_names_and_a_view():
-    assert len(NAMES) == 26
+    assert len(NAMES) == 29
     assert {rule.view for rule in rules(SPEEDS, SIZES).values()} == {"full", "counts", "latency"}
     assert list(rules(SPEEDS, SIZES, ["sita", "jsq"])) == ["sita", "jsq"]
     assert set(rules([1.0], SIZES)) == set(NAMES)

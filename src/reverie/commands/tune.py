@@ -40,7 +40,7 @@ class Tune:
     rule: str = "scored-work"
     """What is tuned: scored-work (waiting time + c x service time, corrected by a network of 84 numbers: needs work,
     sizes and speeds), scored-counts (the same about adaptive least-connections: needs jobs in progress alone), or the
-    constants of wait-plus-service, adaptive-least-connections or fpi."""
+    constants of wait-plus-service, adaptive-least-connections, little or fpi."""
     family: str = "hard"
     """The family of tasks to tune on."""
     trace: Path | None = None

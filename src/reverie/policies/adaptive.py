@@ -71,9 +71,7 @@ class AdaptiveLeastConnections(eqx.Module):
     def watch(self, state: ServerEstimates, timestep: TimeStep) -> tuple[CountsView, ServerEstimates]:
         """What is seen, and the estimates with what was completed since the last dispatch."""
         seen = counts_view(timestep, self.speeds)
-        border = (timestep.is_first | timestep.is_last)[:, None]  # the time across it is not seen
-        gap = jnp.where(border, 0.0, seen.gap)  # [B, 1]
-        completed = jnp.where(border, 0.0, jnp.maximum(state.jobs - seen.jobs, 0.0))
+        gap, completed = _since(state.jobs, seen, timestep)
         # A server that ran empty was busy for an unseen part of the gap. Its d jobs took d / rate on average if the gap
         # was long, gap d / (d + 1) if it was short (they end evenly spaced). The two limits are joined; for exponential
         # services this is within 7 % of the exact conditional mean at d = 1 and within 13 % up to d = 7.
@@ -96,6 +94,74 @@ class AdaptiveLeastConnections(eqx.Module):
         rates = self.rates(state)
         action = pick((seen.jobs + self.c) / rates, rates, seen.allowed)
         return action, self.dispatched(state, action)
+
+
+class StayEstimates(NamedTuple):
+    """What `LittleConnections` goes by; the two sums are forgotten exponentially."""
+
+    jobs: Float[Array, "B N"]
+    """In progress right after the last dispatch."""
+    completed: Float[Array, "B N"]
+    """Jobs seen to end."""
+    presence: Float[Array, "B N"]
+    """Time that jobs spent there, summed over jobs."""
+
+
+class LittleConnections(eqx.Module):
+    """Least (jobs in progress + 1) x stay^power, with each server's mean stay T inferred from counts by Little's law.
+
+    T = time spent there by all jobs / jobs that ended, both forgotten with time constant `tau`; each server begins with
+    `prior` jobs of the fleet's mean. With power 1 this is nginx's `least_time` (T x (n + 1)) for a balancer that sees
+    no response times; with power 0 it is least connections whose ties go to the server with the shortest stays.
+    Estimates live through a whole trial. Ours.
+    """
+
+    view: ClassVar[View] = "counts"
+    servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
+    """1 for a server, 0 for padding."""
+    tau: float
+    """Time units after which an observation counts for 1/e."""
+    power: float = 1.0
+    """How much stays count beside jobs in progress, which they contain already: half of it holds both apart."""
+    prior: float = 4.0
+    """Jobs for which the fleet's mean counts at each server."""
+
+    def __check_init__(self) -> None:
+        _check_positive("little connections", tau=self.tau, prior=self.prior)
+        if not 0 <= self.power < np.inf:
+            raise ValueError(f"little connections: power must be a finite number, at least 0, got {self.power!r}")
+
+    def initial_state(self, batch: int) -> StayEstimates:
+        nothing = jnp.zeros((batch, self.servers.shape[0]))
+        return StayEstimates(nothing, nothing, nothing)
+
+    def stays(self, state: StayEstimates) -> Float[Array, "B N"]:
+        """The estimates; 1 for all until a job has been seen to end."""
+        completed, presence = (x.sum(-1, keepdims=True) for x in (state.completed, state.presence))
+        known = (completed > 0) & (presence > 0)
+        mean = jnp.where(known, presence / jnp.where(known, completed, 1.0), 1.0)  # [B, 1]
+        return jnp.where(known, (state.presence + self.prior * mean) / (state.completed + self.prior), 1.0)
+
+    def act(
+        self, state: StayEstimates, timestep: TimeStep, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " B"], StayEstimates]:
+        seen = counts_view(timestep, self.servers)
+        gap, completed = _since(state.jobs, seen, timestep)
+        kept = jnp.exp(-gap / self.tau)
+        # Departures are taken to lie evenly in the gap: between so many jobs before and so many now, half way.
+        presence = kept * state.presence + gap * (seen.jobs + completed / 2)
+        state = StayEstimates(seen.jobs, kept * state.completed + completed, presence)
+        stays = self.stays(state)
+        action = pick((seen.jobs + 1) * stays**self.power, 1 / stays, seen.allowed)
+        return action, state._replace(jobs=seen.jobs + jax.nn.one_hot(action, seen.jobs.shape[-1]))
+
+
+def _since(
+    jobs: Float[Array, "B N"], seen: CountsView, timestep: TimeStep
+) -> tuple[Float[Array, "B 1"], Float[Array, "B N"]]:
+    """The time since the last dispatch, and the jobs that ended in it; across an episode's border none of both."""
+    border = (timestep.is_first | timestep.is_last)[:, None]
+    return jnp.where(border, 0.0, seen.gap), jnp.where(border, 0.0, jnp.maximum(jobs - seen.jobs, 0.0))
 
 
 class LoadEstimates(NamedTuple):

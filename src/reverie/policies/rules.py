@@ -17,7 +17,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from reverie.envs.core import TimeStep
-from reverie.policies.adaptive import AdaptiveLeastConnections, ServerEstimates, ValueFunctionDispatch
+from reverie.policies.adaptive import (
+    AdaptiveLeastConnections,
+    LittleConnections,
+    ServerEstimates,
+    ValueFunctionDispatch,
+)
 from reverie.policies.core import PolicyState
 from reverie.policies.latency import ResponseRule
 from reverie.policies.residual import ResidualLife
@@ -44,6 +49,9 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
         "p2c-speed": PowerOfTwoChoices(nominal, nominal),
         "sed": ShortestExpectedDelay(nominal),
         "adaptive-least-connections": AdaptiveLeastConnections(nominal, tau=patience),
+        "little": LittleConnections(equal, tau=patience),
+        "little-root": LittleConnections(equal, tau=patience, power=0.5, prior=1.0),
+        "jsq-little": LittleConnections(equal, tau=patience, power=0.0),
         "orca": UtilisationWeights(AdaptiveLeastConnections(equal, tau=patience)),
         "ewma": ResponseRule(equal, "ewma"),
         "c3": ResponseRule(equal, "c3"),

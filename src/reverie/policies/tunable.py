@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from reverie.policies.adaptive import AdaptiveLeastConnections
+from reverie.policies.adaptive import AdaptiveLeastConnections, LittleConnections
 from reverie.policies.rules import SizeIntervals, rules
 from reverie.policies.scoring import HIDDEN, INPUTS, Correction, ScoredCounts, ScoredWork, no_correction
 from reverie.policies.views import Rule
@@ -57,6 +57,9 @@ def _tunables(speeds: Float[np.ndarray, " N"], sizes: Float[np.ndarray, " M"]) -
     return {
         "wait-plus-service": _constants(known["wait-plus-service"], "c"),
         "adaptive-least-connections": _constants(adaptive, "c", "tau"),
+        "little": _constants(
+            LittleConnections(np.where(speeds > 0, 1.0, 0.0), tau=20 * service), "tau", "power", "prior"
+        ),
         "fpi": _constants(known["fpi"], "prior_jobs", "split"),
         "sita": _intervals(speeds, sizes),
         "scored-work": _scored(work, "c"),
