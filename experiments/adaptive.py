@@ -26,7 +26,6 @@ from reverie.settings.presets import preset
 
 UNSEEN = (0.35, 0.55, 0.8, 1.0)
 """Offered loads between, below and above those of training, which are .455, .667, .909 and 1.111."""
-ADAPTIVE = "adaptive-least-connections"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def hidden_rivals(asked: Study) -> list[TrainConfig]:
     """
     dreamer = hidden_dreamers(asked)[0]
     world = replace(dreamer.world, reward="admission")
-    plans = [replace(with_memory(preset(name, "cpu"), MEMORY), world=world) for name in ("a2c", "ppo")]
+    plans = [replace(with_memory(preset(name, "cpu"), MEMORY, "set"), world=world) for name in ("a2c", "ppo")]
     named = [with_steps_of(dreamer, replace(plan, label=f"{plan.agent.name}-hidden")) for plan in plans]
     return [replace(plan, seed=seed) for plan in named for seed in range(asked.seeds)]
 
@@ -108,7 +107,7 @@ def main() -> None:
     dreamer = asked.train(hidden_dreamers(asked))
     runs = [*dreamer, *asked.train(hidden_rivals(asked))]
     rows = [row for setting in asked.hidden() for row in asked.examined(asked.exam, setting, runs, "counts")]
-    results = verdict(rows, against=ADAPTIVE)
+    results = verdict(rows)
     asked.publish("hidden", brief(results))
     asked.draw_verdict("hidden", results)
 

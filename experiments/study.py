@@ -18,6 +18,7 @@ from rich import box
 from rich.table import Table
 
 from reverie import runtime
+from reverie.agents.inputs import Reading
 from reverie.envs.fleet.env import View
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import Exam, Setting, hold, rules_of
@@ -204,7 +205,7 @@ def with_time_of(runs: Sequence[RunFolder], rival: TrainConfig) -> TrainConfig:
     return replace(rival, label=f"{rival.name}-equal-time", loop=loop)
 
 
-def with_memory(rival: TrainConfig, units: int) -> TrainConfig:
-    """A2C or PPO with a recurrent policy."""
-    network = replace(rival.agent.algorithm.network, memory=units)
+def with_memory(rival: TrainConfig, units: int, servers: Reading = "flat") -> TrainConfig:
+    """A2C or PPO with a recurrent policy: one memory, or one for each server where servers are a set."""
+    network = replace(rival.agent.algorithm.network, memory=units, servers=servers)
     return replace(rival, agent=replace(rival.agent, algorithm=replace(rival.agent.algorithm, network=network)))
