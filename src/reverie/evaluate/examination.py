@@ -7,6 +7,7 @@ that are examined under one `Exam` meet the same jobs. Comparing the results is 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -97,7 +98,7 @@ def of_trace(trace: Trace, exam: Exam, load: Load, per_window: bool = False, own
     There are as many as the trace holds, and `exam.episodes` at most: windows that overlap are no independent episodes.
     Errors: ValueError where the trace is shorter than an episode, or for an impossible load.
     """
-    tasks = stack_tasks(own.windows(trace, load, exam.jobs, per_window)[: exam.episodes])
+    tasks = stack_tasks(list(islice(own.windows(trace, load, exam.jobs, per_window), exam.episodes)))
     name = (
         f"{own.called(trace.name)} as recorded" if load == "recorded" else f"{own.called(trace.name)} at load {load:g}"
     )

@@ -6,7 +6,7 @@ The numbers are our choice: those of Redovian (2025) are not public. Park's ten 
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -233,13 +233,14 @@ def traced(
     return draw
 
 
-def windows(trace: Trace, load: Load, jobs: int, fleet: Fleet | None = None, per_window: bool = False) -> list[Task]:
-    """All disjoint windows of a trace from its first job on, as `traced` makes them; what is left over is no window.
+def windows(
+    trace: Trace, load: Load, jobs: int, fleet: Fleet | None = None, per_window: bool = False
+) -> Iterator[Task]:
+    """Disjoint windows of a trace from its first job on, as `traced` makes them; what is left over is no window.
 
     Errors: as for `traced`.
     """
-    at = _window_at(trace, load, jobs, fleet, per_window)
-    return [at(first) for first in range(0, len(trace.arrival) - jobs + 1, jobs)]
+    return map(_window_at(trace, load, jobs, fleet, per_window), range(0, len(trace.arrival) - jobs + 1, jobs))
 
 
 def _window_at(trace: Trace, load: Load, jobs: int, fleet: Fleet | None, per_window: bool) -> Callable[[int], Task]:

@@ -6,7 +6,7 @@ Servers are named by their speeds or described in a TOML file; arrivals and size
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,8 +108,8 @@ class Own:
         """The servers alone: a trace brings its own jobs."""
         return replace(self, arrivals=None, sizes=None)
 
-    def windows(self, trace: Trace, load: Load, jobs: int, per_window: bool = False) -> list[Task]:
-        """All disjoint windows of a trace on these servers, see `families.windows`. Errors: as for `play`."""
+    def windows(self, trace: Trace, load: Load, jobs: int, per_window: bool = False) -> Iterator[Task]:
+        """Disjoint windows of a trace on these servers, see `families.windows`. Errors: as for `play`."""
         return windows(trace, load, jobs, self._servers_of(trace), per_window)
 
     def play(self, trace: Trace, load: Load, jobs: int) -> TaskFamily:
