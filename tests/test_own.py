@@ -141,12 +141,12 @@ def test_servers_of_a_fleet_file_serve_as_many_at_once_as_it_says_in_every_famil
     for task in (
         drawn(Own(fleet=path), name="shared"),
         drawn(Own(fleet=path)),
-        Own(fleet=path).windows(trace, 0.8, 60)[0],
+        next(Own(fleet=path).windows(trace, 0.8, 60)),
     ):
         assert task.sharing.slot.sum(-1).tolist() == [4, 1]
         assert capacity(task) == pytest.approx(full, rel=1e-5)
         np.testing.assert_allclose(np.stack([task.sharing.a, task.sharing.b]), [[0.25, 1.0], [0.75, 0.0]])
-    played = Own(fleet=path).windows(trace, 0.8, 60)[0].workload.recording
+    played = next(Own(fleet=path).windows(trace, 0.8, 60)).workload.recording
     assert float(played.size.sum() / (59 * played.gap[1])) == pytest.approx(0.8 * full, rel=1e-4)
 
 
