@@ -81,12 +81,16 @@ def tuned_file(folder: Path, name: str, centre: np.ndarray) -> tuple[Path, Tuned
 def test_a_tuned_file_gives_the_constant_that_was_tuned(tmp_path):
     path, tuned = tuned_file(tmp_path, "adaptive-least-connections", np.array([0.3, -0.7]))
     rule = load_rule(config(policy=str(path), unit=2.0))
-    assert rule.tau == pytest.approx(2.0 * float(tuned.rule.tau), rel=1e-6)
+    assert (rule.tau, rule.gain) == (pytest.approx(2.0 * float(tuned.rule.tau), rel=1e-6), 1.0)
+    path, tuned = tuned_file(tmp_path, "adaptive-weights", np.array([-0.2, 0.4]))
+    rule, ours = load_rule(config(policy=str(path), unit=2.0)), tuned.rule
+    assert rule.tau == pytest.approx(2.0 * float(ours.estimates.tau), rel=1e-6)
+    assert rule.gain == pytest.approx(float(ours.gain), rel=1e-6)
 
 
 def test_a_policy_that_makes_no_weights_is_refused(tmp_path):
     path, _ = tuned_file(tmp_path, "wait-plus-service", np.array([0.3]))
-    with pytest.raises(ValueError, match="reverie tune --rule adaptive-least-connections"):
+    with pytest.raises(ValueError, match="reverie tune --rule adaptive-weights"):
         load_rule(config(policy=str(path)))
     with pytest.raises(FileNotFoundError, match="no policy at nowhere"):
         load_rule(config(policy="nowhere"))

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from reverie.commands.worlds import World
-from reverie.envs.fleet.env import View
+from reverie.envs.fleet.weights import Proxy, View
 from reverie.evaluate.about import about_view
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import hold_in_turn, rules_of
@@ -36,6 +36,8 @@ class Compare:
     """A rule to compare with; all of them unless given. The file of a tuned rule (`reverie tune`) will do too."""
     view: View | None = None
     """What is taken to be visible: rules that see more are oracles. That of the agents unless given, or `full`."""
+    proxy: Annotated[Proxy, tyro.conf.arg(name="")] = field(default_factory=Proxy)
+    """The proxy of rules that set weights, unless they were tuned or an agent sets some: then it is that of these."""
     objective: str = "mean"
     """What policies are ranked by: the mean, median, p95 or p99 response time of an episode, or late:DEADLINE, the
     share of jobs that take longer than that."""
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str]) -> None:
     setting = asked.world.setting()
     view = asked.view or seen.pop()
     about = [*setting.about, about_view(view)]
-    rules = rules_of(setting, view, asked.policy or None)
+    proxy = next((agent.proxy for agent in agents if agent.view == "weights"), asked.proxy)
+    rules = rules_of(setting, view, asked.policy or None, proxy)
     played = hold_in_turn(setting, [*agents, *rules], asked.world.exam, say, wanted.deadline)
     judged = verdict(played.results, metric=wanted.metric)
     if asked.output == "json":

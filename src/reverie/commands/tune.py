@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from reverie.commands.worlds import played
 from reverie.envs.fleet.families import Load
 from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.own import Own
+from reverie.envs.fleet.weights import USUAL, Proxy
 from reverie.evaluate.tuning import tune
 from reverie.ranges import Count, Positive, above, checked
 from reverie.report.output import print_facts
@@ -33,6 +34,8 @@ class Tune:
     Example: reverie tune --rule adaptive-least-connections --family drift --out runs/drift.safetensors
 
     Example: reverie tune --trace requests.csv --objective p99 --out runs/ours.safetensors
+
+    Example: reverie tune --rule adaptive-weights --family shared --out runs/weights.safetensors
     """
 
     out: Path
@@ -40,7 +43,10 @@ class Tune:
     rule: str = "scored-work"
     """What is tuned: scored-work (waiting time + c x service time, corrected by a network of 84 numbers: needs work,
     sizes and speeds), scored-counts (the same about adaptive least-connections: needs jobs in progress alone), or the
-    constants of wait-plus-service, adaptive-least-connections, little or fpi."""
+    constants of wait-plus-service, adaptive-least-connections, little, fpi or adaptive-weights (time constant and gain, for
+    `reverie serve`)."""
+    proxy: Annotated[Proxy, tyro.conf.arg(name="")] = field(default_factory=Proxy)
+    """The proxy of adaptive-weights."""
     family: str = "hard"
     """The family of tasks to tune on."""
     trace: Path | None = None
@@ -72,6 +78,10 @@ def parse(arguments: Sequence[str]) -> Tune:
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     world = WorldConfig(asked.family, asked.trace, asked.reading, asked.own, asked.load, jobs=asked.search.jobs)
+    if asked.rule == "adaptive-weights":
+        world = replace(world, view="weights", reward="elapsed", proxy=asked.proxy)
+    elif asked.proxy != USUAL:
+        raise ValueError(f"hold, caps, late and memory are about adaptive-weights, and rule is {asked.rule}")
     config = TuneConfig(asked.rule, world, asked.search, asked.objective)
     tuned, seconds = tune(config, asked.out, asked.generations, asked.minutes, asked.quiet)
     facts = [("rule", asked.rule), ("generations", f"{len(tuned.worths):,}"), ("seconds, this time", f"{seconds:.0f}")]
@@ -79,6 +89,8 @@ def main(arguments: Sequence[str]) -> None:
         numbers = zip(tuned.free.names, np.exp(tuned.centre), strict=True)
         facts += [(name, f"{factor:.3g} times as large") for name, factor in numbers]
     facts += [("last generation", f"{np.exp(tuned.worths[-1].mean()):.3f} of the rule in books, on jobs tuned on")]
-    words = ["reverie", "compare", *played(world), "--policy", str(asked.out), "--policy", "shortest-wait"]
-    facts += [("judge it", shlex.join([*words, "--policy", "jsq"]))]
+    rivals = ("adaptive-weights", "equal-weights") if world.view == "weights" else ("shortest-wait", "jsq")
+    words = ["reverie", "compare", *played(world)]
+    words += [word for name in (str(asked.out), *rivals) for word in ("--policy", name)]
+    facts += [("judge it", shlex.join(words))]
     print_facts(f"Tuned: {asked.out}", facts)

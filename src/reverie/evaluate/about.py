@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
-from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import PARK_SPEEDS, Load, at_load
 from reverie.envs.fleet.traces import Trace, tenths
+from reverie.envs.fleet.weights import View
 from reverie.evaluate.statistics import WINDOWS_FOR_A_CLAIM
 
 _SEEN: dict[str, str] = {
@@ -13,6 +13,7 @@ _SEEN: dict[str, str] = {
     "(--view counts and --view latency are what one sees)",
     "counts": "how many jobs each server holds, as a proxy does",
     "latency": "how many jobs each server holds and how long those took that it has finished, as a proxy does",
+    "weights": "what a proxy counts in an interval, by whoever sets its weights for the next; it sends each job itself",
     "park": "Park's vector: the work at each server and the size of the job; no proxy knows them",
 }
 

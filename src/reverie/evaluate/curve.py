@@ -52,7 +52,7 @@ def learning_curve(config: TrainConfig) -> LearningCurve:
     seed = stream_seed(0, "learning curve")
     tasks = replace(config.fleet, jobs=config.curve.jobs).draw(config.curve.episodes, seed)
     batch = jax.tree.map(lambda leaf: leaf[None], tasks)
-    rules = [c for c in opponents(tasks, config.fleet.view) if c.role == "rule"]
+    rules = [c for c in opponents(tasks, config.fleet.view, proxy=config.fleet.proxy) if c.role == "rule"]
     key = jax.random.key(seed)
     return LearningCurve(config, batch, key, _responses(rules, batch, key, config.curve.jobs))
 

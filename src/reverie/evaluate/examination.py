@@ -14,13 +14,14 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 
 from reverie.envs.core import stack_tasks
-from reverie.envs.fleet.env import Task, View
+from reverie.envs.fleet.env import Task
 from reverie.envs.fleet.families import PARK_SPEEDS, Load, draw_tasks, levels, trace_unit
 from reverie.envs.fleet.own import NOTHING_OWN, Own
 from reverie.envs.fleet.traces import Trace
+from reverie.envs.fleet.weights import USUAL, Proxy, View
 from reverie.evaluate import trials
 from reverie.evaluate.about import about_trace
-from reverie.evaluate.opponents import nominal_speeds, opponents
+from reverie.evaluate.opponents import AT_FIRST, nominal_speeds, opponents
 from reverie.evaluate.trials import Contestant, Tables, contenders
 from reverie.evaluate.watch import Watched, watch
 from reverie.ranges import Count, Seed, at_least, checked
@@ -129,16 +130,22 @@ def all_settings(
     return [*(of_family(name, exam, None, own) for name in STANDARD), played, of_levels(exam, own)]
 
 
-def rules_of(setting: Setting, view: View, names: Sequence[str] | None = None) -> list[Contestant]:
+def rules_of(
+    setting: Setting, view: View, names: Sequence[str] | None = None, proxy: Proxy = USUAL
+) -> list[Contestant]:
     """The classical rules beside agents that see `view`, all of them or those named; a name that is a file is a rule
-    that was tuned, called after it."""
+    that was tuned, called after it. `proxy`, whose weights are set by rules that do and were not tuned."""
     *axes, _ = setting.tasks.mask.shape
     tasks = jax.tree.map(lambda leaf: leaf.reshape(math.prod(axes), *leaf.shape[len(axes) :]), setting.tasks)
     if names is None:
-        return opponents(tasks, view)
+        found = opponents(tasks, view, proxy=proxy)
+        return [c for c in found if c.name != AT_FIRST or setting.experiment == "standard"]  # it knows of one episode
     files = [Path(name) for name in names if Path(name).is_file()]
-    tuned = {path.stem: load_rule(path).rule for path in files}
-    return [*opponents(tasks, view, [name for name in names if Path(name) not in files]), *contenders(tuned, view)]
+    found = opponents(tasks, view, [name for name in names if Path(name) not in files], proxy)
+    for path in files:
+        tuned = load_rule(path)
+        found += contenders({path.stem: tuned.rule}, view, proxy=tuned.config.world.proxy)
+    return found
 
 
 def hold(setting: Setting, contestants: Sequence[Contestant], exam: Exam, deadline: float | None = None) -> Tables:

@@ -9,27 +9,40 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from reverie.envs.fleet import schedule as schedules
-from reverie.envs.fleet.env import Task, View
+from reverie.envs.fleet.env import Task
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.sharing import most
+from reverie.envs.fleet.weights import USUAL, Proxy, View, WeightsEnv
 from reverie.envs.fleet.workload import sample_size
 from reverie.evaluate.trials import Contestant, contenders
 from reverie.policies.rules import rules
+from reverie.policies.weights import HeldWeights, weight_rules
 
+AT_FIRST = "weights-at-first"
+"""The name of weights that were right when an episode began."""
 _SAMPLED_TASKS, _SAMPLED_SIZES = 64, 2000
 
 
-def opponents(tasks: Task, view: View, names: Iterable[str] | None = None) -> list[Contestant]:
-    """The rules, all of them or those named, as contestants beside agents that see `view`.
+def opponents(tasks: Task, view: View, names: Iterable[str] | None = None, proxy: Proxy = USUAL) -> list[Contestant]:
+    """The rules, all of them or those named, as contestants beside agents that see `view`. Those that set the weights
+    of the `proxy` are opponents of agents that do.
 
     Arguments: `tasks`, leaves [E, ...].
     Errors: ValueError for an unknown name.
     """
     alone = tasks.others is None and tasks.sharing is None
-    return contenders(rules(nominal_speeds(tasks), typical_sizes(tasks), names), view, alone)
+    speeds, sizes = nominal_speeds(tasks), typical_sizes(tasks)
+    if names is None:
+        names = [*rules(speeds, sizes), *([*weight_rules(speeds, 1.0), AT_FIRST] if view == "weights" else [])]
+    known = rules(speeds, sizes, [name for name in names if name != AT_FIRST])
+    found = contenders(known, view, alone, proxy)
+    if AT_FIRST in names:
+        world, told = WeightsEnv(proxy=proxy), "the speeds at the beginning"
+        found.append(Contestant(AT_FIRST, HeldWeights(_speeds_at_first(tasks)), world, "oracle", knows=told))
+    return found
 
 
 def nominal_speeds(tasks: Task) -> Float[np.ndarray, " N"]:
@@ -41,6 +54,12 @@ def nominal_speeds(tasks: Task) -> Float[np.ndarray, " N"]:
     ]
     slots = 1.0 if tasks.sharing is None else np.asarray(most(tasks.sharing))
     return (np.array(of_tasks) * slots * np.asarray(tasks.mask)).mean(0)
+
+
+def _speeds_at_first(tasks: Task) -> Float[Array, "E N"]:
+    """The speed of each server as an episode begins, all slots taken; 0 for padding."""
+    slots = 1.0 if tasks.sharing is None else most(tasks.sharing)
+    return jnp.where(tasks.mask, tasks.speed.value[..., 0] * slots, 0.0)
 
 
 def typical_sizes(tasks: Task) -> Float[np.ndarray, " M"]:

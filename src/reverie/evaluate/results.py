@@ -21,12 +21,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import Load, traced
 from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.own import NOTHING_OWN, Own
 from reverie.envs.fleet.sources import BUILT_IN, read_source
 from reverie.envs.fleet.traces import Trace
+from reverie.envs.fleet.weights import USUAL, Proxy, View
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import (
     TRACE_LOAD,
@@ -138,11 +138,12 @@ class Results:
         asked = self.examination
         return of_trace(self.trace, asked.exam, asked.load, asked.load_per_window, asked.own.on_a_trace).about
 
-    def examine_rules(self, view: View) -> None:
-        """Let the rules play, unless they have: opponents of agents that see `view`."""
+    def examine_rules(self, view: View, proxy: Proxy = USUAL) -> None:
+        """Let the rules play, unless they have: opponents of agents that see `view`, and set weights of the `proxy` if
+        these do."""
         exam = self.examination.exam
         if not self._is_there(part := f"rules-{view}"):
-            played = [hold(setting, rules_of(setting, view), exam) for setting in self.settings]
+            played = [hold(setting, rules_of(setting, view, proxy=proxy), exam) for setting in self.settings]
             least = [row for setting in self.settings for row in bounds(setting, exam)]
             self._keep(part, played, least)
 
@@ -239,7 +240,7 @@ def examine_agent(path: Path, tables: Path, examination: Examination, tell: Call
             _copy_rules(tables, new)
             results = Results(new, examination)
             tell("examining the rules")
-            results.examine_rules(agent.view)
+            results.examine_rules(agent.view, agent.proxy)
             tell(f"examining {agent.name}")
             results.examine_agent(agent)
             results.watch([agent], agent.view)

@@ -25,10 +25,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
-from reverie.envs.core import ArraySpec, Discrete, TimeStep
-from reverie.envs.fleet.env import FleetEnv, FleetState, Record, Task, View, responses
+from reverie.envs.core import ActionSpec, ArraySpec, State, TimeStep
+from reverie.envs.fleet.env import FleetEnv, Record, Task, responses
+from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, View, WeightsEnv, check_stay
 from reverie.evaluate.bounds import lower_bound
 from reverie.evaluate.capacity import load_at
 from reverie.policies.core import Policy, PolicyState
@@ -44,8 +45,8 @@ SURVIVAL_POINTS = 80
 LATE_BINDING = frozenset({"late-binding", "late-binding-fastest", "late-binding-4"})
 """Rules that every operator of first-come-first-served servers has, whatever is hidden: to send a job where it waits
 the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`)."""
-_TELLS = ("counts", "latency", "full")
-"""Views by how much they tell; `park` tells work and sizes too."""
+_TELLS = ("weights", "counts", "latency", "full")
+"""Views by how much they tell; `park` tells work and sizes too. Who sets weights sees the past, and sends no job."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Contestant:
     """Runs of one algorithm share it and differ in their training seed."""
     policy: Policy
     """Its memory starts empty in each trial and lives through the episodes of the trial."""
-    world: FleetEnv
+    world: FleetWorld
     """As it was made for the policy: what it shows and what it pays, which matters to a policy that remembers rewards.
     How many servers and jobs there are is the trial's affair."""
     role: Role = "agent"
@@ -70,6 +71,11 @@ class Contestant:
         """What it sees of the fleet."""
         return self.world.view
 
+    @property
+    def proxy(self) -> Proxy:
+        """Whose weights it sets; the usual one where it sets none."""
+        return self.world.proxy if isinstance(self.world, WeightsEnv) else USUAL
+
 
 class Tables(NamedTuple):
     """What a trial leaves behind."""
@@ -81,9 +87,9 @@ class Tables(NamedTuple):
     survival), where `response` is the time that a fraction `survival` of the jobs exceeds."""
 
 
-def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True) -> list[Contestant]:
+def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True, proxy: Proxy = USUAL) -> list[Contestant]:
     """Classical rules as opponents of agents that see `view`; `alone`, that nobody else sends jobs to the servers,
-    which serve one at a time.
+    which serve one at a time; `proxy`, whose weights are set by rules that do.
 
     A rule that needs what `view` hides is an oracle: it stays in the comparison under its own name, and
     `statistics.verdict` calls the best of these the oracle of a task and level. The rules that see less than the agents
@@ -92,7 +98,7 @@ def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True) -> lis
     """
 
     def contestant(name: str, rule: Rule) -> Contestant:
-        world = FleetEnv(view=rule.view)
+        world = WeightsEnv(proxy=proxy) if rule.view == "weights" else FleetEnv(view=rule.view)
         if alone and name in LATE_BINDING:
             return Contestant(name, rule, world, "rule", knows="who is idle")
         hidden = view in _TELLS and _TELLS.index(rule.view) > _TELLS.index(view)
@@ -180,7 +186,9 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     played: dict[int, Jobs] = {}
     for (world, _), members in programs(contestants).items():
         env = replace(world, servers=servers, jobs=jobs)
-        if task.sharing is not None and contestants[members[0]].training_seed is None:
+        if isinstance(env, WeightsEnv):
+            check_stay(task)
+        elif task.sharing is not None and contestants[members[0]].training_seed is None:
             env = replace(env, reward="elapsed")  # rules do not look at what they are paid
         record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
         for row, c in enumerate(members):
@@ -190,10 +198,10 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     return [played[c] for c in range(len(contestants))]
 
 
-def programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetEnv, int | None], list[int]]:
+def programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetWorld, int | None], list[int]]:
     """Who plays in one compiled program: all that is not trained and sees the same; what is trained plays alone, as its
     runs differ in their weights only and share the compilation."""
-    programs: dict[tuple[FleetEnv, int | None], list[int]] = {}
+    programs: dict[tuple[FleetWorld, int | None], list[int]] = {}
     for number, c in enumerate(contestants):
         alone = None if c.training_seed is None else number
         programs.setdefault((c.world, alone), []).append(number)
@@ -201,9 +209,12 @@ def programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetEnv, int | No
 
 
 @eqx.filter_jit
-def _side_by_side(env: FleetEnv, policies: Sequence[Policy], tasks: Task, key: Key[Array, ""]) -> Record:
+def _side_by_side(env: FleetWorld, policies: Sequence[Policy], tasks: Task, key: Key[Array, ""]) -> Record:
     """Each policy in its own copy of the same world, which is compiled once for all C: records [K, J, E, C]."""
     world, policy = _Copies(env, len(policies)), _Beside(tuple(policies))
+    if isinstance(env, WeightsEnv):
+        record = rollouts(world, policy, tasks, key, None, lambda *_: None, lambda ended: ended.states.record)[1]
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), record)  # [K, E, C, J]
     record, ended = rollouts(
         world, policy, tasks, key, env.jobs, lambda before, after: after.states.record, lambda ended: ended.states
     )
@@ -213,7 +224,7 @@ def _side_by_side(env: FleetEnv, policies: Sequence[Policy], tasks: Task, key: K
 class _Copies(NamedTuple):
     """C copies of one world, which meet the same jobs: states, timesteps and actions have the axis C in front."""
 
-    env: FleetEnv
+    env: FleetWorld
     count: int
 
     @property
@@ -221,16 +232,16 @@ class _Copies(NamedTuple):
         return self.env.observation_spec
 
     @property
-    def action_spec(self) -> Discrete:
+    def action_spec(self) -> ActionSpec:
         return self.env.action_spec
 
-    def reset(self, task: Task, key: Key[Array, ""]) -> tuple[FleetState, TimeStep]:
+    def reset(self, task: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:
         opened = self.env.reset(task, key)
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.count, *leaf.shape)), opened)
 
     def step(
-        self, task: Task, state: FleetState, action: Int[Array, " C"], key: Key[Array, ""]
-    ) -> tuple[FleetState, TimeStep]:
+        self, task: Task, state: State, action: Shaped[Array, " C ..."], key: Key[Array, ""]
+    ) -> tuple[State, TimeStep]:
         return jax.vmap(self.env.step, (None, 0, 0, None))(task, state, action, key)
 
 
@@ -244,11 +255,11 @@ class _Beside(NamedTuple):
 
     def act(
         self, state: tuple[PolicyState, ...], timestep: TimeStep, key: Key[Array, ""]
-    ) -> tuple[Int[Array, "E C"], tuple[PolicyState, ...]]:
+    ) -> tuple[Shaped[Array, "E C ..."], tuple[PolicyState, ...]]:
         seen = [jax.tree.map(lambda leaf, c=c: leaf[:, c], timestep) for c in range(len(self.policies))]
         acted = [p.act(s, t, key) for p, s, t in zip(self.policies, state, seen, strict=True)]
         actions, states = zip(*acted, strict=True)
-        return jnp.stack(actions, -1), states
+        return jnp.stack(actions, 1), states
 
 
 # --- from records to rows --------------------------------------------------------------------------------------------

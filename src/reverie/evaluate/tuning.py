@@ -41,7 +41,9 @@ def tune(config: TuneConfig, path: Path, generations: int, minutes: float, quiet
     def draw(count: int, seed: int) -> Task:
         return config.world.draw(count, stream_seed(seed, "tuning"))
 
-    search = evolve(config.search, tuned.free, draw, objective(config.objective), list(tuned.worths))
+    search = evolve(
+        config.search, tuned.free, draw, objective(config.objective), list(tuned.worths), config.world.proxy
+    )
     used = 0.0
     with Progress(generations, "generations", f"tuning {config.rule}", done=done, quiet=quiet) as shown:
         while used < 1:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Key, PyTree
 
-from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step
+from reverie.envs.core import State, Task, TimeStep, World, batch_reset, batch_step, select
 from reverie.policies.core import Policy, PolicyState
 
 
@@ -73,15 +73,16 @@ def trials(
     policy: Policy,
     tasks: Task,
     key: Key[Array, ""],
-    steps: int,
+    steps: int | None,
     keep: Callable[[Play, Play], PyTree],
     close: Callable[[Play], PyTree] = lambda ended: None,
 ) -> tuple[PyTree, PyTree]:
     """Trials of K episodes of `steps` (J) steps, the policy's memory kept from one to the next.
 
-    Arguments: `tasks`, leaves [K, B, ...]; `keep(before, after)` says what to keep of each step (`after.policy_state`
-    is that right after the policy saw `before.timesteps`), `close(ended)` what to keep of the end of each episode. The
-    policy sees the end too.
+    Arguments: `tasks`, leaves [K, B, ...]; `steps`, None where episodes differ in length: they are played until all
+    have ended, and nothing is kept of their steps; `keep(before, after)` says what to keep of each step
+    (`after.policy_state` is that right after the policy saw `before.timesteps`), `close(ended)` what to keep of the end
+    of each episode. The policy sees the end too.
     Returns what was kept, [K, J, B, ...] and [K, B, ...].
     """
 
@@ -93,10 +94,25 @@ def trials(
             after, _ = advance(env, policy, task, play, *jax.random.split(key))
             return after, keep(play, after)
 
-        play, kept = jax.lax.scan(
-            step, begin(env, policy, task, reset_key, policy_state), jax.random.split(run_key, steps)
-        )
+        play = begin(env, policy, task, reset_key, policy_state)
+        if steps is None:
+            play, kept = _to_the_end(env, policy, task, play, run_key), None
+        else:
+            play, kept = jax.lax.scan(step, play, jax.random.split(run_key, steps))
         return policy.act(play.policy_state, play.timesteps, end_key)[1], (kept, close(play))
 
     episodes, batch = jax.tree.leaves(tasks)[0].shape[:2]
     return jax.lax.scan(episode, policy.initial_state(batch), (tasks, jax.random.split(key, episodes)))[1]
+
+
+def _to_the_end(env: World, policy: Policy, tasks: Task, play: Play, key: Key[Array, ""]) -> Play:
+    """Each of the episodes as it was when it ended."""
+
+    def step(carry: tuple[Play, Key[Array, ""]]) -> tuple[Play, Key[Array, ""]]:
+        play, key = carry
+        key, act_key, step_key = jax.random.split(key, 3)
+        after, _ = advance(env, policy, tasks, play, act_key, step_key)
+        is_last = play.timesteps.is_last
+        return select(is_last.reshape(is_last.shape[0], -1).all(-1), play, after), key
+
+    return jax.lax.while_loop(lambda carry: ~carry[0].timesteps.is_last.all(), step, (play, key))[0]

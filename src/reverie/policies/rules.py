@@ -27,10 +27,11 @@ from reverie.policies.core import PolicyState
 from reverie.policies.latency import ResponseRule
 from reverie.policies.residual import ResidualLife
 from reverie.policies.views import Rule, View, allowed_servers, as_speeds, counts_view, full_view, pick
+from reverie.policies.weights import weight_rules
 
 
 def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = None) -> dict[str, Rule]:
-    """The rules by name, all of them or those asked for.
+    """The rules by name, all that send each job or those asked for.
 
     Arguments: `speeds` [N], nominal speeds in work per time unit (0 for padding), for the rules that cannot see them;
     `sizes`, a sample of job sizes in work units, for the size intervals and the time scale of the adaptive rule.
@@ -71,6 +72,7 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
         "sita": SizeIntervals.of_equal_load(nominal, sample),
     }
     names = list(known) if names is None else list(names)
+    known |= weight_rules(nominal, patience)
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

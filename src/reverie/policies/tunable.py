@@ -18,6 +18,7 @@ from reverie.policies.adaptive import AdaptiveLeastConnections, LittleConnection
 from reverie.policies.rules import SizeIntervals, rules
 from reverie.policies.scoring import HIDDEN, INPUTS, Correction, ScoredCounts, ScoredWork, no_correction
 from reverie.policies.views import Rule
+from reverie.policies.weights import AdaptiveWeights
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def _tunables(speeds: Float[np.ndarray, " N"], sizes: Float[np.ndarray, " M"]) -
         "little": _constants(
             LittleConnections(np.where(speeds > 0, 1.0, 0.0), tau=20 * service), "tau", "power", "prior"
         ),
+        "adaptive-weights": _constants(AdaptiveWeights(adaptive), "estimates.tau", "gain"),
         "fpi": _constants(known["fpi"], "prior_jobs", "split"),
         "sita": _intervals(speeds, sizes),
         "scored-work": _scored(work, "c"),

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from reverie.envs.core import TimeStep
 from reverie.policies.core import Policy
 
-View = Literal["full", "counts", "latency"]
+View = Literal["full", "counts", "latency", "weights"]
 
 
 @runtime_checkable

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from reverie.envs.fleet.env import View
 from reverie.envs.fleet.traces import describe
+from reverie.envs.fleet.weights import View
 from reverie.evaluate.about import about_view
 from reverie.evaluate.curve import curve_rules
 from reverie.evaluate.players import RETURNS

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from reverie.envs.fleet.env import LATENCY_FEATURES, FleetEnv
+from reverie.envs.fleet.env import LATENCY_FEATURES
+from reverie.envs.fleet.weights import FEATURES, FleetWorld
 from reverie.policies.core import Policy
 from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
@@ -30,6 +31,10 @@ UNITS = {
     "latency": {
         "servers": f"of each server [{', '.join(LATENCY_FEATURES)}], the second to the fifth since the last arrival",
         "job": "[time since the last arrival]",
+    },
+    "weights": {
+        "servers": f"of each server [{', '.join(FEATURES)}]",
+        "proxy": "[jobs that wait in it, jobs that came in the interval, how long that was]",
     },
 }
 """What the numbers of each view are; times and work are in the units of the fleet that the agent was trained in."""
@@ -52,7 +57,7 @@ def export_policy(run: RunFolder, path: Path) -> int:
 
 
 def write_policy(
-    path: Path, config: TrainConfig, env: FleetEnv, networks: PyTree, provenance: Mapping[str, Any]
+    path: Path, config: TrainConfig, env: FleetWorld, networks: PyTree, provenance: Mapping[str, Any]
 ) -> None:
     """Write networks that were made for `env` by `config`."""
     specs = env.observation_spec
@@ -81,7 +86,7 @@ def load_policy(path: Path, servers: int | None = None) -> tuple[TrainConfig, Po
     config = config_from_json(TrainConfig, described["config"])
     fleet, trained_for = config.fleet, described["actions"]
     # Any task will do: what the networks are is decided by the configuration, what they read by view and servers.
-    anywhere = WorldConfig(tasks=1, view=fleet.view, reward=fleet.reward, deadline=fleet.deadline)
+    anywhere = WorldConfig(tasks=1, view=fleet.view, proxy=fleet.proxy, reward=fleet.reward, deadline=fleet.deadline)
     agent = build(replace(config, start=None, world=anywhere)).agent
     env = replace(fleet.env, servers=trained_for if servers is None else servers)
     agent = replace(agent, observation_spec=env.observation_spec, action_spec=env.action_spec)

@@ -85,7 +85,7 @@ def decide(
     kept = math.exp(-gap / config.limits.memory)
     all_ended = kept * np.asarray(memory.ended) + np.maximum(ended, failed)
     all_failed = kept * np.asarray(memory.failed) + failed
-    raw = weigh(learned, np.asarray(counts.configured))
+    raw = weigh(learned, np.asarray(counts.configured)) ** rule.gain
     since = now - memory.at
     situation = Situation(
         config.limits,

@@ -3,7 +3,8 @@
 A proxy's `leastconn` sends a request to the server with the least (requests there + 1) / weight. With each server's
 rate for its weight that is the rule, at c = 1; `slots` (maxconn) come before it. A rate is requests answered over time
 busy, both forgotten exponentially, with one answer at the fleet's mean rate added. A poll catches a server busy for
-just the share of time that it is busy, so a gap counts for busy where requests are there at its end.
+just the share of time that it is busy, so a gap counts for busy where requests are there at its end. Tuned, weights may
+be a power of the rates (`gain`; `AdaptiveWeights` in `policies/weights.py`).
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from reverie.serve.settings import ADAPTIVE, ServeConfig
+from reverie.serve.settings import ADAPTIVE, WEIGHTS, ServeConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Rule:
     """Seconds after which an observation counts for 1/e."""
     failure: float
     """Seconds that a failure counts for."""
+    gain: float = 1.0
+    """Weights are rates to this power."""
 
 
 def nothing_known(servers: int) -> Rates:
@@ -88,12 +91,13 @@ def load_rule(config: ServeConfig) -> Rule:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    if told.get("kind") != "tuned rule" or told["config"]["rule"] != ADAPTIVE:
+    if told.get("kind") != "tuned rule" or told["config"]["rule"] not in (ADAPTIVE, WEIGHTS):
         raise ValueError(
             f"{path} decides where each request goes, and a proxy takes weights that are held for a while. Policies "
-            f"that make weights come from `reverie tune --rule {ADAPTIVE}`"
+            f"that make weights come from `reverie tune --rule {WEIGHTS}`"
         )
     speeds, sizes = arrays[".speeds"], arrays[".sizes"]
     service = sizes.mean() / speeds[speeds > 0].mean()  # as in `policies/tunable.py`
-    tau = 20 * service * math.exp(arrays[".centre"][told["names"].index("tau")])
-    return Rule(float(tau) * config.unit, config.limits.failure)
+    found = dict(zip(told["names"], np.exp(arrays[".centre"]).tolist(), strict=True))
+    tau = 20 * float(service) * found.get("tau", found.get("estimates.tau"))
+    return Rule(tau * config.unit, config.limits.failure, found.get("gain", 1.0))

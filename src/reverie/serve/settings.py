@@ -16,6 +16,7 @@ from reverie.serve.drivers import DRIVERS
 Mode = Literal["off", "shadow", "canary", "active"]
 
 ADAPTIVE = "adaptive-least-connections"
+WEIGHTS = "adaptive-weights"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class ServeConfig:
     """off: nothing is computed. shadow: computed and logged, nothing is sent. canary: sent in every other slice of
     time. active: sent, but for a control slice now and then."""
     policy: str = ADAPTIVE
-    """The rule by its name, or a file of `reverie tune --rule adaptive-least-connections`."""
+    """The rule by its name, or a file of `reverie tune --rule adaptive-weights`."""
     tau: Positive = 3.0
     """Seconds after which the rule by its name forgets to 1/e; a tuned file has its own."""
     unit: Positive = 1.0

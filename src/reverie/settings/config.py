@@ -22,6 +22,7 @@ from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.agents.sac import SACConfig
 from reverie.envs.core import Numbered, Suite, World
+from reverie.envs.fleet import weights
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
 from reverie.envs.fleet.families import Load, draw_tasks
 from reverie.envs.fleet.families import family as find_family
@@ -29,6 +30,7 @@ from reverie.envs.fleet.formats.reading import AS_IT_IS, Reading
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 from reverie.envs.fleet.suites import find_suite, fleet_suite
+from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, WeightsEnv
 from reverie.envs.games import find_game
 from reverie.envs.outside.sources import open_outside
 from reverie.envs.outside.worlds import LIMIT
@@ -99,8 +101,10 @@ class WorldConfig:
     """Tasks that are drawn from it, once; each trial plays one of them."""
     jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in RAM")] = 250
     """Length of an episode in jobs."""
-    view: View = "full"
-    """What the agent sees of the fleet."""
+    view: weights.View = "full"
+    """What the agent sees of the fleet. With `weights` it sends no job, but sets the weights of a proxy that does."""
+    proxy: Proxy = field(default_factory=Proxy)
+    """The proxy of `weights`."""
     reward: Reward = "admission"
     """When response times are credited; `lateness` prices the time beyond a deadline alone."""
     deadline: PositiveOrNone = None
@@ -110,6 +114,8 @@ class WorldConfig:
     def __post_init__(self):
         replace(self.env)  # its reward and deadline fit
         find_family(self.family)
+        if self.view != "weights" and self.proxy != USUAL:
+            raise ValueError(f"proxy is about the view `weights`, and view is {self.view!r}; got {self.proxy}")
         if self.trace is None and (self.reading != AS_IT_IS or self.load == "recorded"):
             raise ValueError(
                 "load `recorded` and the options of reading (unit, columns, drop, sort, from, to) are about a trace; "
@@ -120,21 +126,33 @@ class WorldConfig:
         """Tasks [K, ...] to train on.
 
         Raises:
-            ValueError: the trace is not there or broken, or half of it is shorter than an episode.
+            ValueError: the trace is not there or broken, or half of it is shorter than an episode; or servers come and
+                go, and weights are to be set.
         """
         if self.trace is None:
-            return draw_tasks(self.own.tasks(self.family, None, self.jobs), count, seed)
-        trace = read_source(str(self.trace), reading=self.reading).halves()[0]
-        return draw_tasks(self.own.play(trace, self.load, self.jobs), count, seed)
+            tasks = draw_tasks(self.own.tasks(self.family, None, self.jobs), count, seed)
+        else:
+            trace = read_source(str(self.trace), reading=self.reading).halves()[0]
+            tasks = draw_tasks(self.own.play(trace, self.load, self.jobs), count, seed)
+        if self.view == "weights":
+            weights.check_stay(tasks)
+        return tasks
 
-    def open(self, seed: int) -> tuple[FleetEnv, Task]:
+    def open(self, seed: int) -> tuple[FleetWorld, Task]:
         """The world, and the tasks [K, ...] to train on."""
         tasks = self.draw(self.tasks, seed)
         return replace(self.env, servers=tasks.mask.shape[-1]), tasks
 
     @property
-    def env(self) -> FleetEnv:
+    def env(self) -> FleetWorld:
         """The world, whatever the number of servers."""
+        if self.view == "weights":
+            if self.reward != "elapsed":
+                raise ValueError(
+                    "a proxy's weights are held for a while and no single job is credited to them: with view `weights` "
+                    f"the reward is `elapsed`, got {self.reward!r}"
+                )
+            return WeightsEnv(jobs=self.jobs, proxy=self.proxy)
         return FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward, deadline=self.deadline)
 
 

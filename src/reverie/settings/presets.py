@@ -3,7 +3,8 @@
 `cpu` is small and fast on two cores; its Dreamer knows what a queue is (`models/queue.py`) and sees the fleet in full.
 `hidden` sees how many jobs each server holds and nothing else: neither sizes nor speeds (`models/counts.py`).
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
-by one: slower, and needed where work and speeds are hidden. `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
+by one: slower, and needed where work and speeds are hidden. `weights` sends no job: it sets the weights of a proxy
+every 500 time units (`envs/fleet/weights.py`). `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
 is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. `storm` is STORM's
 recipe in full size (Zhang et al. 2023, arXiv 2310.09615; docs/storm.md), for a GPU. Games have settings of their own
 (`settings/games.py`).
@@ -40,7 +41,7 @@ from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, Train
 from reverie.train.off_policy import OffPolicyConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "pearl", "metadreamer"]
-Preset = Literal["cpu", "hidden", "learned", "paper", "storm"]
+Preset = Literal["cpu", "hidden", "learned", "weights", "paper", "storm"]
 ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m", "storm", "mixture", "shared"]
 OptimiserKind = Literal["single", "groups"]
 
@@ -90,6 +91,8 @@ _CPU_DREAMER = DreamerConfig(
     entropy=3e-3,
     reward_scale=1 / PARK_MEAN_SIZE,
 )
+_WEIGHTS_WORLD = WorldConfig(family="workers", jobs=1000, view="weights", reward="elapsed")
+_WEIGHTS_SCALE = 1e-4  # some 20 jobs for 500 time units are of the order of 1
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
@@ -122,6 +125,21 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                         averaging=0.0111,
                     ),
                     world=_CPU_WORLD,
+                    loop=_CPU_LOOP,
+                ),
+                "weights": TrainConfig(
+                    agent=OffPolicyRun(
+                        algorithm=replace(
+                            _CPU_DREAMER,
+                            model=SetRSSMConfig(horizon=20.0),
+                            dream_length=15,
+                            discount_lambda=0.95,
+                            reward_scale=_WEIGHTS_SCALE,
+                        ),
+                        experience=_CPU_EXPERIENCE,
+                        averaging=0.0111,
+                    ),
+                    world=_WEIGHTS_WORLD,
                     loop=_CPU_LOOP,
                 ),
                 "paper": TrainConfig(
@@ -183,6 +201,23 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                         averaging=2e-3,
                     ),
                     world=_CPU_WORLD,
+                    loop=_CPU_LOOP,
+                ),
+                "weights": TrainConfig(
+                    agent=OffPolicyRun(
+                        algorithm=SACConfig(
+                            units=64,
+                            servers="set",
+                            learning_rate=1e-3,
+                            discount=0.95,
+                            temperature=0.01,
+                            reward_scale=_WEIGHTS_SCALE,
+                        ),
+                        experience=OffPolicyConfig(batch=256, length=1, ratio=8.0, capacity=160_000, prefill=4_000),
+                        chunk=200,
+                        averaging=2e-3,
+                    ),
+                    world=_WEIGHTS_WORLD,
                     loop=_CPU_LOOP,
                 ),
             }

@@ -18,7 +18,8 @@ from cmaes import CMA
 from jaxtyping import Array, Float, Key
 
 from reverie.envs.fleet.env import FleetEnv, Task, responses
-from reverie.policies.rollout import rollout
+from reverie.envs.fleet.weights import USUAL, Proxy, WeightsEnv
+from reverie.policies.rollout import rollout, trials
 from reverie.policies.tunable import Tunable
 from reverie.ranges import Seed, at_least, checked
 
@@ -58,11 +59,12 @@ def evolve(
     draw: Callable[[int, int], Task],
     cost: Cost,
     history: Sequence[Float[np.ndarray, " P"]] = (),
+    proxy: Proxy = USUAL,
 ) -> Iterator[Generation]:
     """Generation after generation, for as long as it is asked.
 
     Arguments: `draw(count, seed)` gives tasks [E, ...] to tune on; `history`, the worths of generations that were
-    before, which are not played again.
+    before, which are not played again; `proxy`, whose weights are set by rules that do.
     """
     size = len(rule.names)
     search = CMA(np.zeros(size), rule.spread, population_size=config.members, seed=config.seed)
@@ -75,7 +77,7 @@ def evolve(
             tasks, key = draw(config.episodes, config.seed + number), jax.random.key(number)
             key = jax.random.fold_in(key, config.seed)
             vectors = jnp.asarray(np.vstack([np.zeros(size), members]), jnp.float32)
-            costs = np.asarray(play(rule, vectors, tasks, key, config.jobs, cost), float)
+            costs = np.asarray(play(rule, vectors, tasks, key, config.jobs, cost, proxy), float)
             worths = np.log(costs[1:] / costs[0]).mean(1)
         search.tell(list(zip(members, worths.tolist(), strict=True)))
         number += 1
@@ -85,11 +87,26 @@ def evolve(
 
 @eqx.filter_jit
 def play(
-    rule: Tunable, vectors: Float[Array, "P D"], tasks: Task, key: Key[Array, ""], jobs: int, cost: Cost
+    rule: Tunable,
+    vectors: Float[Array, "P D"],
+    tasks: Task,
+    key: Key[Array, ""],
+    jobs: int,
+    cost: Cost,
+    proxy: Proxy = USUAL,
 ) -> Float[Array, "P E"]:
     """What each vector costs in each episode; all meet the same jobs."""
-    view = rule.make(jnp.zeros(len(rule.names))).view
-    env = FleetEnv(tasks.mask.shape[-1], jobs, view, "admission" if tasks.sharing is None else "elapsed")
+    view, servers = rule.make(jnp.zeros(len(rule.names))).view, tasks.mask.shape[-1]
+    if view == "weights":
+        once = jax.tree.map(lambda leaf: leaf[None], tasks)
+
+        def held(vector: Float[Array, " D"]) -> Float[Array, " E"]:
+            env, policy = WeightsEnv(servers, jobs, proxy), rule.make(vector)
+            ended = trials(env, policy, once, key, None, lambda *_: None, lambda ended: ended.states.record.response)[1]
+            return cost(ended[0].T)
+
+        return jax.vmap(held)(vectors)
+    env = FleetEnv(servers, jobs, view, "admission" if tasks.sharing is None else "elapsed")
 
     def one(vector: Float[Array, " D"]) -> Float[Array, " E"]:
         ended, record = rollout(env, rule.make(vector), tasks, key, jobs, lambda state, *_: state.record)

@@ -416,8 +416,7 @@ def _padded_others(task: Task, servers: int) -> Others:
 
 def _padded_sharing(task: Task, servers: int, slots: int) -> Sharing:
     """How the servers of a task serve, in that many rows and slots; one by one unless it says otherwise."""
-    alone = jnp.ones(task.mask.shape)
-    how = task.sharing or Sharing(alone, 0 * alone, alone[:, None] > 0, 0 * alone)
+    how = task.sharing or sharing.one_by_one(task.mask)
     how = how._replace(slot=jnp.pad(how.slot, [(0, 0), (0, slots - how.slot.shape[-1])]))
     return _rows(how, servers)
 

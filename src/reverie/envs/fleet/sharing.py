@@ -92,6 +92,12 @@ def sharing(a: ArrayLike, b: ArrayLike, slots: ArrayLike, prefill: ArrayLike = 0
     return Sharing(a, b, jnp.arange(int(slots.max())) < slots[:, None], prefill)
 
 
+def one_by_one(mask: Bool[Array, "*B N"]) -> Sharing:
+    """Servers that serve one job at a time."""
+    alone = jnp.ones(mask.shape)
+    return Sharing(alone, 0 * alone, alone[..., None] > 0, 0 * alone)
+
+
 def most(servers: Sharing, prompt: float = 0.0) -> Float[Array | np.ndarray, "*B N"]:
     """What a server does with all slots taken, per unit of speed: n / (a + b n), where there is no `prompt` to be read
     for a unit of work."""
@@ -164,6 +170,13 @@ def advance(
     return jax.tree.map(lambda leaf: leaf[0], _advance(*one))
 
 
+def until_departure(servers: Sharing, slots: Slots, speed: Schedule, now: Time) -> Float[Array, " N"]:
+    """How long until each server would finish the next job, if no other came; inf where there is none."""
+    amount = slots.pause + slots.left.min(-1) * (servers.a + servers.b * slots.busy)
+    busy = slots.busy > 0
+    return jnp.where(busy, jax.vmap(schedules.inverse, (0, None, 0))(speed, now, jnp.where(busy, amount, 0.0)), jnp.inf)
+
+
 class _Next(NamedTuple):
     """The next departure of each server [E, N]."""
 
@@ -175,7 +188,25 @@ class _Next(NamedTuple):
     """Whether that is in this step."""
 
 
-@custom_vmap
+def as_one_batch[F: Callable](function: F) -> F:
+    """Let `jax.vmap` of a function whose arguments and results begin with an axis E make that axis longer: loops in it
+    then run for all at once, and nothing is copied to keep what has ended as it was."""
+    longer = custom_vmap(function)
+
+    @longer.def_vmap
+    def batch(axis_size: int, in_batched: list, *args: PyTree) -> tuple:
+        def whole(leaf: Array, batched: bool) -> Array:
+            leaf = leaf if batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
+            return leaf.reshape(axis_size * leaf.shape[1], *leaf.shape[2:])
+
+        results = longer(*jax.tree.map(whole, args, tuple(in_batched)))
+        results = jax.tree.map(lambda leaf: leaf.reshape(axis_size, -1, *leaf.shape[1:]), results)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return longer  # ty: ignore[invalid-explicit-return]
+
+
+@as_one_batch
 def _advance(
     servers: Sharing,
     slots: Slots,
@@ -238,19 +269,6 @@ def _advance(
     elapsed = elapsed + jnp.where(count > 0, count * gap[:, None], 0.0).sum(-1)
     slots = slots._replace(left=jnp.maximum(slots.left - served[..., None], 0.0), pause=slots.pause - read)
     return slots, completed and completed.after(time), elapsed
-
-
-@_advance.def_vmap
-def _advance_batch(axis_size: int, in_batched: list, *args: PyTree) -> tuple:
-    """A batch of batches is a longer batch."""
-
-    def whole(leaf: Array, batched: bool) -> Array:
-        leaf = leaf if batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
-        return leaf.reshape(-1, *leaf.shape[2:])
-
-    results = _advance(*jax.tree.map(whole, args, tuple(in_batched)))
-    results = jax.tree.map(lambda leaf: leaf.reshape(axis_size, -1, *leaf.shape[1:]), results)
-    return results, jax.tree.map(lambda _: True, results)
 
 
 def _each(function: Callable[..., Array]) -> Callable[..., Float[Array, "E N"]]:
