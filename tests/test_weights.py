@@ -90,7 +90,7 @@ def events(arrival, size, weights, caps, hold, speed, a, b):
     servers, jobs = len(speed), len(size)
     inside = [dict[int, float]() for _ in range(servers)]  # what is left of jobs
     sent, server, left = np.zeros(jobs), np.zeros(jobs, int), np.full(jobs, np.nan)
-    latest, queue, now, came = [-1] * servers, list[int](), 0.0, 0
+    changed, queue, now, came = [0.0] * servers, list[int](), 0.0, 0
 
     def rate(i: int) -> float:
         return speed[i] / (a[i] + b[i] * len(inside[i]))
@@ -108,14 +108,14 @@ def events(arrival, size, weights, caps, hold, speed, a, b):
             came += 1
         else:
             done = min(inside[who], key=lambda job: inside[who][job])
-            left[done] = now
+            left[done] = changed[who] = now
             del inside[who][done]
         # The weights of the interval, of the last one to the end of all work.
         w = weights[min(math.ceil(now / hold) - 1, math.ceil(arrival[-1] / hold) - 1)]
         while queue and (free := [i for i in range(servers) if len(inside[i]) < caps[i]]):
-            best = min(free, key=lambda i: ((len(inside[i]) + 1) / w[i], -w[i], latest[i]))
+            best = min(free, key=lambda i: ((len(inside[i]) + 1) / w[i], -w[i], changed[i]))
             job = queue.pop(0)
-            inside[best][job], sent[job], server[job], latest[best] = size[job], now, best, job
+            inside[best][job], sent[job], server[job], changed[best] = size[job], now, best, now
     return sent, server, left
 
 
@@ -215,14 +215,14 @@ def test_actions_are_weights_by_logarithm_rounded_and_kept_from_the_floor():
         ([0, 0, 3, 0], True, 1),  # whoever has been idle for longest, of whatever weight
         ([0, 1, 1, 1], False, 3),  # 2 / 1 is less than 1 / 0.4, and the other of weight 1 has as many
         ([0, 1, 1, 1], True, 0),
-        ([1, 9, 1, 1], True, 3),  # of equals the one that has not been sent a job for longest
+        ([1, 9, 1, 1], True, 3),  # of equals the one where nothing has changed for longest
         ([1, 9, 0, 9], False, 0),  # the third has no place
     ],
 )
 def test_a_job_goes_where_weighted_leastconn_sends_it(jobs, idle_first, chosen):
-    weights, latest = jnp.array([0.4, 0.2, 1.0, 1.0]), jnp.array([5, 2, 9, 7])
+    weights, unchanged = jnp.array([0.4, 0.2, 1.0, 1.0]), jnp.array([5.0, 8.0, 1.0, 3.0])
     free = jnp.array([True, True, jobs[2] > 0, True])
-    assert int(_choose(jnp.array(jobs), weights, jnp.asarray(idle_first), free, latest)) == chosen
+    assert int(_choose(jnp.array(jobs), weights, jnp.asarray(idle_first), free, unchanged)) == chosen
 
 
 def test_the_rule_here_is_the_one_that_serve_follows(changing):

@@ -78,6 +78,7 @@ def simulate(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"] | None:
     rule = _rule(config, arm)
     if rule is None:
         return None
+    assert rule.view != "weights", "those here send each job"
     task, jobs = _task(config, alone=arm.cap == "one"), len(config.plan.at)
     reward = "admission" if task.sharing is None else "elapsed"
     env = FleetEnv(servers=len(config.speeds), jobs=jobs, view=rule.view, reward=reward)

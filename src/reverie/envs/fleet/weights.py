@@ -56,8 +56,8 @@ class Waiting(NamedTuple):
     """How long in the proxy; 0 until it was sent."""
     server: Int[Array, "*E J"]
     """Where it was sent."""
-    latest: Int[Array, "*E N"]
-    """The number of the job that each server was sent last, -1 for none: of equals, who has not had one for longest."""
+    since: Float[Array, "*E N"]
+    """Since each server was sent a job; inf if it never was."""
 
 
 class Told(NamedTuple):
@@ -157,17 +157,15 @@ class WeightsEnv:
             )
         if task.others is not None:
             raise ValueError("WeightsEnv: other balancers' jobs are not simulated behind a queue in the proxy")
-        start, nobody = schedules.instant(0.0), jnp.zeros((self.servers,), jnp.int32)
+        start, no_time = schedules.instant(0.0), jnp.zeros((self.servers,))
         job = workloads.draw_job(task.workload, key, jnp.int32(0), start)
         slots = sharing.empty(self._servers(task), self.jobs, job.prompt is not None)
-        nothing = jnp.zeros((self.jobs,))
-        none = jnp.int32(0)
-        waiting = Waiting(
-            none, none, job, schedules.later(start, job.gap), nothing, nothing.astype(jnp.int32), nobody - 1
-        )
+        nothing, none = jnp.zeros((self.jobs,)), jnp.int32(0)
+        comes, nowhere = schedules.later(start, job.gap), nothing.astype(jnp.int32)
+        waiting = Waiting(none, none, job, comes, nothing, nowhere, no_time + jnp.inf)
         told = Told(jnp.zeros((self.servers, len(FEATURES))), jnp.zeros((3,)))
         remembered = jnp.zeros((self.servers, 2))
-        state = WeightsState(start, slots, waiting, 0.0 * nobody, remembered, (told,) * (1 + self.proxy.late), key)
+        state = WeightsState(start, slots, waiting, no_time, remembered, (told,) * (1 + self.proxy.late), key)
         return state, first(self._observe(task, state))
 
     def step(
@@ -243,7 +241,7 @@ class _Interval(NamedTuple):
     @classmethod
     def begin(cls, state: WeightsState) -> "_Interval":
         none = jnp.zeros_like(state.since)
-        done = Completions(jnp.zeros_like(state.waiting.latest), none, none, state.since)
+        done = Completions(jnp.zeros_like(state.slots.busy), none, none, state.since)
         return cls(state.clock, state.slots, state.waiting, done, jnp.zeros(()), jnp.zeros((), bool))
 
 
@@ -312,9 +310,11 @@ def _event(sure: _Sure, interval: _Interval) -> _Interval:
 
     # One may be sent: the head of the queue.
     free = task.mask & (slots.in_progress < caps)
+    since = waiting.since + gap
+    unchanged = jnp.minimum(since, done.since)
     sends = ~over & (waiting.sent < came) & free.any()
     number = jnp.where(sends, waiting.sent, jobs)
-    server = jnp.where(sends, _choose(slots.in_progress, weights, idle_first, free, waiting.latest), nobody)
+    server = jnp.where(sends, _choose(slots.in_progress, weights, idle_first, free, unchanged), nobody)
     head = jnp.minimum(number, jobs - 1)
     arrival = jax.tree.map(lambda leaf: leaf[head], slots.arrival)
     job = Job(slots.size[head], jnp.zeros(()), None if slots.prompt is None else slots.prompt[head])
@@ -326,7 +326,7 @@ def _event(sure: _Sure, interval: _Interval) -> _Interval:
         comes,
         waiting.waited.at[number].set(_between(arrival, now), mode="drop"),
         waiting.server.at[number].set(server, mode="drop"),
-        waiting.latest.at[server].set(number, mode="drop"),
+        since.at[server].set(0.0, mode="drop"),
     )
     nothing_left = (came == jobs) & (waiting.sent == jobs) & (slots.in_progress == 0).all()
     return _Interval(now, slots, waiting, done, elapsed, over | ends | nothing_left)
@@ -337,14 +337,15 @@ def _choose(
     weights: Float[Array, " N"],
     idle_first: Bool[Array, ""],
     free: Bool[Array, " N"],
-    latest: Int[Array, " N"],
+    unchanged: Float[Array, " N"],
 ) -> Int[Array, ""]:
-    """Weighted `leastconn`: the least (jobs + 1) / weight; of equals the largest weight, then who waited longest."""
+    """Weighted `leastconn`: the least (jobs + 1) / weight; of equals the largest weight, then whose number of jobs has
+    been `unchanged` for longest."""
     weightless = idle_first & (in_progress == 0)
     score = jnp.where(free, jnp.where(weightless, 0.0, (in_progress + 1) / weights), jnp.inf)
     ties = free & (score <= score.min() * (1 + 1e-6))
     equal = ties & (weightless | (weights >= jnp.where(ties, weights, 0.0).max()))
-    return jnp.where(equal, latest, jnp.iinfo(jnp.int32).max).argmin()
+    return jnp.where(equal, unchanged, -1.0).argmax()
 
 
 def _put(slots: Slots, number: Int[Array, ""], job: Job, comes: Time) -> Slots:
