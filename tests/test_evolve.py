@@ -161,4 +161,6 @@ def test_the_comparison_that_is_printed_plays_what_was_tuned_on(tmp_path, monkey
     assert (program, command) == ("reverie", "compare")
     asked = compare.parse(printed)
     assert asked.world == compare.parse([*words, "--held-out"]).world
-    assert load_rule(Path("ours.safetensors")).config.world.reading == asked.world.reading
+    tuned = load_rule(Path("ours.safetensors"))
+    assert tuned.config.world.reading == asked.world.reading
+    assert tuned.seconds == pytest.approx(2 / 300, rel=1e-2)  # the mean job, 2 s, is 300 time units

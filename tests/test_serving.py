@@ -71,9 +71,10 @@ def test_a_server_that_fails_at_once_does_not_pass_for_a_fast_one():
     assert (answered.tolist(), busy.tolist()) == ([0], [25.1])
 
 
-def tuned_file(folder: Path, name: str, centre: np.ndarray) -> tuple[Path, TunedRule]:
+def tuned_file(folder: Path, name: str, centre: np.ndarray, seconds: float | None = None) -> tuple[Path, TunedRule]:
     speeds, sizes = np.array([1.0, 0.5, 0.0]), np.array([0.1, 0.2, 0.6])
-    tuned = TunedRule(TuneConfig(name, WorldConfig(), EvolveConfig()), centre, np.zeros((1, 4)), speeds, sizes)
+    world = TuneConfig(name, WorldConfig(), EvolveConfig())
+    tuned = TunedRule(world, centre, np.zeros((1, 4)), speeds, sizes, seconds)
     save_rule(folder / "tuned.safetensors", tuned)
     return folder / "tuned.safetensors", tuned
 
@@ -86,6 +87,13 @@ def test_a_tuned_file_gives_the_constant_that_was_tuned(tmp_path):
     rule, ours = load_rule(config(policy=str(path), unit=2.0)), tuned.rule
     assert rule.tau == pytest.approx(2.0 * float(ours.estimates.tau), rel=1e-6)
     assert rule.gain == pytest.approx(float(ours.gain), rel=1e-6)
+
+
+def test_a_file_that_was_tuned_on_a_trace_knows_how_long_its_time_units_are(tmp_path):
+    path, tuned = tuned_file(tmp_path, "adaptive-least-connections", np.zeros(2), seconds=1e-3)
+    for unit, seconds in ((None, 1e-3), (2.0, 2.0)):
+        rule = load_rule(config(policy=str(path), unit=unit))
+        assert rule.tau == pytest.approx(seconds * float(tuned.rule.tau), rel=1e-6)
 
 
 def test_a_policy_that_makes_no_weights_is_refused(tmp_path):

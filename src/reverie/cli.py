@@ -24,6 +24,7 @@ COMMANDS = {
     "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
     "simulate": "play the classical rules on a task family or on a trace",
     "train": "train an agent, or go on with a run that was stopped",
+    "fit": "find from a balancer's log what its servers and requests are like, for all commands below",
     "tune": "tune a rule on a workload or a trace by evolution: a policy of a few numbers, without a neural network",
     "sweep": "train agents x families x seeds side by side, here or on Ray, and compare them",
     "evaluate": "play standard and adaptive trials with the agent of a run",

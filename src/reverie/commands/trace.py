@@ -63,12 +63,14 @@ def main(arguments: Sequence[str]) -> None:
         described = dataclasses.asdict(summary)
         print_json({"trace": trace.name, **described, "provenance": dict(trace.provenance), "tenths": load})
     else:
-        print_facts(trace.name, [*trace.provenance, *_lines(summary), *_course(course)])
+        print_facts(trace.name, [*trace.provenance, *summary_facts(summary), *_course(course)])
     if course is not None and course.unsteady:
         say(f"reverie trace: {course.warning()}")
 
 
-def _lines(s: TraceSummary) -> list[tuple[str, str]]:
+def summary_facts(s: TraceSummary) -> list[tuple[str, str]]:
+    """Statistics of a trace, and what each is called."""
+
     def several(*values: float) -> str:
         return ", ".join(map(number, values))
 

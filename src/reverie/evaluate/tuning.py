@@ -69,4 +69,5 @@ def _begun(config: TuneConfig, path: Path) -> TunedRule:
     speeds = nominal_speeds(tasks)
     sizes = np.quantile(typical_sizes(tasks), (np.arange(_KNOWN_SIZES) + 0.5) / _KNOWN_SIZES)
     free = tunable(config.rule, speeds, sizes)
-    return TunedRule(config, np.zeros(len(free.names)), np.zeros((0, config.search.members)), speeds, sizes)
+    nothing = np.zeros(len(free.names)), np.zeros((0, config.search.members))
+    return TunedRule(config, *nothing, speeds, sizes, config.world.seconds)

@@ -63,6 +63,8 @@ class TunedRule:
     """Nominal speeds of the servers, for the rules that do not see them."""
     sizes: Float[np.ndarray, " Q"]
     """Quantiles of the job sizes."""
+    seconds: float | None = None
+    """In a time unit of the world it was tuned in; None where that has none in the real one."""
 
     @property
     def free(self) -> Tunable:
@@ -79,7 +81,7 @@ def save_rule(path: Path, tuned: TunedRule) -> None:
     names = list(tuned.free.names)
     shapes = [array.shape for array in arrays]
     described = {"kind": KIND, "config": config_to_json(tuned.config), "names": names, "shapes": shapes}
-    checkpoint.save(path, arrays, described)
+    checkpoint.save(path, arrays, {**described, "seconds": tuned.seconds})
 
 
 def load_rule(path: Path) -> TunedRule:
@@ -93,4 +95,4 @@ def load_rule(path: Path) -> TunedRule:
         raise ValueError(f"{path} is no tuned rule; make one with `reverie tune --out {path}`")
     config = config_from_json(TuneConfig, described["config"])
     like = _Saved(*(np.zeros(shape) for shape in described["shapes"]))
-    return TunedRule(config, *checkpoint.load(path, like))
+    return TunedRule(config, *checkpoint.load(path, like), described.get("seconds"))

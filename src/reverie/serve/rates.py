@@ -100,4 +100,4 @@ def load_rule(config: ServeConfig) -> Rule:
     service = sizes.mean() / speeds[speeds > 0].mean()  # as in `policies/tunable.py`
     found = dict(zip(told["names"], np.exp(arrays[".centre"]).tolist(), strict=True))
     tau = 20 * float(service) * found.get("tau", found.get("estimates.tau"))
-    return Rule(tau * config.unit, config.limits.failure, found.get("gain", 1.0))
+    return Rule(tau * (config.unit or told.get("seconds") or 1.0), config.limits.failure, found.get("gain", 1.0))

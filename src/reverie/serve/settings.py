@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from reverie.ranges import Count, Positive, above, at_least, between, checked
+from reverie.ranges import Count, Positive, PositiveOrNone, above, at_least, between, checked
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.serve.balancer import Balancer
 from reverie.serve.drivers import DRIVERS
@@ -26,7 +26,7 @@ class Server:
 
     name: str
     address: str
-    """host:port; read by `reverie serve init` alone."""
+    """host:port; read by `reverie serve init` alone, and empty where a log did not say it."""
     slots: Count
     """How many requests it serves at once; more wait in HAProxy (`maxconn`). Envoy has no such queue."""
     weight: Annotated[int, *between(1, 256)] = 128
@@ -118,8 +118,9 @@ class ServeConfig:
     """The rule by its name, or a file of `reverie tune --rule adaptive-weights`."""
     tau: Positive = 3.0
     """Seconds after which the rule by its name forgets to 1/e; a tuned file has its own."""
-    unit: Positive = 1.0
-    """Seconds in a time unit of the world that a file was tuned in: 1 for traces and logs."""
+    unit: PositiveOrNone = None
+    """Seconds in a time unit of the world that a file was tuned in; unless given, what the file says (of a trace), or
+    else 1."""
     hz: Annotated[float, *between(1, 10)] = 10.0
     """Decisions a second."""
     state: Path = Path("/run/reverie")

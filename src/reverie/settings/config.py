@@ -24,12 +24,13 @@ from reverie.agents.sac import SACConfig
 from reverie.envs.core import Numbered, Suite, World
 from reverie.envs.fleet import weights
 from reverie.envs.fleet.env import FleetEnv, Reward, Task, View
-from reverie.envs.fleet.families import Load, draw_tasks
+from reverie.envs.fleet.families import Load, draw_tasks, trace_unit
 from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.formats.reading import AS_IT_IS, Reading
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 from reverie.envs.fleet.suites import find_suite, fleet_suite
+from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, WeightsEnv
 from reverie.envs.games import find_game
 from reverie.envs.outside.sources import open_outside
@@ -129,14 +130,22 @@ class WorldConfig:
             ValueError: the trace is not there or broken, or half of it is shorter than an episode; or servers come and
                 go, and weights are to be set.
         """
-        if self.trace is None:
+        if (trace := self._half) is None:
             tasks = draw_tasks(self.own.tasks(self.family, None, self.jobs), count, seed)
         else:
-            trace = read_source(str(self.trace), reading=self.reading).halves()[0]
             tasks = draw_tasks(self.own.play(trace, self.load, self.jobs), count, seed)
         if self.view == "weights":
             weights.check_stay(tasks)
         return tasks
+
+    @property
+    def _half(self) -> Trace | None:
+        return None if self.trace is None else read_source(str(self.trace), reading=self.reading).halves()[0]
+
+    @property
+    def seconds(self) -> float | None:
+        """In a time unit of its tasks, where these are a trace's."""
+        return None if (trace := self._half) is None else 1 / trace_unit(trace)
 
     def open(self, seed: int) -> tuple[FleetWorld, Task]:
         """The world, and the tasks [K, ...] to train on."""

@@ -133,6 +133,32 @@ class Trace:
         return replace(self, arrival=self.arrival[jobs] - self.arrival[jobs][0], work=self.work[jobs], columns=columns)
 
 
+class Requests(NamedTuple):
+    """What a balancer's log tells of J requests, in order of arrival; times in seconds from the first arrival."""
+
+    servers: tuple[str, ...]
+    """Names (N)."""
+    server: Int64[np.ndarray, " J"]
+    """Which of them each was sent to."""
+    arrival: Float64[np.ndarray, " J"]
+    """When it came to the balancer."""
+    sent: Float64[np.ndarray, " J"]
+    """When it was sent to the server."""
+    ended: Float64[np.ndarray, " J"]
+    resolution: float
+    """Seconds to which times are written."""
+    name: str
+    """What reports call the log."""
+    provenance: tuple[tuple[str, str], ...] = ()
+    """How it was read, as of a `Trace`."""
+
+    def part(self, jobs: slice) -> "Requests":
+        """Some of them, with times as they were."""
+        return self._replace(
+            server=self.server[jobs], arrival=self.arrival[jobs], sent=self.sent[jobs], ended=self.ended[jobs]
+        )
+
+
 # Scaling
 
 

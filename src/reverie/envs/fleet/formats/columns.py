@@ -1,16 +1,18 @@
 """Any other file of lines, by what the user says of its columns: `arrival=ts,size=bytes,unit=ms`.
 
 Columns are named as in the header or in JSON lines, or counted from 1. The file is JSON lines, CSV of any delimiter, or
-columns with blanks between them.
+columns with blanks between them. With `server=host` too, sizes are how long that server took.
 """
 
 from collections.abc import Mapping
 
-from reverie.envs.fleet.formats.core import Jobs, Text, token_jobs
+import numpy as np
+
+from reverie.envs.fleet.formats.core import Jobs, Served, Text, token_jobs
 from reverie.envs.fleet.formats.plain import plain_jobs
 from reverie.envs.fleet.records import PER_SECOND, Records, TraceError, Unit, is_time, split_csv
 
-_KEYS = "arrival", "size", "context", "generated", "unit", "size_unit"
+_KEYS = "arrival", "size", "context", "generated", "server", "unit", "size_unit"
 _HOW = "expected arrival=NAME,size=NAME or arrival=NAME,context=NAME,generated=NAME, and unit=ms or size_unit=ms"
 
 
@@ -26,7 +28,7 @@ def parse_columns(said: str) -> dict[str, str]:
         if not equals or not name or key not in _KEYS or key in found:
             raise TraceError(f"--columns {said}: {part.strip()!r} is not understood; {_HOW}")
         found[key] = name
-    if set(found) - {"unit", "size_unit"} not in ({"arrival", "size"}, {"arrival", "context", "generated"}):
+    if set(found) - {"unit", "size_unit", "server"} not in ({"arrival", "size"}, {"arrival", "context", "generated"}):
         raise TraceError(f"--columns {said}: {_HOW}")
     for key in ("unit", "size_unit"):
         unit_of(found, key)
@@ -50,13 +52,20 @@ def read(text: Text, columns: Mapping[str, str]) -> Jobs:
         raise TraceError(f"{text.path} has comments but no records")
     text = Text(text.path, lines, text.unit, text.cost)
     names = {key: columns[key] for key in ("arrival", "size", "context", "generated") if key in columns}
-    records = _records(text, list(names.values()))
+    records = _records(text, [*names.values(), *([columns["server"]] if "server" in columns else [])])
     said = ", ".join(f"{key} from {name}" for key, name in names.items())
     if "size" not in names:
         return token_jobs(text, said, records, list(names.values()))
     size_unit = unit_of(columns, "size_unit")
     work = 1.0 if size_unit is None else 1 / PER_SECOND[size_unit]
-    return plain_jobs(said, records, list(names.values()), text.unit, work=work)
+    jobs = plain_jobs(said, records, [names["arrival"], names["size"]], text.unit, work=work)
+    if "server" not in columns:
+        return jobs
+    resolution = float(np.diff(np.unique(np.round(jobs.work[np.isfinite(jobs.work)], 9))).min(initial=1.0))
+    failed = np.zeros(len(jobs.work), bool)
+    server, at = records.texts(columns["server"]), jobs.seconds
+    served = Served(server, at, at, at + jobs.work, failed, resolution)
+    return jobs._replace(served=served)
 
 
 def _records(text: Text, names: list[str]) -> Records:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from reverie.envs.fleet.records import Records, TraceError, Unit, delimiter_of, shorten, split_csv
 from reverie.envs.fleet.traces import TokenCost
@@ -54,6 +54,22 @@ class Text:
         return Records.from_csv(self.path, self.header, self.lines[1:], names, self.delimiter)
 
 
+class Served(NamedTuple):
+    """What a balancer's log says beside arrivals and work; NaN where a line has a complaint."""
+
+    server: Sequence[str]
+    """Who served each line's request (J)."""
+    came: Float64[np.ndarray, " J"]
+    """When the balancer had it whole, in seconds of the same origin as arrivals."""
+    sent: Float64[np.ndarray, " J"]
+    """When it was sent there; later than that where the balancer has a queue."""
+    ended: Float64[np.ndarray, " J"]
+    failed: Bool[np.ndarray, " J"]
+    """Whether it was answered by an error of the server (5xx)."""
+    resolution: float
+    """Seconds to which times are written."""
+
+
 class Jobs(NamedTuple):
     """What a file says of each line; NaN where a line has a complaint."""
 
@@ -70,6 +86,8 @@ class Jobs(NamedTuple):
     """Lines are written when jobs end: to put them in order of arrival is part of reading them."""
     remark: str = ""
     """What else a user should know of how arrivals and work were found."""
+    served: Served | None = None
+    """Where lines say who served them."""
 
 
 def token_jobs(
@@ -89,6 +107,11 @@ def token_jobs(
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 LOG_DATE = r"\[(\d\d/[A-Za-z]{3}/\d{4}:\d\d:\d\d:\d\d(?:\.\d+)?)(?: ([+-]\d{4}))?\]"
 """How web servers and proxies write a time: [10/May/2024:00:00:00.487 +0000]; two groups, time and zone."""
+
+
+def is_error(status: str) -> bool:
+    """Whether a status of HTTP is one of the server's errors."""
+    return status[:1] == "5"
 
 
 def log_time(date: str, zone: str | None) -> str:

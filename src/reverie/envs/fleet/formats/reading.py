@@ -1,6 +1,8 @@
 """Reading a trace from a file of any known format: see the table in docs/traces.md."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +15,7 @@ from reverie.envs.fleet.formats import (
     azure_llm,
     burstgpt,
     columns,
+    envoy,
     haproxy,
     mooncake,
     nginx,
@@ -23,7 +26,7 @@ from reverie.envs.fleet.formats import (
 )
 from reverie.envs.fleet.formats.core import Jobs, Text
 from reverie.envs.fleet.records import Fault, TraceError, Unit, read_lines, shorten, split_json, stem
-from reverie.envs.fleet.traces import DEFAULT_COST, TokenCost, Trace
+from reverie.envs.fleet.traces import DEFAULT_COST, Requests, TokenCost, Trace
 from reverie.ranges import PositiveOrNone, Weight, checked
 
 _READERS = (
@@ -35,6 +38,7 @@ _READERS = (
     swf.read,
     nginx.read,
     haproxy.read,
+    envoy.read,
     wikibench.read,
     plain.read,
 )
@@ -52,7 +56,8 @@ class Reading:
     """Unit of arrival times, where the file does not show it."""
     columns: str | None = None
     """Which columns are read, for a file of no known format: arrival=NAME,size=NAME,unit=ms; or context=NAME and
-    generated=NAME (tokens) instead of a size. Columns without names are counted from 1."""
+    generated=NAME (tokens) instead of a size; for `reverie fit` server=NAME too, where sizes are how long it took.
+    Columns without names are counted from 1."""
     drop: str = ""
     """Leave lines out, and count them: zero (jobs without work), broken (lines that cannot be read), or zero,broken."""
     sort: bool = False
@@ -108,22 +113,67 @@ def read_trace(path: str | Path, cost: TokenCost = DEFAULT_COST, reading: Readin
             has broken lines: missing columns, values that are no finite numbers or negative, jobs without work, or
             times that go backwards.
     """
-    path = Path(path)
-    lines = read_lines(path)
+    jobs, sound, order, provenance = _read([Path(path)], cost, reading)
+    seconds = jobs.seconds[sound][order]
+    columns = {name: values[sound][order] for name, values in jobs.columns.items()}
+    return reading.cut(Trace(stem(Path(path)), seconds - seconds[0], jobs.work[sound][order], columns, provenance))
+
+
+def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Requests:
+    """What a balancer's log, or several of one format, tell of requests and who served them.
+
+    Requests that a server answered with an error (5xx) are left out.
+
+    Raises:
+        TraceError: as for `read_trace`; the log does not name servers, or its times are too coarse.
+    """
+    jobs, sound, _, provenance = _read(paths, DEFAULT_COST, reading)
+    if (served := jobs.served) is None:
+        raise TraceError(
+            f"{paths[0]}, {jobs.format}, does not say which server served a request, so it tells nothing of a fleet; "
+            "expected a log of HAProxy or Envoy, one of nginx with upstream=$upstream_addr "
+            "urt=$upstream_response_time msec=$msec, or --columns arrival=NAME,size=NAME,server=NAME"
+            + ("" if jobs.at_the_end else ". As a trace it is played as it is: reverie compare --trace")
+        )
+    rows = np.flatnonzero(sound & ~served.failed)
+    rows = rows[np.argsort(served.came[rows], kind="stable")]
+    since = served.came[rows] - jobs.seconds[sound].min()
+    rows = rows[(since >= reading.start) & (since < (math.inf if reading.end is None else reading.end))]
+    if len(rows) == 0:
+        raise TraceError(f"{paths[0]} has no request in this stretch that a server answered without an error")
+    middle = float(np.median(served.ended[rows] - served.sent[rows]))
+    if served.resolution > middle:
+        raise TraceError(
+            f"{paths[0]} has times to {served.resolution:g} s, and half of its requests took {middle:.3g} s or less: "
+            "how many were at a server at once cannot be seen. For nginx, add msec=$msec to log_format"
+        )
+    names, server = np.unique([served.server[row] for row in rows], return_inverse=True)
+    times = (each[rows] - served.came[rows[0]] for each in (served.came, served.sent, served.ended))
+    if failed := int(served.failed[sound].sum()):
+        provenance += (("errors of servers (5xx), left out", f"{failed:,} of {sound.sum():,}"),)
+    return Requests(tuple(map(str, names)), server, *times, served.resolution, stem(paths[0]), provenance)
+
+
+def _read(
+    paths: Sequence[Path], cost: TokenCost, reading: Reading
+) -> tuple[Jobs, np.ndarray, np.ndarray, tuple[tuple[str, str], ...]]:
+    """The lines of files as one: which are sound, the order of these in time, and what is to be said of the reading."""
+    path = paths[0]
+    lines = [line for each in paths for line in read_lines(each)]
     _refuse_document(path, lines)
     named = None if reading.columns is None else columns.parse_columns(reading.columns)
     unit = reading.unit if named is None else reading.unit or columns.unit_of(named, "unit")
     text = Text(path, lines, unit, cost)
     jobs = _recognised(text) if named is None else columns.read(text, named)
-    forgiven = reading.forgiven | ({"order"} if jobs.at_the_end else set())
+    forgiven = reading.forgiven | ({"order"} if jobs.at_the_end or len(paths) > 1 else set())
     jobs.records.require_order(jobs.seconds)
     sound, counts = jobs.records.check(forgiven)
     seconds = jobs.seconds[sound]
     order = np.argsort(seconds, kind="stable")
-    arrival = seconds[order] - seconds[order[0]]
-    if arrival[-1] > _LONGEST:
+    span = float(seconds[order[-1]] - seconds[order[0]])
+    if span > _LONGEST:
         raise TraceError(
-            f"{path}: it lasts {arrival[-1]:.3g} s, which is {arrival[-1] / (365 * 86_400):,.0f} years; expected "
+            f"{path}: it lasts {span:.3g} s, which is {span / (365 * 86_400):,.0f} years; expected "
             "at most 100: is a time broken, or is the unit another (--unit)?"
         )
     provenance = [("format", jobs.format), ("times", jobs.clock)]
@@ -134,14 +184,7 @@ def read_trace(path: str | Path, cost: TokenCost = DEFAULT_COST, reading: Readin
         ("order", "lines that were not in order of time: sorted"),
     )
     provenance += [(what, f"{counts[fault]:,} of {len(sound):,}") for fault, what in said if fault in counts]
-    trace = Trace(
-        stem(path),
-        arrival,
-        jobs.work[sound][order],
-        {name: values[sound][order] for name, values in jobs.columns.items()},
-        tuple(provenance),
-    )
-    return reading.cut(trace)
+    return jobs, sound, order, tuple(provenance)
 
 
 def _recognised(text: Text) -> Jobs:
@@ -159,7 +202,7 @@ def _recognised(text: Text) -> Jobs:
 def _refuse_document(path: Path, lines: list[tuple[int, str]]) -> None:
     """Raise TraceError for one JSON document over the whole file, of which no line stands for itself."""
     first = lines[0][1]
-    whole = first.startswith("[")
+    whole = re.match(r'\[\s*([{\["]|-?\d+\s*[,.\]]|$)', first) is not None  # logs have dates and words in brackets
     if first.startswith("{") and len(lines) > 1 and not lines[1][1].startswith("{"):
         try:
             split_json(first)
