@@ -115,6 +115,14 @@ def test_help_is_quick_and_needs_neither_jax_nor_the_argument_parser():
     assert seconds < 0.3  # CPU time: what the clock shows depends on what else the machine does
 
 
+def test_what_only_some_commands_need_is_not_imported_by_all():
+    """Each of these takes half a second or more of every start."""
+    heavy = ("matplotlib", "scipy.stats", "scipy.optimize", "tensorboardX", "ray")
+    code = f"import sys, reverie.commands.train; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+
+
 @pytest.mark.parametrize("name", ["train", "trace"])
 def test_the_help_of_a_command_is_known_the_second_time(name, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

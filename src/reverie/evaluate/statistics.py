@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 import scipy.special
 from jaxtyping import Float
 
@@ -103,12 +102,14 @@ class _Spread(NamedTuple):
 
     def p_value(self, distance: float) -> float:
         """1 - the largest confidence whose interval leaves out what lies `distance` away; 1 where none can be made."""
+        from scipy.optimize import brentq  # here, as it takes half a second to import
+
         least, most = 1e-12, 1 - 1e-12
         if not self.half_width(least) < abs(distance):  # NaN where there is one episode
             return 1.0
         if self.half_width(most) < abs(distance):
             return 1 - most
-        return 1 - float(scipy.optimize.brentq(lambda c: self.half_width(c) - abs(distance), least, most))
+        return 1 - float(brentq(lambda c: self.half_width(c) - abs(distance), least, most))
 
 
 def _spread(values: Values, baseline: Baseline | None = None) -> _Spread:

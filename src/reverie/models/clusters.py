@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
-from scipy.optimize import linear_sum_assignment
 
 RESTARTS = 20
 """Random beginnings of which the best is taken."""
@@ -46,6 +45,8 @@ def clustered(vectors: Float[np.ndarray, "K F"], count: int, most: int, seed: in
     Raises:
         ValueError: so many tasks do not fit, or there are fewer tasks than clusters.
     """
+    from scipy.optimize import linear_sum_assignment  # here, as it takes half a second to import
+
     tasks = len(vectors)
     if not count <= tasks <= count * most:
         raise ValueError(f"{tasks} tasks cannot be put into {count} clusters of 1 to {most} tasks")

@@ -27,7 +27,6 @@ from jaxtyping import PyTree
 from reverie.files import explained, locked, read_json, remove_partial, write_text
 from reverie.runs import checkpoint
 from reverie.runs.config_json import Json, config_differences, config_from_json, config_to_json
-from reverie.runs.tensorboard import TensorBoard
 from reverie.runs.versions import versions
 
 
@@ -222,6 +221,8 @@ class RunWriter:
                 )
         self._metrics = self._open.enter_context(path.open("ab"))
         self._metrics.truncate(end)
+        from reverie.runs.tensorboard import TensorBoard  # here, as only training needs what it imports
+
         self._board = TensorBoard(self._run.path / "tensorboard", after=-1 if newest is None else self._step)
         self._open.callback(self._board.close)
         return self._step, state

@@ -14,7 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cmaes import CMA
 from jaxtyping import Array, Float, Key
 
 from reverie.envs.fleet.env import FleetEnv, Task, responses
@@ -66,6 +65,8 @@ def evolve(
     Arguments: `draw(count, seed)` gives tasks [E, ...] to tune on; `history`, the worths of generations that were
     before, which are not played again; `proxy`, whose weights are set by rules that do.
     """
+    from cmaes import CMA  # here, as it imports most of scipy
+
     size = len(rule.names)
     search = CMA(np.zeros(size), rule.spread, population_size=config.members, seed=config.seed)
     number = 0

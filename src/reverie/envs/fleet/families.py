@@ -25,16 +25,13 @@ from reverie.envs.fleet.env import (
     fleet_task,
     stack_fleets,
 )
-from reverie.envs.fleet.load import capacity_met, positive_load
+from reverie.envs.fleet.load import PARK_SPEEDS, capacity_met, positive_load
 from reverie.envs.fleet.measured import draw_fleet, read_speeds, speed_paths
-from reverie.envs.fleet.park import PARK_SERVICE_RATES
 from reverie.envs.fleet.pools import llm, shared, workers
 from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.traces import Trace, scale_to_load
 from reverie.envs.fleet.workload import Sizes
 
-PARK_SPEEDS = np.array(PARK_SERVICE_RATES)
-"""Ten servers, the fastest seven times as fast as the slowest [work per time unit]."""
 PARK_MEAN_SIZE = 300.0
 """Mean of Park's Pareto sizes (shape 1.5, scale 100), in work units."""
 INTERVALS = {"easy": 110.0, "medium": 75.0, "hard": 55.0, "overload": 45.0}

@@ -8,6 +8,9 @@ from reverie.envs.fleet import sharing
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import Task
 
+PARK_SPEEDS = np.array([0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.05])
+"""Park's ten servers, the fastest seven times as fast as the slowest [work per time unit]."""
+
 
 def offered_load(task: Task, until: float = np.inf) -> float:
     """Mean work that arrives per time unit, that of others included, over the mean capacity of all servers: in the long

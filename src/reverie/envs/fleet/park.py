@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from reverie.envs.fleet import picture
+from reverie.envs.fleet.load import PARK_SPEEDS
 
-PARK_SERVICE_RATES = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.05)
+PARK_SERVICE_RATES = tuple(PARK_SPEEDS.tolist())
 """Park's ten servers, slowest first, in work per time."""
 
 _LARGEST_EXPONENTIAL = 37.0

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -116,5 +115,7 @@ def draw(
 @cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """The letters of matplotlib, which knows more alphabets than Pillow's own."""
+    import matplotlib as mpl  # here, as it takes half a second to import
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / name), size)

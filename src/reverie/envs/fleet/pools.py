@@ -12,8 +12,7 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.conversation import conversation_like
 from reverie.envs.fleet.env import Task, constant_speeds, fleet_task
-from reverie.envs.fleet.load import capacity, with_load
-from reverie.envs.fleet.park import PARK_SERVICE_RATES
+from reverie.envs.fleet.load import PARK_SPEEDS, capacity, with_load
 from reverie.envs.fleet.sharing import Sharing, sharing
 from reverie.envs.fleet.workload import Workload
 
@@ -37,14 +36,14 @@ _SIZE, _JOBS, _SEGMENTS = 300.0, 1000, 5
 def workers(rng: np.random.Generator) -> Task:
     """Ten servers of Park's speeds, each of 2, 4 or 8 workers with an even part of it, whether or not the others are
     busy; load 0.5 to 0.85, sizes with squared CV 4."""
-    slots = rng.choice([2, 4, 8], len(PARK_SERVICE_RATES))
+    slots = rng.choice([2, 4, 8], len(PARK_SPEEDS))
     return _park(rng, sharing(slots, 0.0, slots))
 
 
 def shared(rng: np.random.Generator) -> Task:
     """Ten servers of Park's speeds that share them among up to 64 jobs, with up to as much again to be done for each as
     it takes alone while there are few; load 0.5 to 0.85, sizes with squared CV 4."""
-    return _park(rng, sharing(rng.uniform(0.0, 1.0, len(PARK_SERVICE_RATES)), 1.0, 64))
+    return _park(rng, sharing(rng.uniform(0.0, 1.0, len(PARK_SPEEDS)), 1.0, 64))
 
 
 def llm(rng: np.random.Generator) -> Task:
@@ -66,7 +65,7 @@ def _conversation() -> np.ndarray:
 
 
 def _park(rng: np.random.Generator, how: Sharing) -> Task:
-    speeds = np.stack([rng.permutation(PARK_SERVICE_RATES) for _ in range(_SEGMENTS)], -1)
+    speeds = np.stack([rng.permutation(PARK_SPEEDS) for _ in range(_SEGMENTS)], -1)
     return _drifting(rng, speeds, how, workloads.poisson(1.0, workloads.lognormal(_SIZE, 4.0)))
 
 
