@@ -73,7 +73,7 @@ def test_seals_are_what_sha256sum_reads(tmp_path):
 @pytest.fixture
 def examined(monkeypatch):
     """Examining takes no time, and writes what it is told to."""
-    agent = SimpleNamespace(name="a2c", view="full", training_seed=0)
+    agent = SimpleNamespace(name="a2c", view="full", proxy=None, training_seed=0)
     monkeypatch.setattr(results_module, "load_agents", lambda folders: [agent])
 
     def play(self, *_):
