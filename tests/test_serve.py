@@ -20,6 +20,7 @@ from reverie.envs.fleet.families import draw_tasks, family
 from reverie.runs import export, loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
+from reverie.serve.policy import ServedPolicy
 from reverie.settings.config import TrainConfig, WorldConfig
 from reverie.settings.presets import preset
 
@@ -229,6 +230,13 @@ def test_what_is_no_policy_is_named(tmp_path, files):
     (tmp_path / "noise.safetensors").write_bytes(b"noise" * 100)
     with pytest.raises(ValueError, match="damaged"):
         reverie.load_policy(tmp_path / "noise.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "reads"), [("SACConfig", "servers"), ("A2CConfig", "proxy")])
+def test_a_policy_without_a_twin_says_that_it_has_none(kind, reads):
+    described = {"config": {"agent": {"algorithm": {"class": kind}}}, "observation": {reads: {"shape": [2, 2]}}}
+    with pytest.raises(ValueError, match=rf"a policy of {kind} that reads {reads} decides by JAX alone"):
+        ServedPolicy({**described, "actions": 2}, {})
 
 
 def test_the_file_says_where_it_comes_from(files):

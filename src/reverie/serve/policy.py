@@ -41,6 +41,12 @@ class ServedPolicy:
         self.described = described
         """What the file says of itself: config, observation, actions, units, provenance."""
         algorithm = described["config"]["agent"]["algorithm"]
+        if algorithm["class"] not in TWINS or "proxy" in described["observation"]:
+            reads = ", ".join(described["observation"])
+            raise ValueError(
+                f"a policy of {algorithm['class']} that reads {reads} decides by JAX alone (`reverie compare`); those "
+                f"of {', '.join(TWINS)} that send each job decide without"
+            )
         self._shapes = {name: tuple(spec["shape"]) for name, spec in described["observation"].items() if name != "mask"}
         self._all = np.ones(described["actions"], bool)
         self._twin = TWINS[algorithm["class"]](algorithm, Weights(arrays))
