@@ -4,7 +4,7 @@
 `hidden` sees how many jobs each server holds and nothing else: neither sizes nor speeds (`models/counts.py`).
 `learned` is told nothing of queues and learns the servers too (`models/set_rssm.py`), from any view that shows them one
 by one: slower, and needed where work and speeds are hidden. `weights` sends no job: it sets the weights of a proxy
-every 500 time units (`envs/fleet/weights.py`). `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
+every 2,000 time units (`envs/fleet/weights.py`). `paper` is Redovian's (2025, arXiv 2503.08872) as far as it
 is public: DreamerV3's published values at its smallest size, and a recurrent policy of 256 units. `storm` is STORM's
 recipe in full size (Zhang et al. 2023, arXiv 2310.09615; docs/storm.md), for a GPU. Games have settings of their own
 (`settings/games.py`).
@@ -27,6 +27,7 @@ from reverie.agents.ppo import PPOConfig
 from reverie.agents.sac import SACConfig
 from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
+from reverie.envs.fleet.weights import Proxy
 from reverie.models import rssm
 from reverie.models.build import ModelConfig
 from reverie.models.counts import CountsConfig
@@ -91,8 +92,10 @@ _CPU_DREAMER = DreamerConfig(
     entropy=3e-3,
     reward_scale=1 / PARK_MEAN_SIZE,
 )
-_WEIGHTS_WORLD = WorldConfig(family="workers", jobs=1000, view="weights", reward="elapsed")
-_WEIGHTS_SCALE = 1e-4  # some 20 jobs for 500 time units are of the order of 1
+_WEIGHTS_WORLD = WorldConfig(
+    family="workers", jobs=1000, view="weights", reward="elapsed", proxy=Proxy(hold=2_000.0)
+)  # as long as a job is there on average: of shorter intervals each decides less, and chance hides what it did
+_WEIGHTS_SCALE = 3e-5  # some 20 jobs for that time are of the order of 1
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
 
 PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
@@ -131,7 +134,7 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                     agent=OffPolicyRun(
                         algorithm=replace(
                             _CPU_DREAMER,
-                            model=SetRSSMConfig(horizon=20.0),
+                            model=SetRSSMConfig(horizon=5.0),
                             dream_length=15,
                             discount_lambda=0.95,
                             reward_scale=_WEIGHTS_SCALE,
@@ -209,12 +212,14 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                             units=64,
                             servers="set",
                             learning_rate=1e-3,
-                            discount=0.95,
+                            discount=0.8,
                             temperature=0.01,
                             reward_scale=_WEIGHTS_SCALE,
                         ),
-                        experience=OffPolicyConfig(batch=256, length=1, ratio=8.0, capacity=160_000, prefill=4_000),
-                        chunk=200,
+                        experience=OffPolicyConfig(
+                            streams=64, batch=1024, length=1, ratio=8.0, capacity=160_000, prefill=6_400
+                        ),
+                        chunk=50,
                         averaging=2e-3,
                     ),
                     world=_WEIGHTS_WORLD,
