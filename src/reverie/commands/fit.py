@@ -164,7 +164,8 @@ def _warnings(servers: Sequence[Server], judged: Sequence[Alike]) -> list[str]:
 
 
 def _next(out: Path, trace: Trace) -> list[tuple[str, str]]:
-    """The commands that come next. Weights are held for a tenth of a second, as `serve` does."""
+    """The commands that come next; weights are held for a tenth of a second, as `serve` does, which begins in the mode
+    of its file, shadow."""
     where = ["--fleet", f"{out / 'fleet.toml'}", "--trace", f"{out / 'requests.csv'}", "--load", "recorded"]
     where += ["--jobs", f"{max(len(trace.work) // 10, 1)}"] if len(trace.work) < 10_000 else []
     where += ["--idle-first", "--hold", f"{trace_unit(trace) / 10:.4g}"]
@@ -172,7 +173,7 @@ def _next(out: Path, trace: Trace) -> list[tuple[str, str]]:
     tune = ["reverie", "tune", "--rule", "adaptive-weights", *where, "--out", tuned]
     compare = ["reverie", "compare", *where, "--held-out", "--view", "latency"]
     compare += [word for policy in (tuned, "equal-weights", "jsq") for word in ("--policy", policy)]
-    serve = ["reverie", "serve", "--config", f"{out / 'serve.toml'}", "--policy", tuned, "--mode", "shadow"]
+    serve = ["reverie", "serve", "--config", f"{out / 'serve.toml'}", "--policy", tuned]
     return [(name, shlex.join(words)) for name, words in (("tune", tune), ("compare", compare), ("serve", serve))]
 
 
