@@ -23,10 +23,12 @@ from reverie.agents.actor_critic import (
 )
 from reverie.agents.inputs import Inputs
 from reverie.agents.ppo import PPO, PPOConfig
-from reverie.envs.core import ArraySpec, Continuous, Discrete, TimeStep, first, stack_tasks
+from reverie.envs.core import ArraySpec, Discrete, TimeStep, first, stack_tasks
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_SPEEDS, draw_tasks, family
 from reverie.envs.fleet.workload import exponential, poisson
+from reverie.envs.point_robot import PointRobot
+from reverie.evaluate.returns import returns
 from reverie.nn.distributions import Categorical
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
@@ -132,8 +134,9 @@ def gathered(agent, env, pool, steps=24, streams=6, episodes=2):
         (Recall(gap=1), jnp.arange(2), "flat"),
         (FLEET, FLEET_POOL, "flat"),
         (FLEET, FLEET_POOL, "set"),
+        (PointRobot(limit=4), jnp.zeros((3, 2)), "flat"),
     ],
-    ids=["recall", "fleet-flat", "fleet-set"],
+    ids=["recall", "fleet-flat", "fleet-set", "continuous"],
 )
 def test_memory_in_training_equals_memory_in_acting_across_episodes_and_trials(env, pool, servers):
     agent = agent_for(env, memory=5, servers=servers)
@@ -464,6 +467,24 @@ def test_rung_memory_across_episodes(memory):
     assert found == (env.optimal_return if memory else env.memoryless_return)
 
 
+def test_rl2_learns_where_a_goal_is_and_goes_there_in_the_next_episode():
+    """Duan et al. 2016 (arXiv 1611.02779): with numbers as actions. A goal right or left, told by rewards alone."""
+    agent = agent_for(PointRobot(), memory=16, kind=PPO, minibatches=2, learning_rate=3e-3, epochs=8)
+    env, pool = PointRobot(limit=8), jnp.array([[0.6, 0.0], [-0.6, 0.0]])
+    config = OnPolicyConfig(streams=64, steps=36, episodes=4, workers=1)
+
+    @eqx.filter_jit
+    def trained(key):
+        state = init(agent, config, env, pool, key)
+        return jax.lax.scan(lambda s, _: (update(agent, config, env, pool, s)[0], None), state, None, length=60)[0]
+
+    networks = trained(jax.random.key(0)).learner.networks
+    found = np.asarray(returns(env, agent.policy(networks, True), jnp.tile(pool, (32, 1)), jax.random.key(1), 3))
+    best = -sum(max(0.6 - 0.1 * (t + 1), 0) for t in range(8))
+    assert found[:, 1:].mean() > 1.3 * best
+    assert found[:, 0].mean() < found[:, 1:].mean() - 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("kind", [A2C, PPO])
@@ -506,8 +527,6 @@ def test_worlds_that_do_not_fit_are_refused():
     def build(spec, actions, servers="flat"):
         return ActorCritic(NetworkConfig(servers=servers), spec, actions, key=jax.random.key(0))
 
-    with pytest.raises(ValueError, match="discrete"):
-        build({"vector": ArraySpec((2,))}, Continuous(2))
     with pytest.raises(ValueError, match="images: \\['screen'\\]"):
         build({"screen": ArraySpec((64, 64, 3), "image")}, Discrete(2))
     with pytest.raises(ValueError, match="a row for each of the 2 actions"):

@@ -20,11 +20,11 @@ import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from reverie.agents.heads import SetTower, Tower
+from reverie.agents.heads import SetTower, Tower, numbers_of, per_action
 from reverie.agents.inputs import Inputs, Reading
-from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep, select
+from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep, select
 from reverie.models.core import Features
-from reverie.nn.distributions import Categorical, symlog
+from reverie.nn.distributions import BoundedNormal, Categorical, symlog
 from reverie.nn.layers import GRU
 from reverie.ranges import Layers, Positive, Share, Weight, Whole, Width, WidthOr0, checked
 
@@ -86,8 +86,8 @@ class Carry(NamedTuple):
 
     recurrent: Float[Array, "B *N M"]
     """State of the memory; one for each server where servers are a set."""
-    action: Int[Array, " B"]
-    """What was done last."""
+    action: Array
+    """What was done last [B] (of a continuous action [B, A])."""
 
 
 class Rollout(NamedTuple):
@@ -96,8 +96,9 @@ class Rollout(NamedTuple):
     timestep: TimeStep
     """Leaves [G, B, ...]; rewards belong to arriving at a moment."""
     is_trial_first: Bool[Array, "G B"]
-    action: Int[Array, "T B"]
-    """Done at each moment but the last; means nothing where an episode is over (`is_last`)."""
+    action: Array
+    """[T, B] (of a continuous action [T, B, A]), done at each moment but the last; means nothing where an episode is
+    over (`is_last`)."""
     before: Carry | None
     """What the policy carried before the first moment."""
 
@@ -130,7 +131,7 @@ class ActorCritic(eqx.Module):
     actor: Tower | SetTower
     critic: Tower | SetTower
     inputs: Inputs = eqx.field(static=True)
-    actions: int = eqx.field(static=True)
+    spec: ActionSpec = eqx.field(static=True)
 
     def __init__(
         self,
@@ -142,35 +143,33 @@ class ActorCritic(eqx.Module):
     ):
         """The actor starts near uniform, the critic near 0.
 
-        Errors: ValueError where actions are not discrete, or the observation cannot be read (`Inputs`).
+        Errors: ValueError where the observation cannot be read (`Inputs`).
         """
-        match action_spec:
-            case Discrete(n):
-                self.actions = n
-            case _:
-                raise ValueError(f"A2C and PPO choose among discrete actions; this world has {action_spec}")
+        self.spec = action_spec
         self.inputs = Inputs.of(observation_spec, action_spec, config.servers)
         context, rows, as_set = self.inputs.context, self.inputs.rows, self.inputs.as_set
         memory_key, actor_key, critic_key = jax.random.split(key, 3)
-        told = context + rows + (1 if as_set else self.actions) + 2
+        told = context + rows + (1 if as_set else action_spec.width) + 2
+        outputs = numbers_of(action_spec)
         self.memory = GRU(told, config.memory, key=memory_key) if config.memory else None
         if as_set:
             sizes = context, rows + config.memory, config.units, config.layers
-            self.actor = SetTower(*sizes, per_server=True, scale=0.01, key=actor_key)
+            self.actor = SetTower(*sizes, outputs, per_server=True, scale=0.01, key=actor_key)
             self.critic = SetTower(*sizes, per_server=False, scale=0.01, key=critic_key)
         else:
             inputs = context + config.memory
-            self.actor = Tower(inputs, self.actions, config.units, config.layers, scale=0.01, key=actor_key)
+            size = outputs * action_spec.width, config.units, config.layers
+            self.actor = Tower(inputs, *size, scale=0.01, key=actor_key)
             self.critic = Tower(inputs, 1, config.units, config.layers, scale=0.01, key=critic_key)
 
     def told(
-        self, seen: Features, action: Int[Array, "*B"], reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
+        self, seen: Features, action: Array, reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
     ) -> Float[Array, "*BN I"]:
         """What the memory reads: what is seen, the action and reward that led here, whether an episode begins (RL2).
 
         With servers as a set each memory reads its own row, and of the action whether it was its server's.
         """
-        done = jnp.where(is_first[..., None], 0.0, jax.nn.one_hot(action, self.actions))
+        done = jnp.where(is_first[..., None], 0.0, self.spec.encode(action))
         rest = jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
         if seen.servers is None:
             return jnp.concatenate([seen.context, done, rest], -1)
@@ -184,12 +183,18 @@ class ActorCritic(eqx.Module):
             return seen._replace(context=jnp.concatenate([seen.context, recurrent], -1))
         return seen._replace(servers=jnp.concatenate([seen.servers, recurrent], -1))
 
-    def act(self, features: Features, observation: dict[str, Array]) -> Categorical:
+    def act(self, features: Features, observation: dict[str, Array]) -> Categorical | BoundedNormal:
         """The distribution over actions [*B, A]."""
-        return Categorical.from_logits(self.logits(features), mask=self.inputs.allowed(observation))
+        match self.spec:
+            case Discrete():
+                return Categorical.from_logits(self.logits(features), mask=self.inputs.allowed(observation))
+            case Continuous():
+                numbers = per_action(self.actor(features), self.spec, self.inputs.as_set)
+                return BoundedNormal(*numbers, mask=features.mask)
 
     def logits(self, features: Features) -> Float[Array, "*B A"]:
-        return self.actor(features)[..., 0] if self.inputs.as_set else self.actor(features)
+        """Of discrete actions."""
+        return per_action(self.actor(features), self.spec, self.inputs.as_set)[0]
 
     def value(self, features: Features) -> Float[Array, "*B"]:
         """The expected return, in units of scaled rewards."""
@@ -211,13 +216,11 @@ class ActorCriticPolicy(eqx.Module):
         net = self.networks
         if net.memory is None:
             return None
-        rows = (net.actions,) if net.inputs.as_set else ()
+        rows = (net.spec.width,) if net.inputs.as_set else ()
         units = net.memory.recurrent.weight.shape[0]
-        return Carry(jnp.zeros((batch, *rows, units)), jnp.zeros((batch,), jnp.int32))
+        return Carry(jnp.zeros((batch, *rows, units)), net.spec.nothing(batch))
 
-    def act(
-        self, state: Carry | None, timestep: TimeStep, key: Key[Array, ""]
-    ) -> tuple[Int[Array, " B"], Carry | None]:
+    def act(self, state: Carry | None, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, Carry | None]:
         net = self.networks
         features = net.inputs.see(timestep.observation)
         if net.memory is not None and state is not None:
@@ -225,7 +228,11 @@ class ActorCriticPolicy(eqx.Module):
             state = state._replace(recurrent=net.memory(state.recurrent, told))
             features = net.with_memory(features, state.recurrent)
         policy = net.act(features, timestep.observation)
-        action = policy.mode().astype(jnp.int32) if self.greedy else draw(policy, key)
+        match policy:
+            case Categorical():
+                action = policy.mode().astype(jnp.int32) if self.greedy else draw(policy, key)
+            case BoundedNormal():
+                action = policy.mode() if self.greedy else policy.sample(key)
         return action, state and state._replace(action=action)
 
 

@@ -64,6 +64,10 @@ class Discrete:
         """An action as networks read it: one-hot."""
         return jax.nn.one_hot(action, self.n)
 
+    def nothing(self, batch: int) -> Int[Array, " B"]:
+        """What stands where nothing was done yet."""
+        return jnp.zeros((batch,), jnp.int32)
+
 
 @dataclass(frozen=True)
 class Continuous:
@@ -79,6 +83,10 @@ class Continuous:
     def encode(self, action: Array) -> Float[Array, "*B A"]:
         """An action as networks read it: itself."""
         return action
+
+    def nothing(self, batch: int) -> Float[Array, "B A"]:
+        """What stands where nothing was done yet."""
+        return jnp.zeros((batch, self.size))
 
 
 ActionSpec = Discrete | Continuous

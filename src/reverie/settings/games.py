@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
+from reverie.agents.ppo import PPOConfig
 from reverie.agents.sac import SACConfig
 from reverie.envs.factors import Physics
 from reverie.envs.games import find_game
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, OffPolicyRun, TrainConfig
+from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig
 from reverie.train.off_policy import OffPolicyConfig
+from reverie.train.on_policy import OnPolicyConfig
 
 STREAMS, REPLAYED, CAPACITY = 16, 1024, 20_000
 """Of all games of memory: environments side by side, steps of an update, and steps that replay holds, which seldom
@@ -151,13 +154,25 @@ TASKS_SAC = replace(
 """SAC's, of games of many tasks: an update for every 16 steps."""
 
 
+TASKS_PPO = TrainConfig(
+    agent=OnPolicyRun(
+        algorithm=PPOConfig(NetworkConfig(memory=64), learning_rate=1e-3, discount=0.97, minibatches=4, epochs=8),
+        experience=OnPolicyConfig(streams=64, steps=64, episodes=3),
+        chunk=5,
+    ),
+    loop=LoopConfig(steps=400_000, evaluate_every=40_000),
+    curve=CurveConfig(episodes=64, trial=3),
+)
+"""PPO's with RL2's memory, which lives through a trial of three episodes, for games of many tasks; those of one have
+trials of one episode."""
+
 PEARL = PEARLConfig(
     units=128, layers=2, encoder_units=128, encoder_layers=2, learning_rate=1e-3, recent=200, sees_next=True
 )
 PEARL_EXPERIENCE = OffPolicyConfig(batch=512, length=1, repeats=20, capacity=500_000, episodes=4)
 """PEARL's, of games of many tasks, at a size for two cores; `pearl_plan` has as many streams as there are tasks."""
 
-Player = Literal["dreamer", "sac", "pearl", "metadreamer"]
+Player = Literal["dreamer", "sac", "ppo", "pearl", "metadreamer"]
 """Agents that games have settings for."""
 
 
@@ -222,6 +237,11 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
         return plan if agent == "pearl" else metadreamer_plan(plan)
     if agent == "sac":
         return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
+    if agent == "ppo":
+        plan = replace(TASKS_PPO, world=world)
+        experience = replace(plan.agent.experience, episodes=1)
+        alone = replace(plan, agent=replace(plan.agent, experience=experience), curve=replace(plan.curve, trial=1))
+        return plan if many else alone
     if world.is_outside or many:
         return replace(TASKS if many else OUTSIDE, world=world)
     demand = DEMANDS.get(game) or DEMANDS[game.split("/")[0]]
