@@ -12,7 +12,7 @@ Axes: S sequences, T steps, A actions, a the actions that stand for all: A discr
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -137,42 +137,17 @@ class SAC:
     def loss(
         self, networks: Networks, targets: tuple[QNetwork, QNetwork], rows: Row, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The sum of the three losses, and metrics. Numbers of equations are those of arXiv 1812.05905."""
-        c = self.config
+        """The sum of the three losses, and metrics."""
         now_key, after_key = jax.random.split(key)
         now, after = (jax.tree.map(lambda x, s=s: x[:, s], rows) for s in (slice(0, -1), slice(1, None)))  # [S, T]
-        counts = 1.0 - now.timestep.is_last  # after the end of an episode comes another, whatever is done
-
-        def mean(x: Float[Array, "S T"]) -> Float[Array, ""]:
-            return (x * counts).sum() / jnp.maximum(1, counts.sum())
-
-        temperature = jnp.exp(stop_gradient(networks.log_temperature))
-
-        # Critics: the soft Bellman residual (equations 5 and 6). An episode that was cut off would have gone on.
         later = self.consider(networks, targets, after.timestep, after_key)
-        value = later.mean(later.q - temperature * later.log_prob)  # equation 3
-        ahead = c.discount * (1.0 - after.timestep.is_terminal) * value
-        target = stop_gradient(c.reward_scale * after.timestep.reward + ahead)
         seen = networks.inputs.see(now.timestep.observation)
         q = [critic.of(seen, now.action) for critic in networks.critics]
-        critic_loss = sum((mean(0.5 * jnp.square(each - target)) for each in q), jnp.zeros(()))
-
-        # Actor: towards the distribution that is proportional to exp(Q / temperature) (equations 7 and 9).
         ours = self.consider(networks, stop_gradient(networks.critics), now.timestep, now_key)
-        actor_loss = mean(ours.mean(temperature * ours.log_prob - ours.q))
-
-        # Temperature: up where entropy is below its target (equation 18).
-        entropy = mean(-ours.mean(ours.log_prob))
-        temperature_loss = jnp.exp(networks.log_temperature) * stop_gradient(entropy - self.target_entropy)
-
-        metrics = {
-            "actor/loss": actor_loss,
-            "actor/entropy": entropy,
-            "critic/loss": critic_loss,
-            "critic/value": mean(q[0]),
-            "temperature": temperature,
-        }
-        return critic_loss + actor_loss + temperature_loss, metrics
+        counts = 1.0 - now.timestep.is_last  # after the end of an episode comes another, whatever is done
+        return losses(
+            self.config, self.target_entropy, networks.log_temperature, q, ours, after.timestep, later, counts
+        )
 
     def consider(
         self, networks: Networks, critics: tuple[QNetwork, QNetwork], timestep: TimeStep, key: Key[Array, ""]
@@ -195,6 +170,52 @@ class SAC:
     @property
     def optimiser(self) -> optax.GradientTransformation:
         return optax.adam(self.config.learning_rate)
+
+
+def losses(
+    c: SACConfig,
+    target_entropy: float,
+    log_temperature: Float[Array, ""],
+    q: Sequence[Float[Array, "S T"]],
+    ours: Considered,
+    led: TimeStep,
+    later: Considered,
+    counts: Float[Array, "S T"],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The sum of the three losses of transitions that count, and metrics. Numbers of equations are those of
+    arXiv 1812.05905.
+
+    Arguments: `q`, what each critic says of the action that was taken; `ours`, what the policy might do instead, by
+    critics that are not to learn from it; `led`, where the action led, and `later`, what the policy might do there, by
+    critics that follow slowly.
+    """
+
+    def mean(x: Float[Array, "S T"]) -> Float[Array, ""]:
+        return (x * counts).sum() / jnp.maximum(1, counts.sum())
+
+    temperature = jnp.exp(stop_gradient(log_temperature))
+
+    # Critics: the soft Bellman residual (equations 5 and 6). An episode that was cut off would have gone on.
+    value = later.mean(later.q - temperature * later.log_prob)  # equation 3
+    ahead = c.discount * (1.0 - led.is_terminal) * value
+    target = stop_gradient(c.reward_scale * led.reward + ahead)
+    critic_loss = sum((mean(0.5 * jnp.square(each - target)) for each in q), jnp.zeros(()))
+
+    # Actor: towards the distribution that is proportional to exp(Q / temperature) (equations 7 and 9).
+    actor_loss = mean(ours.mean(temperature * ours.log_prob - ours.q))
+
+    # Temperature: up where entropy is below its target (equation 18).
+    entropy = mean(-ours.mean(ours.log_prob))
+    temperature_loss = jnp.exp(log_temperature) * stop_gradient(entropy - target_entropy)
+
+    metrics = {
+        "actor/loss": actor_loss,
+        "actor/entropy": entropy,
+        "critic/loss": critic_loss,
+        "critic/value": mean(q[0]),
+        "temperature": temperature,
+    }
+    return critic_loss + actor_loss + temperature_loss, metrics
 
 
 class SACPolicy(eqx.Module):

@@ -14,6 +14,7 @@ from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.agents.ppo import PPO, PPOConfig
+from reverie.agents.rsac import RSAC, RSACConfig
 from reverie.agents.sac import SAC, SACConfig
 from reverie.envs.core import Task, World
 from reverie.models.counts import CountsConfig
@@ -33,6 +34,7 @@ AGENTS: Mapping[type, Callable[[Any, World, Task], Any]] = MappingProxyType(
     {
         DreamerConfig: _of_specs(Dreamer),
         SACConfig: _of_specs(SAC),
+        RSACConfig: _of_specs(RSAC),
         PEARLConfig: _of_specs(PEARL),
         MetaDreamerConfig: MetaDreamer.of,
         A2CConfig: _of_specs(A2C),

@@ -20,6 +20,7 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
+from reverie.agents.rsac import RSACConfig
 from reverie.agents.sac import SACConfig
 from reverie.envs.core import Numbered, Suite, World
 from reverie.envs.fleet import weights
@@ -45,8 +46,8 @@ from reverie.train.on_policy import OnPolicyConfig
 class OffPolicyRun:
     """An agent that learns from replay."""
 
-    algorithm: Annotated[DreamerConfig | SACConfig | PEARLConfig | MetaDreamerConfig, arg(name="")] = field(
-        default_factory=DreamerConfig
+    algorithm: Annotated[DreamerConfig | SACConfig | RSACConfig | PEARLConfig | MetaDreamerConfig, arg(name="")] = (
+        field(default_factory=DreamerConfig)
     )
     """What is learned, and how."""
     experience: Annotated[OffPolicyConfig, arg(name="")] = field(default_factory=OffPolicyConfig)

@@ -16,6 +16,7 @@ from reverie.agents.dreamer import DreamerConfig
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
+from reverie.agents.rsac import RSACConfig
 from reverie.agents.sac import SACConfig
 from reverie.envs.factors import Physics
 from reverie.envs.games import find_game
@@ -154,6 +155,18 @@ TASKS_SAC = replace(
 """SAC's, of games of many tasks: an update for every 16 steps."""
 
 
+TASKS_RSAC = replace(
+    TASKS_SAC,
+    agent=replace(
+        TASKS_SAC.agent,
+        algorithm=RSACConfig(SACConfig(units=128, learning_rate=1e-3), memory=64),
+        experience=OffPolicyConfig(batch=16, length=64, episodes=3, ratio=32.0, capacity=500_000, prefill=4_000),
+        chunk=25,
+    ),
+    curve=CurveConfig(episodes=64, trial=3),
+)
+"""The same with a memory that lives through a trial of three episodes, from stretches of it."""
+
 TASKS_PPO = TrainConfig(
     agent=OnPolicyRun(
         algorithm=PPOConfig(NetworkConfig(memory=64), learning_rate=1e-3, discount=0.97, minibatches=4, epochs=8),
@@ -172,7 +185,7 @@ PEARL = PEARLConfig(
 PEARL_EXPERIENCE = OffPolicyConfig(batch=512, length=1, repeats=20, capacity=500_000, episodes=4)
 """PEARL's, of games of many tasks, at a size for two cores; `pearl_plan` has as many streams as there are tasks."""
 
-Player = Literal["dreamer", "sac", "ppo", "pearl", "metadreamer"]
+Player = Literal["dreamer", "sac", "rsac", "ppo", "pearl", "metadreamer"]
 """Agents that games have settings for."""
 
 
@@ -237,8 +250,8 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
         return plan if agent == "pearl" else metadreamer_plan(plan)
     if agent == "sac":
         return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
-    if agent == "ppo":
-        plan = replace(TASKS_PPO, world=world)
+    if agent in ("rsac", "ppo"):
+        plan = replace(TASKS_RSAC if agent == "rsac" else TASKS_PPO, world=world)
         experience = replace(plan.agent.experience, episodes=1)
         alone = replace(plan, agent=replace(plan.agent, experience=experience), curve=replace(plan.curve, trial=1))
         return plan if many else alone
