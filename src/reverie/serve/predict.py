@@ -5,7 +5,8 @@ one that was used longest ago. Two that are drawn may be the same, in HAProxy as
 `ewma` without its rounding.
 """
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -13,17 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from reverie.envs.core import TimeStep, stack_tasks
+from reverie.envs.core import TimeStep, World, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import LATENCY_FEATURES, FleetEnv, Task, fleet_task, responses
 from reverie.envs.fleet.sharing import sharing
+from reverie.envs.fleet.weights import Proxy, WeightsEnv, WeightsState
+from reverie.policies.adaptive import AdaptiveLeastConnections
 from reverie.policies.core import PolicyState
-from reverie.policies.rollout import rollout
+from reverie.policies.rollout import Play, rollout
 from reverie.policies.rules import rules
 from reverie.policies.views import Rule, View, as_speeds, counts_view, latency_view, pick
+from reverie.policies.weights import AdaptiveWeights, HeldWeights
 from reverie.serve.arms import Arm
 from reverie.serve.race import RaceConfig
+
+_POLL = 0.1
+"""Seconds between two decisions of `reverie serve`."""
 
 
 class LeastConnections(eqx.Module):
@@ -75,39 +82,58 @@ class IdleFirst(eqx.Module):
 
 def simulate(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"] | None:
     """Seconds of each request, at most the time after which it would be given up; None where there is no such rule."""
+    if arm.cap != "no":
+        return np.minimum(_in_the_proxy(config, arm), config.timeout)
     rule = _rule(config, arm)
     if rule is None:
         return None
     assert rule.view != "weights", "those here send each job"
-    task, jobs = _task(config, alone=arm.cap == "one"), len(config.plan.at)
+    task, jobs = _task(config), len(config.plan.at)
     reward = "admission" if task.sharing is None else "elapsed"
     env = FleetEnv(servers=len(config.speeds), jobs=jobs, view=rule.view, reward=reward)
-    play, record = _play(env, rule, stack_tasks([task]))
+    play, record = _play(env, rule, stack_tasks([task]), jobs, lambda state, *_: state.record)
     return np.minimum(responses(record, play.states)[:, 0], config.timeout)
 
 
+def _in_the_proxy(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"]:
+    """Seconds of each request where those that find no slot wait in the proxy, whose weights are set ten times a second
+    or never."""
+    hold = _POLL if arm.served else 2 * config.seconds
+    proxy = Proxy(hold=hold, caps=(1 if arm.cap == "one" else config.slots,), late=0)
+    env = WeightsEnv(servers=len(config.speeds), jobs=len(config.plan.at), proxy=proxy)
+    equal = np.ones(len(config.speeds))
+    estimates = AdaptiveLeastConnections(equal, tau=config.tau)
+    rule = AdaptiveWeights(estimates) if arm.served else HeldWeights(jnp.asarray(equal))
+    steps = int(config.plan.at[-1] / hold) + 1  # in the last of which the last request comes
+
+    def keep(state: WeightsState, *_: object) -> Array:
+        return state.record.response
+
+    return np.asarray(_play(env, rule, stack_tasks([_task(config)]), steps, keep)[1])[-1, 0]
+
+
 @eqx.filter_jit
-def _play(env: FleetEnv, rule: Rule, tasks: Task):
-    return rollout(env, rule, tasks, jax.random.key(0), env.jobs, lambda state, *_: state.record)
+def _play(env: World, rule: Rule, tasks: Task, steps: int, keep: Callable[..., Any]) -> tuple[Play, Any]:
+    return rollout(env, rule, tasks, jax.random.key(0), steps, keep)
 
 
-def _task(config: RaceConfig, alone: bool) -> Task:
-    """The servers and the requests; `alone`, where a server never has more than one."""
+def _task(config: RaceConfig) -> Task:
+    """The servers and the requests."""
     halves = [0.0, config.seconds / 2] if config.drift else [0.0]
     rows = zip(config.speeds, reversed(config.speeds), strict=True)
     speed = schedules.stack([schedules.schedule(np.array(halves), np.array(row[: len(halves)])) for row in rows])
     at, work = config.plan
     task = fleet_task(speed, workloads.recorded(np.diff(at, prepend=0.0), work))
-    if config.slots == 1 or alone:
+    if config.slots == 1:
         return task
     same = np.ones(len(config.speeds))
     return task._replace(sharing=sharing((1 - config.sharing) * same, config.sharing * same, config.slots * same))
 
 
 def _rule(config: RaceConfig, arm: Arm) -> Rule | None:
-    """What the arm comes to."""
-    equal, alone = np.ones(len(config.speeds)), arm.cap == "one" or (arm.cap == "slots" and config.slots == 1)
-    known = rules(equal, config.plan.work)
+    """What an arm without a queue in the proxy comes to."""
+    equal = np.ones(len(config.speeds))
+    known = rules(equal, config.plan.work, ["round-robin", "ewma"])
     match arm.balance:
         case "roundrobin":
             return known["round-robin"]
@@ -115,12 +141,10 @@ def _rule(config: RaceConfig, arm: Arm) -> Rule | None:
             return LeastConnections(equal, 2)
         case "least_time last_byte":
             return known["ewma"]
-        case _ if alone:
-            return known["late-binding"]
-        case _ if arm.cap == "slots" or (arm.proxy == "envoy" and arm.served):
+        case _ if arm.proxy == "envoy" and arm.served:
             return None
         case _ if arm.served:
-            return IdleFirst(known["adaptive-least-connections"], equal)
+            return IdleFirst(AdaptiveLeastConnections(equal, tau=config.tau), equal)
         case _ if arm.weighted:
             return LeastConnections(np.array(config.speeds))
         case _:

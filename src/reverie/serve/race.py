@@ -63,6 +63,11 @@ class RaceConfig:
         """Seconds of work that all servers do in a second, when all slots are taken."""
         return sum(self.speeds) * self.slots / (1 - self.sharing + self.sharing * self.slots)
 
+    @property
+    def tau(self) -> float:
+        """The time constant of `reverie serve`, seconds: 25 services at the mean speed."""
+        return 25 * self.work / (sum(self.speeds) / len(self.speeds))
+
     @cached_property
     def plan(self) -> Plan:
         """The requests."""
@@ -224,7 +229,7 @@ class _Lane:
         own = ServeConfig(
             tuple(listed),
             mode="active",
-            tau=25 * config.work / (sum(config.speeds) / len(config.speeds)),
+            tau=config.tau,
             state=folder,
             audit=folder / "audit.jsonl",
             metrics=0,
