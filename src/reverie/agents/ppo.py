@@ -107,15 +107,13 @@ class PPO:
         c = self.config
         features = remember(networks, rollout, c.reward_scale)
         log_prob, entropy = self.log_prob(networks, features, rollout)
-        ratio = jnp.exp(log_prob - before)
-        clipped = jnp.clip(ratio, 1 - c.ratio, 1 + c.ratio)
-        actor_loss = -mean(jnp.minimum(ratio * judged.advantage, clipped * judged.advantage), judged.counts)
+        actor_loss, clipped = surrogate(c, log_prob - before, judged)
         entropy = mean(entropy, judged.counts)
         judging_loss = critic_loss(networks.value(features)[:-1], judged)
         metrics = {
             "actor/loss": actor_loss,
             "actor/entropy": entropy,
-            "actor/ratio_clipped": mean((ratio != clipped).astype(jnp.float32), judged.counts),
+            "actor/ratio_clipped": clipped,
             "critic/loss": judging_loss,
         }
         return actor_loss - c.entropy * entropy + c.critic * judging_loss, metrics
@@ -127,3 +125,13 @@ class PPO:
         acted, observation = jax.tree.map(lambda x: x[:-1], (features, rollout.timestep.observation))
         policy = networks.act(acted, observation)
         return policy.log_prob(rollout.action), policy.entropy()
+
+
+def surrogate(
+    c: PPOConfig, change: Float[Array, "T B"], judged: Judgement
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """PPO's clipped loss, where log-probabilities have changed by so much, and the share of actions beyond the clip."""
+    ratio = jnp.exp(change)
+    clipped = jnp.clip(ratio, 1 - c.ratio, 1 + c.ratio)
+    loss = -mean(jnp.minimum(ratio * judged.advantage, clipped * judged.advantage), judged.counts)
+    return loss, mean((ratio != clipped).astype(jnp.float32), judged.counts)

@@ -11,6 +11,7 @@ import jax
 
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.maml import MAML, MAMLConfig
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.agents.ppo import PPO, PPOConfig
@@ -39,6 +40,7 @@ AGENTS: Mapping[type, Callable[[Any, World, Task], Any]] = MappingProxyType(
         MetaDreamerConfig: MetaDreamer.of,
         A2CConfig: _of_specs(A2C),
         PPOConfig: _of_specs(PPO),
+        MAMLConfig: _of_specs(MAML),
     }
 )
 """Which agent a configuration describes; each is made of it, a world, and the tasks [K, ...] to learn from."""

@@ -17,6 +17,7 @@ from tyro.conf import arg
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.maml import MAMLConfig
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
@@ -68,7 +69,7 @@ class OffPolicyRun:
 class OnPolicyRun:
     """An agent that learns from what its present policy does."""
 
-    algorithm: Annotated[A2CConfig | PPOConfig, arg(name="")] = field(default_factory=A2CConfig)
+    algorithm: Annotated[A2CConfig | PPOConfig | MAMLConfig, arg(name="")] = field(default_factory=A2CConfig)
     """What is learned, and how."""
     experience: Annotated[OnPolicyConfig, arg(name="")] = field(default_factory=OnPolicyConfig)
     """How experience is gathered."""

@@ -13,6 +13,7 @@ from typing import Literal
 
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
+from reverie.agents.maml import MAMLConfig
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
@@ -185,7 +186,7 @@ PEARL = PEARLConfig(
 PEARL_EXPERIENCE = OffPolicyConfig(batch=512, length=1, repeats=20, capacity=500_000, episodes=4)
 """PEARL's, of games of many tasks, at a size for two cores; `pearl_plan` has as many streams as there are tasks."""
 
-Player = Literal["dreamer", "sac", "rsac", "ppo", "pearl", "metadreamer"]
+Player = Literal["dreamer", "sac", "rsac", "ppo", "maml", "pearl", "metadreamer"]
 """Agents that games have settings for."""
 
 
@@ -224,6 +225,29 @@ def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
     )
 
 
+def maml_plan(world: GameConfig) -> TrainConfig:
+    """MAML's settings: half of the episodes of a trial before adaptation.
+
+    Raises:
+        ValueError: the game has one task, or its episodes differ in length.
+    """
+    lengths = {"dispatch": 65, "point_robot": 21}  # the moment at which an episode ends is one
+    length = lengths.get(world.game.split("/")[0])
+    if length is None:
+        raise ValueError(
+            f"maml adapts after a number of steps that trials of all tasks have: {', '.join(lengths)} for example; "
+            f"{world.game} is one task, or its episodes differ in length"
+        )
+    algorithm = MAMLConfig(PPOConfig(learning_rate=1e-3, discount=0.95, entropy=0.0), inner_steps=2 * length)
+    experience = OnPolicyConfig(streams=48, steps=4 * length, episodes=4)
+    return TrainConfig(
+        agent=OnPolicyRun(algorithm=algorithm, experience=experience, chunk=2),
+        world=world,
+        loop=LoopConfig(steps=1_000_000, evaluate_every=200_000),
+        curve=CurveConfig(episodes=64, trial=3),
+    )
+
+
 def metadreamer_plan(pearl: TrainConfig) -> TrainConfig:
     """MetaDreamer's settings where PEARL's are these: with networks of the same sizes, on as much experience, and with
     physics where the paper has it, in merging."""
@@ -250,6 +274,8 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
         return plan if agent == "pearl" else metadreamer_plan(plan)
     if agent == "sac":
         return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
+    if agent == "maml":
+        return maml_plan(world)
     if agent in ("rsac", "ppo"):
         plan = replace(TASKS_RSAC if agent == "rsac" else TASKS_PPO, world=world)
         experience = replace(plan.agent.experience, episodes=1)

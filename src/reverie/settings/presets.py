@@ -41,7 +41,7 @@ from reverie.nn.optimiser import OptimiserConfig
 from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.train.off_policy import OffPolicyConfig
 
-Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "rsac", "pearl", "metadreamer"]
+Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "rsac", "maml", "pearl", "metadreamer"]
 Preset = Literal["cpu", "hidden", "learned", "weights", "paper", "storm"]
 ModelKind = Literal["queue", "counts", "set_rssm", "rssm", "s3m", "storm", "mixture", "shared"]
 OptimiserKind = Literal["single", "groups"]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from reverie.agents.actor_critic import ActorCriticConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.fleet.env import View
 from reverie.evaluate.results import Examination
@@ -118,6 +119,7 @@ class VerdictConfig:
 def _with_memory(plan: TrainConfig, dreamer: TrainConfig) -> TrainConfig:
     assert isinstance(plan.agent, OnPolicyRun)
     assert isinstance(dreamer.agent.algorithm, DreamerConfig)
+    assert isinstance(plan.agent.algorithm, ActorCriticConfig)
     network = replace(plan.agent.algorithm.network, memory=dreamer.agent.algorithm.memory)
     return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, network=network)))
 
