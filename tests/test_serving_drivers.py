@@ -61,9 +61,9 @@ def test_weights_move_the_share_of_requests(driver):
             assert running.play(poisson_plan(300.0, 0.8, 0.03, seed=1)).failed == 0
             new = running.driver.observe().started - before
             shares.append(new[0] / new.sum())
-    assert abs(shares[0] - 0.5) < 0.08
-    assert abs(shares[2] - 0.5) < 0.08
-    assert 0.02 < shares[1] < 0.4  # Envoy weighs down who has more requests already
+    assert abs(shares[0] - 0.5) < 0.12
+    assert abs(shares[2] - 0.5) < 0.12
+    assert 0.02 < shares[1] < 0.38  # Envoy weighs down who has more requests already
 
 
 def test_failures_at_a_server_are_counted_as_its_own(driver):

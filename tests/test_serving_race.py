@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from serving import binary, stack
 
+from reverie import cli
 from reverie.envs.core import TimeStep
 from reverie.envs.fleet.traces import Trace
 from reverie.policies.rules import rules
 from reverie.serve.arms import ARMS
-from reverie.serve.live import BROKEN, TIMED_OUT, Plan, SleepingServer, play, poisson_plan, trace_plan
+from reverie.serve.live import BROKEN, TIMED_OUT, Answers, Plan, SleepingServer, play, poisson_plan, trace_plan
 from reverie.serve.predict import IdleFirst, LeastConnections, simulate
 from reverie.serve.proxies import find
-from reverie.serve.race import RaceConfig, paired_ratio, paired_runs, race
+from reverie.serve.race import Outcome, RaceConfig, lanes, paired_ratio, paired_runs, race
 
 MINUTE = "leastconn", "nginx-least-time", "serve"
 
@@ -124,6 +125,38 @@ def test_an_interval_over_races_is_students():
     ratio, low, high = paired_runs(np.exp([-0.1, 0.0, 0.1]))  # deviation 0.1, t(2) = 4.303
     assert ratio == pytest.approx(1.0)
     assert np.log([low, high]) == pytest.approx([-0.2484, 0.2484], rel=1e-3)
+
+
+def outcome(seed: int, slower: float, lag: float = 0.0) -> Outcome:
+    """A race that was not run: the second arm takes `slower` times as long as the first, the simulator says twice."""
+    config = RaceConfig(seed=seed, seconds=20.0)
+    seconds = np.random.default_rng(seed).exponential(size=len(config.plan.at))
+    late, fine = np.full(len(seconds), lag), np.full(len(seconds), 200)
+    answers = {"leastconn": Answers(fine, seconds, late), "serve": Answers(fine, slower * seconds, late)}
+    return Outcome(config, answers, {"leastconn": None, "serve": 2 * seconds})
+
+
+def test_of_several_races_ratios_are_paired():
+    first, second = lanes([outcome(1, 0.5), outcome(2, 0.8)])
+    assert first.ratio == pytest.approx((1, 1, 1))
+    assert second.ratio[0] == pytest.approx(np.sqrt(0.5 * 0.8))
+    assert second.of_simulated == pytest.approx(np.sqrt(0.5 * 0.8) / 2)
+    assert (first.simulated, first.failed) == (None, 0)
+
+
+def test_a_race_that_lagged_is_left_out_and_without_any_other_refused(monkeypatch, capsys):
+    def run(*races: Outcome) -> int:
+        given = iter(races)
+        monkeypatch.setattr("reverie.commands.serve.race", lambda config, names: next(given))
+        return cli.main(["serve", "race", "--runs", str(len(races)), "--output", "json"])
+
+    assert run(outcome(1, 0.5), outcome(2, 9.0, lag=5.0), outcome(3, 0.5)) == 0
+    told = capsys.readouterr()
+    assert "race 2 of 3: p99 of the lag is" in told.err
+    assert "too much: left out" in told.err
+    assert json.loads(told.out)["lanes"][1]["ratio"][0] == pytest.approx(0.5)
+    assert run(outcome(2, 9.0, lag=5.0)) == 1
+    assert "too busy" in capsys.readouterr().err
 
 
 # --- the simulator beside it -----------------------------------------------------------------------------------------
