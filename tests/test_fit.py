@@ -289,7 +289,7 @@ BARE = '10.0.0.9 - - [10/May/2024:00:00:00 +0000] "GET /a HTTP/1.1" 200 10 "-" "
             "Azure.*tells nothing of a fleet; .*As a trace",
         ),
         ("Timestamp,Request tokens,Response tokens\n3,1,2", "BurstGPT, does not say which server"),
-        (envoy(START, 84, "a"), "1 requests say nothing of servers: expected 30 at least"),
+        (envoy(START, 84, "a"), "requests that say where they went: 1, too few; expected 30 at least"),
         (envoy(START, 84, "a").replace(" 200 ", " 503 "), "no request in this stretch that a server answered without"),
         (envoy(START, 84, "a").replace(" 84 83 ", " 84 - "), "no server answered"),
     ],

@@ -89,7 +89,9 @@ def fit(requests: Requests) -> Fit:
     """
     counts = np.bincount(requests.server, minlength=len(requests.servers))
     if len(requests.server) < FEWEST:
-        raise TraceError(f"{len(requests.server)} requests say nothing of servers: expected {FEWEST} at least")
+        raise TraceError(
+            f"requests that say where they went: {len(requests.server)}, too few; expected {FEWEST} at least"
+        )
     if not counts.all():
         raise TraceError(f"no request went to {requests.servers[counts.argmin()]}: leave it out, or take a longer log")
     paths = [_path(requests, i) for i in range(len(counts))]
