@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from oracles import mmk_response
 
-from reverie.envs.core import batch_reset, stack_tasks
+from reverie.envs.core import Environment, batch_reset, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, Task, constant_speeds, fleet_task
@@ -23,8 +23,11 @@ from reverie.policies.adaptive import AdaptiveLeastConnections
 from reverie.policies.rules import ShortestExpectedDelay
 from reverie.policies.tunable import tunable
 from reverie.policies.weights import AdaptiveWeights, HeldWeights
+from reverie.runs.build import build
+from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.serve import rates
-from reverie.settings.config import WorldConfig
+from reverie.settings.config import TrainConfig, WorldConfig
+from reverie.settings.presets import preset
 from reverie.train import evolve
 
 KEY = jax.random.key(0)
@@ -275,3 +278,19 @@ def test_what_does_not_fit_is_refused():
     counts = FleetEnv(4, 10, "counts", "elapsed").reset(task, KEY)[1]
     with pytest.raises(ValueError, match="play it on a WeightsEnv of that size"):
         HeldWeights(jnp.ones(4)).act((), counts, KEY)
+
+
+@pytest.mark.parametrize("agent", ["sac", "dreamer"])
+def test_the_preset_is_an_agent_with_a_weight_for_each_server_and_its_settings_are_kept(agent):
+    plan = preset(agent, "weights")
+    assert config_from_json(TrainConfig, config_to_json(plan)) == plan
+    trainer = build(replace(plan, world=replace(plan.fleet, tasks=1)))
+    assert isinstance(trainer.env, Environment)
+    state = jax.eval_shape(trainer.init, KEY)
+    opened = jax.eval_shape(lambda pool: batch_reset(trainer.env, pool, KEY)[1], trainer.pool)
+
+    def act(networks, opened):
+        policy = trainer.agent.policy(networks)
+        return policy.act(policy.initial_state(1), opened, KEY)[0]
+
+    assert eqx.filter_eval_shape(act, state.averaged, opened).shape == (1, 10)
