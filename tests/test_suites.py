@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from reverie.envs.fleet.suites import fleet_suite
 from reverie.evaluate import suites
+from reverie.evaluate.dreams import dream_rows
 from reverie.evaluate.suites import suite_trials
+from reverie.nn.distributions import SquaredError
 from reverie.policies.rules import rules
 from reverie.runs.build import build
 from reverie.settings.config import SuiteConfig
@@ -115,3 +118,34 @@ def test_each_trial_is_told_its_own_descriptor(monkeypatch):
     described = np.asarray(drawn.descriptors[number])
     assert set(told) == {described.shape}
     assert len(np.unique(described, axis=0)) == 3
+
+
+class _Counts(eqx.Module):
+    """Foretells that each job adds 1 to the work that waits, and that nothing is ever done."""
+
+    def initial(self, batch):
+        return jnp.zeros(batch)
+
+    def observe(self, state, sequence, key):
+        work = jnp.where(sequence.observation["mask"], sequence.observation["servers"][..., 0], 0)
+        return work[:, -1], work
+
+    def imagine(self, state, action, key):
+        return state + action
+
+    def decoded(self, state):
+        return {"servers": SquaredError(jnp.stack([state, 7 + 0 * state], -1).reshape(*state.shape[:-1], -1))}
+
+
+def test_dreams_begin_where_the_model_saw_last_and_are_measured_against_what_came():
+    suite = SuiteConfig("loads")
+    policy = rules([1.0] * 8, [1.0], ["least-work"])["least-work"]
+    rows = dream_rows(_Counts(), policy, suite, seed=3, episodes=1, dreams=2)
+    assert [row["task"] for row in rows[::64]] == list(suite.names)
+    for row in rows:
+        assert row["low"] == row["mean"] == row["high"]
+        assert row["error"] == pytest.approx(abs(row["mean"] - row["truth"]), abs=0.05)
+        last = row["mean"] - row["ahead"]  # what waited when the model saw it last
+        assert row["still"] == pytest.approx(abs(last - row["truth"]), abs=0.05)
+    of_one = [row["truth"] for row in rows[:64]]
+    assert np.std(of_one) > 0

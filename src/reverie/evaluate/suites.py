@@ -14,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.core import TimeStep
 from reverie.envs.fleet.env import FleetEnv, Task, View
+from reverie.evaluate.dreams import dream_rows, likeness_rows
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.players import training_of
 from reverie.evaluate.statistics import Estimate, Values, over_episodes, ratio
 from reverie.evaluate.trials import Contestant, play
 from reverie.files import is_sealed, locked, seal
+from reverie.models.mixture import MixtureConfig
 from reverie.policies.core import Policy, PolicyState
 from reverie.runs import loop
 from reverie.runs.build import build, stored
@@ -31,6 +34,9 @@ from reverie.tables import Row, write_csv
 
 SCORES = "scores.csv"
 """In `tables/` of a run: a row for each task."""
+LIKENESS, DREAMS = "likeness.csv", "dreams.csv"
+"""Of a mixture: how like the embeddings of its tasks are, and what it foretells where the view shows the work that
+waits."""
 RIVALS = (
     "random",
     "round-robin",
@@ -169,8 +175,23 @@ def evaluate_suite(run: RunFolder, suite: SuiteConfig, exam: Exam) -> list[Row]:
             for name, response in played.items()
         ]
         write_csv(run.tables / SCORES, rows)
-        seal(run.tables, [SCORES])
+        tables = tables_of(config)
+        if LIKENESS in tables:
+            write_csv(run.tables / LIKENESS, likeness_rows(state.averaged.model, suite))
+        if DREAMS in tables:
+            write_csv(run.tables / DREAMS, dream_rows(state.averaged.model, trainer.policy(state), suite, exam.stream))
+        seal(run.tables, tables)
     return rows
+
+
+def tables_of(config: TrainConfig) -> list[str]:
+    """The tables that `evaluate_suite` makes of a run."""
+    match config.agent.algorithm, config.suite:
+        case DreamerConfig(model=MixtureConfig()), SuiteConfig(view="full"):
+            return [SCORES, LIKENESS, DREAMS]
+        case DreamerConfig(model=MixtureConfig()), _:
+            return [SCORES, LIKENESS]
+    return [SCORES]
 
 
 def score_row(trials: SuiteTrials, task: str, response: Values) -> Row:
@@ -189,5 +210,5 @@ def suite_of(run: RunFolder) -> SuiteConfig | None:
 
 
 def was_scored(run: RunFolder) -> bool:
-    """Whether the table is there, as it was written."""
-    return is_sealed(run.tables, SCORES)
+    """Whether the tables are there, as they were written."""
+    return all(is_sealed(run.tables, name) for name in tables_of(stored(run)))

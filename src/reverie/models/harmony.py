@@ -4,6 +4,8 @@ Source: HarmonyDream (Ma et al. 2024, arXiv 2310.00344), which has a scale for e
 Models" (arXiv 2602.01270) has one for each task.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,6 +23,28 @@ def harmonised(loss: Float[Array, " K"], learned: Float[Array, " K"]) -> Float[A
     """L / sigma + ln(1 + sigma): small losses count as their root, large ones as nearly 1."""
     log = FAST * learned
     return loss * jnp.exp(-log) + jax.nn.softplus(log)
+
+
+def together(
+    losses: Mapping[str, Float[Array, " K"]],
+    scales: Float[Array, "K G"] | None,
+    kinds: bool,
+    *,
+    dyn: float,
+    rep: float,
+    task: float,
+) -> Float[Array, " K"]:
+    """All losses of each task over its scale; where there is one for each of three `kinds`, reconstruction, reward and
+    KL over theirs, and the others as they are. The weights are those of the losses of that name."""
+    groups = [losses["model/reconstruction"], losses["model/reward"], dyn * losses["model/dyn"]]
+    groups[2] += rep * losses["model/rep"]
+    rest = [losses[name] for name in ("model/continue", "model/recall", "model/guess") if name in losses]
+    rest += [task * losses[name] for name in ("model/task",) if name in losses]
+    if scales is not None and kinds:
+        groups = [harmonised(loss, scales[:, i]) for i, loss in enumerate(groups)]
+    *seen_and_paid, kl = groups
+    total = sum([*seen_and_paid, *rest, kl], jnp.zeros_like(kl))
+    return total if scales is None or kinds else harmonised(total, scales[:, 0])
 
 
 def over_tasks(term: Float[Array, "B T"], task: Int[Array, "B T"], tasks: int) -> Float[Array, " K"]:

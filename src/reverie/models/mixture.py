@@ -29,12 +29,12 @@ from jaxtyping import Array, BFloat16, Bool, Float, Int, Key, PyTree
 from reverie.envs.core import ArraySpec
 from reverie.models import routing as routes
 from reverie.models.core import Border, Features, Sequence, WorldModel
-from reverie.models.harmony import harmonised, over_tasks, scales_of
+from reverie.models.harmony import over_tasks, scales_of, together
 from reverie.models.recall import Recall
 from reverie.models.routing import Guess, History, Place, Routing, over, shown
 from reverie.models.storm import Heads, Kept, Senses, Stem, StormConfig, StormState, compress, expand, flat, seen
 from reverie.nn.attention import Past, Transformer, slide, slides
-from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
+from reverie.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot
 from reverie.nn.grouped import each, stacked
 from reverie.nn.layers import Head, Linear
 from reverie.ranges import Count, Positive, Weight, Whole, checked
@@ -245,6 +245,15 @@ class Mixture(WorldModel):
         context = self._told(jnp.concatenate([state.storm.deter, flat(seen(state.storm))], -1), state.place)
         return Features(context, critic=self.clusters[state.place.task] if self.critics > 1 else None)
 
+    def decoded(self, state: MixtureState) -> dict[str, Categorical | SquaredError]:
+        """What z says is seen, images left out; servers flat [*B, N * F]."""
+
+        def read(senses: Senses, z: Float[Array, "*B Z"]) -> dict[str, Categorical | SquaredError]:
+            return {} if senses.dec is None else senses.dec(z)
+
+        z = self._told(flat(state.storm.stoch), state.place)
+        return each(read, self.senses, self.clusters[state.place.task], z)
+
     def reward(self, state: MixtureState) -> Float[Array, "*B"]:
         return TwoHot(self._head("rew", state)).mean()
 
@@ -259,7 +268,8 @@ class Mixture(WorldModel):
 
         Metrics as in `storm.py`, averaged over the tasks that there are, and `model/task`, `model/balance`,
         `model/scale` (of losses), `model/guess` and `model/guessed` (the loss and the share of tasks guessed right),
-        `model/switched` (the share of steps at which experts change) and those of `used`.
+        `model/switched` (the share of steps at which experts change) and those of `used` and, where experts are chosen
+        among several, of `use`.
         """
         c, (draw_key, dropout_key, recall_key, foretold_key) = self.config, jax.random.split(key, 4)
         states, logits, of_steps = self._observe(state, sequence, draw_key, dropout_key)
@@ -298,6 +308,8 @@ class Mixture(WorldModel):
         metrics = {name: loss.sum() / present.sum() for name, loss in losses.items()}
         metrics |= {"model/kl": kl.mean(), "model/balance": routes.balance(routing, self.tasks)} | routes.used(routing)
         moved, metrics["model/switched"] = routes.switching(of_steps, self.borders(sequence))
+        if self.tasks > 1 and c.experts > c.active:
+            metrics |= routes.use(of_steps, task, self.tasks)
         if place.like is not None:
             metrics["model/guessed"] = (place.task == task).mean()
         metrics |= {
@@ -306,7 +318,9 @@ class Mixture(WorldModel):
         }
         if self.scales is not None:
             metrics["model/scale"] = scales_of(self.scales).mean()
-        total = (present * self._harmonised(losses)).sum() + c.balance * metrics["model/balance"]
+        kinds = c.harmony == "groups"
+        of_tasks = together(losses, self.scales, kinds, dyn=c.dyn_scale, rep=c.rep_scale, task=c.task_scale)
+        total = (present * of_tasks).sum() + c.balance * metrics["model/balance"]
         if c.switching:
             total += c.switching * moved
         return total, (states, metrics)
@@ -480,21 +494,3 @@ class Mixture(WorldModel):
         """z drawn from the prior."""
         noise = self.config.latents.noise(deter.shape[:-1], key)
         return self.config.latents.sample(self._foretold("prior", deter, place), noise).astype(deter.dtype)
-
-    # --- losses -----------------------------------------------------------------------------------------------------
-
-    def _harmonised(self, losses: Mapping[str, Float[Array, " K"]]) -> Float[Array, " K"]:
-        """The loss of each task: L / sigma + ln(1 + sigma) of what has a scale sigma, as it is of what has none.
-
-        Source: HarmonyDream (Ma et al. 2024, arXiv 2310.00344), which has one for each kind of loss.
-        """
-        c = self.config
-        kl = c.dyn_scale * losses["model/dyn"] + c.rep_scale * losses["model/rep"]
-        groups = [losses["model/reconstruction"], losses["model/reward"], kl]
-        rest = [losses["model/continue"], *(losses[name] for name in ("model/recall", "model/guess") if name in losses)]
-        rest += [c.task_scale * losses[name] for name in ("model/task",) if name in losses]
-        if self.scales is not None and c.harmony == "groups":
-            groups = [harmonised(loss, self.scales[:, i]) for i, loss in enumerate(groups)]
-        *seen_and_paid, kl = groups
-        total = sum([*seen_and_paid, *rest, kl], jnp.zeros(self.tasks))
-        return total if self.scales is None or c.harmony == "groups" else harmonised(total, self.scales[:, 0])

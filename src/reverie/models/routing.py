@@ -76,6 +76,20 @@ def used(routing: Routing) -> dict[str, Float[Array, ""]]:
     return {"model/router_entropy": entropy.mean(), "model/experts_used": (taken.sum(0) > 0.5).mean()}
 
 
+USE = "model/use/"
+"""What the names of the metrics of `use` begin with."""
+
+
+def use(routing: Routing, task: Int[Array, "B T"], tasks: int) -> dict[str, Float[Array, ""]]:
+    """Metrics `model/use/K/J` of each task K and expert J, by number: the share of the task's steps that pass the
+    expert; NaN where there is no step of that task."""
+    experts = routing.scores.shape[-1]
+    passed = jax.nn.one_hot(routing.chosen, experts).sum(-2).reshape(-1, experts)
+    total, steps = (jax.ops.segment_sum(x, task.reshape(-1), tasks) for x in (passed, jnp.ones(task.size)))
+    share = total / jnp.where(steps > 0, steps, jnp.nan)[:, None]
+    return {f"{USE}{k}/{j}": share[k, j] for k in range(tasks) for j in range(experts)}
+
+
 def switching(routing: Routing, begins: Bool[Array, "B T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """How far scores move from one step [B, T] of an episode to the next (squared), and the share of steps that have
     other experts than the one before."""

@@ -20,7 +20,9 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from rich.console import Console
 
 from reverie import signals
+from reverie.models.routing import USE
 from reverie.runs import checkpoint
+from reverie.runs.experts import Watch
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.runs.progress import Progress
@@ -30,8 +32,9 @@ from reverie.settings.config import LoopConfig
 Metric = float | Float[np.ndarray, " S"]
 """One number, or one for each seed."""
 
-MAY_BE_MISSING = "episode/"
-"""Metrics whose name begins so are NaN where no episode ended; every other metric has to be finite."""
+MAY_BE_MISSING = "episode/", USE
+"""Metrics whose name begins so are NaN where no episode ended, or nothing of a task was replayed; every other metric
+has to be finite."""
 
 type Evaluate[P] = Callable[[P], Mapping[str, Metric]]
 """Judges a policy on the same few episodes each time; what it returns joins the metrics."""
@@ -179,6 +182,7 @@ def train[P](
         release_memory()
         seeds = 1 if isinstance(seed, int) else len(seed)
         clock, last_save, stopping = _Clock(wall, cpu, seeds), time.monotonic(), bool(caught)
+        watches = [Watch() for _ in range(seeds)]
         caught.hold()
         done, share = min(step, config.steps or step), max(shares_used(config, step, wall, cpu).values())
         with Progress(config.steps, title=title, done=done, share=share, quiet=quiet) as progress:
@@ -193,6 +197,10 @@ def train[P](
                     metrics |= evaluate(trainer.policy(state))
                 wall, cpu = clock.read()
                 log(step, _line(updates, wall, cpu, metrics))
+                for number, watch in enumerate(watches):
+                    whose = f", run {number + 1} of {seeds}" if seeds > 1 else ""
+                    for said in watch({name: np.atleast_1d(x)[number] for name, x in metrics.items() if USE in name}):
+                        _say(quiet, f"{title}{whose}, at {step:,} environment steps: {said}")
                 means = {name: float(np.mean(metrics.get(name, math.nan))) for name in shown}  # over seeds
                 known = {name: value for name, value in means.items() if not math.isnan(value)}
                 progress.update(step, known, updates, max(shares_used(config, step, wall, cpu).values()))
