@@ -7,6 +7,7 @@ CartPole always runs.
 import sys
 import time
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from reverie.envs.outside.spaces import Seen
 from reverie.envs.outside.worlds import FromDmEnv, FromGymnasium, OutsideWorlds, WorldError
 from reverie.evaluate.returns import returns
 from reverie.models.rssm import RSSMConfig
+from reverie.models.storm import PRESETS
 from reverie.runs import checkpoint
 from reverie.runs.build import build
 from reverie.settings.config import GameConfig, OffPolicyRun, OnPolicyRun, TrainConfig
@@ -412,6 +414,54 @@ def test_a_mask_that_allows_nothing_is_the_worlds_fault():
         worlds.check()
 
 
+def test_a_game_of_atari_is_seen_as_the_protocol_says():
+    """Beside the emulator, stepped frame by frame."""
+    needs("ale_py")
+    ale, cv2 = import_module("ale_py"), import_module("cv2")
+    worlds = open_outside("atari:Breakout", 1, arguments={"sticky": 0.0, "no_ops": 0})
+    assert worlds.observation_spec["image"] == ArraySpec((64, 64, 3), "image")
+    actions = np.ones((80, 1), int)  # FIRE serves the ball, and the paddle stays where it is
+    seen = jax.tree.map(np.asarray, played(worlds, actions, jax.random.key(0)))
+    bare = gymnasium.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0, disable_env_checker=True)
+    screen = bare.reset(seed=0)[0]
+    lives, lost = 5, []
+    for step in range(81):
+        np.testing.assert_array_equal(seen.observation["image"][step, 0], cv2.resize(screen, (64, 64), interpolation=3))
+        assert (not seen.is_last[step], bool(seen.is_terminal[step, 0])) == (True, bool(lost and lost[-1] == step))
+        if step == 80:
+            break
+        frames, reward = [], 0.0
+        for _ in range(4):
+            frame, paid, *_, info = bare.step(1)
+            frames.append(frame)
+            reward += paid
+        assert seen.reward[step + 1, 0] == reward
+        screen = np.maximum(*frames[-2:])
+        if info["lives"] < lives:
+            lives = info["lives"]
+            lost.append(step + 1)
+    assert lost, "no life was lost: nothing was tested"
+    assert ale.__version__
+
+
+def test_storm_learns_from_a_game_of_atari():
+    needs("ale_py")
+    plan = game_plan("atari:Pong")
+    assert plan.agent.algorithm.model == PRESETS["atari"]
+    algorithm = replace(plan.agent.algorithm, model=PRESETS["tiny"], units=8, layers=1, starts=4, dream_length=2)
+    experience = replace(plan.agent.experience, batch=2, length=4, capacity=100, ratio=1.0, prefill=20)
+    agent = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=2)
+    trainer = build(replace(plan, agent=agent))
+    begun = trainer.init(jax.random.key(0))
+    before = jax.tree.map(np.array, begun.learning.learner.networks.model.senses)
+    state, metrics = jax.jit(trainer.train)(begun)
+    trainer.check()
+    assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))
+    senses = state.learning.learner.networks.model.senses
+    moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max() > 0, before, senses)
+    assert all(jax.tree.leaves(moved))
+
+
 def test_a_module_in_the_working_directory_is_found_where_it_is_named(tmp_path, monkeypatch, capsys):
     """Also by the installed program, which does not look there by itself."""
     (tmp_path / "world_from_here.py").write_text(
@@ -475,6 +525,7 @@ def test_an_unknown_world_is_answered_by_those_there_are(name):
         ("bsuite:memory_len/7", "bsuite", "bsuite"),
         ("dmc:walker_walk", "dm_control", "dmc"),
         ("memory_maze:9x9", "memory_maze", "memory-maze"),
+        ("atari:Pong", "ale_py", "atari"),
     ],
 )
 def test_a_missing_package_is_answered_by_the_extra_to_install(name, package, extra, monkeypatch):

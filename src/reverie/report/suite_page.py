@@ -76,7 +76,7 @@ def experts_section(run: RunFolder, suite: SuiteConfig) -> list[Section]:
     said = collapses(run) or ["None has collapsed."]
     pictures = [
         Picture(
-            partial(experts_over_training, use, [line["step"] for line in lines], suite.names),
+            partial(experts_over_training, use, [int(line["step"]) for line in lines], suite.names),
             "The share of each task's steps that pass an expert, while training went on; grey is not replayed.",
         ),
         Picture(

@@ -182,7 +182,7 @@ class GameConfig:
     """Steps after which an episode of a world outside is cut off, in training and when the agent is judged: one that
     acts greedily may never come to an end."""
     arguments: str = "{}"
-    """What a Gymnasium world is made with, as JSON, such as {"is_slippery": false}."""
+    """What a world of Gymnasium or Atari is made with, as JSON, such as {"is_slippery": false}, {"sticky": 0.0}."""
 
     def __post_init__(self):
         try:

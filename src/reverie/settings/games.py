@@ -3,7 +3,7 @@
 A game of memory is played with R2I's state-space model (`models/s3m.py`), at a size for two cores. What has to be set
 for each is known before anything is learned: what a right answer pays, how far ahead and how far back one has to look.
 Worlds outside have DreamerV3's model, small, and the same settings for all; so have those of many tasks, where Dreamer
-has RL2's memory too, which lives through a trial of three episodes.
+has RL2's memory too, which lives through a trial of three episodes. Games of Atari have STORM, whole, for a GPU.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,13 @@ from reverie.agents.rsac import RSACConfig
 from reverie.agents.sac import SACConfig
 from reverie.envs.factors import Physics
 from reverie.envs.games import find_game
+from reverie.envs.outside.atari import LONGEST
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
+from reverie.models.storm import PRESETS as STORM
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig
+from reverie.settings.presets import preset
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
@@ -121,6 +124,16 @@ OUTSIDE = TrainConfig(
     curve=CurveConfig(episodes=8),
 )
 """Of all worlds outside."""
+
+ATARI = replace(
+    preset("dreamer", "storm"),
+    agent=replace(
+        preset("dreamer", "storm").agent,
+        algorithm=replace(preset("dreamer", "storm").agent.algorithm, model=STORM["atari"], reward_scale=1.0),
+    ),
+    curve=CurveConfig(episodes=20),
+)
+"""Of games of Atari: STORM's recipe, which needs a GPU."""
 
 TASKS = replace(
     OUTSIDE,
@@ -281,6 +294,8 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
         experience = replace(plan.agent.experience, episodes=1)
         alone = replace(plan, agent=replace(plan.agent, experience=experience), curve=replace(plan.curve, trial=1))
         return plan if many else alone
+    if game.startswith("atari:"):
+        return replace(ATARI, world=replace(world, limit=LONGEST))
     if world.is_outside or many:
         return replace(TASKS if many else OUTSIDE, world=world)
     demand = DEMANDS.get(game) or DEMANDS[game.split("/")[0]]

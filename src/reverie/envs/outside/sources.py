@@ -1,4 +1,4 @@
-"""Worlds that live outside JAX, by name: Gymnasium, POPGym, bsuite, the DeepMind Control Suite and Memory Maze.
+"""Worlds that live outside JAX, by name: Gymnasium, POPGym, bsuite, DeepMind Control, Memory Maze and Atari.
 
 Their packages are extras of this one and are imported when a name asks for them.
 """
@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import gymnasium
 
+from reverie.envs.outside.atari import Atari, games
 from reverie.envs.outside.worlds import LIMIT, FromDmEnv, FromGymnasium, OutsideWorld, OutsideWorlds
 
 
@@ -22,9 +23,10 @@ def open_outside(
     name: str, copies: int, repeat: int = 1, limit: int = LIMIT, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> OutsideWorlds:
     """Copies (B) of the world of that name, such as `gym:CartPole-v1`, `popgym:RepeatPreviousEasy`,
-    `bsuite:memory_len/7`, `dmc:walker_walk` or `memory_maze:9x9`.
+    `bsuite:memory_len/7`, `dmc:walker_walk`, `memory_maze:9x9` or `atari:Pong`.
 
-    Arguments: `repeat` and `limit`, see `OutsideWorlds`; `arguments`, what a Gymnasium world is made with.
+    Arguments: `repeat` and `limit`, see `OutsideWorlds`; `arguments`, what a Gymnasium world is made with, or a game of
+    Atari (`atari.py`).
 
     Raises:
         WorldError: one copy, tried with Gymnasium's own checks, broke the rules.
@@ -35,9 +37,12 @@ def open_outside(
     if source not in SOURCES or not world:
         known = ", ".join(f"{each}:NAME" for each in SOURCES)
         raise ValueError(f"a world outside is called {known} (such as gym:CartPole-v1), got {name!r}")
-    if arguments and source != "gym":
-        raise ValueError(f"arguments are for worlds of Gymnasium (gym:NAME), and {name} was given {dict(arguments)}")
-    make = partial(_gymnasium, arguments=arguments) if source == "gym" else SOURCES[source]
+    if arguments and source not in ("gym", "atari"):
+        raise ValueError(
+            f"arguments are for worlds of Gymnasium (gym:NAME) and Atari (atari:NAME), and {name} was given "
+            f"{dict(arguments)}"
+        )
+    make = partial(SOURCES[source], arguments=arguments) if source in ("gym", "atari") else SOURCES[source]
     try:
         worlds = OutsideWorlds([make(world) for _ in range(copies)], repeat, limit, name)
         if source == "gym":  # one copy more, of which Gymnasium checks what it says
@@ -116,14 +121,31 @@ def _memory_maze(name: str) -> OutsideWorld:
     return FromDmEnv(lambda seed: make(image_only_obs=True, seed=seed))
 
 
+def _atari(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> OutsideWorld:
+    known = games()
+    if name not in known:
+        raise _unknown("atari", name, known)
+    try:
+        return Atari(known[name], **arguments)
+    except TypeError as error:  # an argument that there is none of
+        raise ValueError(f"atari:{name} takes sticky, no_ops and lives, got {dict(arguments)}: {error}") from error
+
+
 def _draw_without_display() -> None:
     """Where there is no display, dm_control has to be told so before it is imported: it would look for one."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-SOURCES: Mapping[str, Callable[[str], OutsideWorld]] = MappingProxyType(
-    {"gym": _gymnasium, "popgym": _popgym, "bsuite": _bsuite, "dmc": _dmc, "memory_maze": _memory_maze}
+SOURCES: Mapping[str, Callable[..., OutsideWorld]] = MappingProxyType(
+    {
+        "gym": _gymnasium,
+        "popgym": _popgym,
+        "bsuite": _bsuite,
+        "dmc": _dmc,
+        "memory_maze": _memory_maze,
+        "atari": _atari,
+    }
 )
 """By the first part of a name: what makes a world of the rest of it."""
 
