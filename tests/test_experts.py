@@ -17,7 +17,7 @@ from reverie.settings.suites import suite_plan
 from reverie.tables import write_csv
 
 EVEN = [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1]]  # 3 tasks, 2 of 4 experts each
-IDLE = [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0.005, 0.995, 0]]  # the last has nobody
+IDLE = [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0.005, 0.995, 0], [1, 0, 1, 0]]  # the last has nobody
 SHARED = [[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]  # the second is everybody's
 
 
@@ -40,9 +40,10 @@ def test_the_use_of_experts_is_the_share_of_a_tasks_steps():
         (IDLE, {"expert 4 of 4": "no task has used it"}),
         (SHARED, {"expert 2 of 4": "all 3 tasks have shared it"}),
         ([*EVEN[:2], [np.nan] * 4], {}),
+        (IDLE[:3], {}),  # six choices of four experts leave one out by chance
         ([[1, 1, 0, 0]], {}),  # one task cannot use four experts, and shares none
         (
-            [[0.98, 1, 0.01, 0.01], [1, 0.98, 0.01, 0.01]],
+            [[0.98, 1, 0.01, 0.01], [1, 0.98, 0.01, 0.01]] * 2,
             dict.fromkeys(("expert 3 of 4", "expert 4 of 4"), "no task has used it"),
         ),
     ],
@@ -87,7 +88,7 @@ def test_the_page_of_a_mixture_shows_experts_embeddings_and_dreams(tmp_path):
         for step in range(LINES + 2):
             entropy = {"model/router_entropy": 1.3, "cpu_seconds": 1.0, "wall_seconds": 1.0, "updates": step}
             scores = {"evaluation/score": 0.5} | {f"evaluation/score/{name}": 0.5 for name in names}
-            writer.log(100 * step, line([*IDLE, [np.nan] * 4] if step > 1 else shares, **entropy, **scores))
+            writer.log(100 * step, line(IDLE if step > 1 else shares, **entropy, **scores))
     row = {"agent": "dreamer-mixture", "steps": 1000, "learned": True, "episodes": 4, "response": 2.0, "rule": "jsq"}
     row |= {"rule_response": 1.0, "random_response": 3.0, "score": 0.5, "score_low": 0.4, "score_high": 0.6}
     row |= {"ratio": 2.0, "low": 1.9, "high": 2.1}

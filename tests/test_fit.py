@@ -2,6 +2,7 @@
 
 import heapq
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -219,9 +220,10 @@ def haproxy(at: datetime, took: int, server: str) -> str:
 
 
 def nginx(at: datetime, took: int, server: str) -> str:
-    end = at + timedelta(milliseconds=took + 5)
+    request = took + 1 + at.microsecond // 1000 % 40  # with an earlier try, and a client that takes its time
+    end = at + timedelta(milliseconds=request)
     return (
-        f'10.0.0.9 - - [{end:%d/%b/%Y:%H:%M:%S} +0000] "GET / HTTP/1.1" 200 10 "-" "-" rt={(took + 5) / 1000:.3f} '
+        f'10.0.0.9 - - [{end:%d/%b/%Y:%H:%M:%S} +0000] "GET / HTTP/1.1" 200 10 "-" "-" rt={request / 1000:.3f} '
         f'upstream="10.9.9.9:1, {server}:80" urt="0.001, {took / 1000:.3f}" msec={end.timestamp():.3f}'
     )
 
@@ -329,6 +331,10 @@ def test_the_command_writes_what_other_commands_take(tmp_path, monkeypatch, caps
     np.testing.assert_allclose(fleet.speed.value[:, 0], [s["speed"]["value"] for s in said["servers"]], rtol=1e-4)
     np.testing.assert_allclose(fleet.sharing.b, [s["b"]["value"] for s in said["servers"]], rtol=1e-4, atol=1e-6)
     assert fleet.sharing.slot.sum(-1).tolist() == [s["slots"]["value"] for s in said["servers"]]
+    own = Path("ours/serve.toml").read_text()
+    with pytest.raises(ValueError, match=r"server web-. lacks slots: write"):  # no `maxconn` that may starve a server
+        load_config(Path("ours/serve.toml"))
+    Path("ours/serve.toml").write_text(re.sub(r"# slots = (\d+) .*", r"slots = \1", own))
     served = load_config(Path("ours/serve.toml"))
     assert served.names == ("web-1", "web-2", "web-3")
     assert served.server[0].weight == 256 > served.server[1].weight > served.server[2].weight

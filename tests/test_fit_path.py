@@ -78,6 +78,7 @@ def operated(running: Stack, written: Path) -> str:
     own, text = running.config, written.read_text()
     for port in running.ports:
         text = re.sub(r'address = "" .*', f'address = "127.0.0.1:{port}"', text, count=1)
+    text = re.sub(r"# slots = .*", f"slots = {SLOTS}", text)
     socket = f'socket = "{own.balancer.socket}"\nlisten = "{own.balancer.listen}"'
     text = text.replace('# socket = "/run/haproxy/reverie.sock"', socket)
     places = f'metrics = 0\nstate = "{own.state}"\naudit = "{own.audit}"\n'

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.agents.actor_critic import NetworkConfig
+from reverie.agents.actor_critic import NetworkConfig, judge
 from reverie.agents.maml import MAML, MAMLConfig, adapt, log_prob
 from reverie.agents.ppo import PPOConfig
 from reverie.commands.train import parse
@@ -65,14 +65,16 @@ def test_the_slope_is_that_of_the_loss_after_adaptation():
     agent, learner, rollout, _ = gathered("robot")
     net, c = learner.networks, agent.config
     before, after = agent.parts(rollout.timestep, rollout.action)
-    one = jax.tree.map(lambda x: x[:, 0], (before, after))
-    was, did = (log_prob(net, net.actor, lived)[0] for lived in one)
-    advantage = jax.random.normal(KEY, did.shape)
+    value = net.value(net.inputs.see(rollout.timestep.observation))
+    judged = judge(c.ppo, value, rollout.timestep)
+    later = jax.tree.map(lambda x: x[c.inner_steps :], judged)
+    was = jax.vmap(lambda lived: log_prob(net, net.actor, lived)[0], 1, 1)(before)
+    adapted = jax.vmap(lambda lived: adapt(c, net, lived), 1)(before)
+    did = jax.vmap(lambda actor, lived: log_prob(net, actor, lived)[0], (0, 1), 1)(adapted, after)
 
+    @jax.jit
     def loss(actor):
-        adapted = adapt(c, eqx.tree_at(lambda n: n.actor, net, actor), one[0], was)
-        change = log_prob(net, adapted, one[1])[0] - did
-        return -(change * advantage).mean()
+        return agent.loss(eqx.tree_at(lambda n: n.actor, net, actor), before, after, judged, later, was, did)[0]
 
     slope = jax.grad(loss)(net.actor)
     along = jax.tree.map(lambda g: g / jnp.sqrt(sum(jnp.square(x).sum() for x in jax.tree.leaves(slope))), slope)

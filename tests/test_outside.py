@@ -198,6 +198,18 @@ def test_the_action_after_an_end_is_ignored():
     assert probe.told == [0, 1, 2, 4, 5, 6]
 
 
+def test_a_life_that_is_lost_while_an_action_is_repeated_is_told():
+    told = iter([Seen([0.0], 1.0, False, True), Seen([0.0], 2.0), Seen([0.0], 4.0)])
+
+    class Lives(FromGymnasium):
+        def step(self, action):
+            return next(told)
+
+    seen = played(OutsideWorlds([Lives(Probe())], repeat=2), np.arange(2)[:, None] % 2)
+    np.testing.assert_array_equal(seen.reward[:, 0], [0, 1, 2 + 4])
+    np.testing.assert_array_equal(seen.is_terminal[:, 0], [False, True, False])
+
+
 def test_repeated_actions_add_up_and_stop_at_the_end():
     probe = Probe(spaces.Discrete(10), length=3)
     seen = played(OutsideWorlds([FromGymnasium(probe)], repeat=2), np.arange(2)[:, None])

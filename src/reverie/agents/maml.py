@@ -118,7 +118,7 @@ class MAML:
         seen = net.inputs.see(timestep.observation)
         value = net.value(seen)
         judged = judge(c, value, timestep)
-        later = jax.tree.map(lambda x: x[split:], judged)  # of what the adapted actors did
+        later = jax.tree.map(lambda x: x[split:], judged)  # what the adapted actors did, beside those before too
         was = jax.vmap(lambda lived: log_prob(net, net.actor, lived)[0], 1, 1)(before)
         adapted = jax.vmap(lambda lived, p: adapt(self.config, net, lived, p), 1)(before, was)
         did = jax.vmap(lambda actor, lived: log_prob(net, actor, lived)[0], (0, 1), 1)(adapted, after)

@@ -443,10 +443,10 @@ class MetaDreamer:
 
         def step(now: tuple[Array, Array], key: Key[Array, ""]) -> tuple[tuple[Array, Array], Steps]:
             numbers, going = now
-            act_key, end_key = jax.random.split(key)
+            act_key, end_key, chance_key = jax.random.split(key, 3)
             seen = model.numbers.apart(numbers)
             action = acting.policy(acting.told(seen, z), seen).sample(act_key)
-            led = model.imagine(numbers, action, z, off, jax.random.fold_in(key, 2))
+            led = model.imagine(numbers, action, z, off, chance_key)
             ends = jax.random.bernoulli(end_key, led.ends)
             return (led.observation, going & ~ends), Steps(
                 seen, action, led.reward, model.numbers.apart(led.observation), ends, going

@@ -1,5 +1,6 @@
 """`reverie fit`: what a balancer's log says of its servers and requests, and how far that is true."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -239,9 +240,16 @@ def _serve_toml(servers: Sequence[Server]) -> str:
             address = f"address = {_quoted(server.name)}"
         lines.append(
             f"\n[[server]]\nname = {_quoted(server.name)}\n{address}\n"
-            f"slots = {server.slots.value:.0f}\nweight = {max(1, round(256 * server.capacity / most))}\n"
+            f"{_slots_to_serve(server.slots)}\nweight = {max(1, round(256 * server.capacity / most))}\n"
         )
     return "".join(lines)
+
+
+def _slots_to_serve(slots: Interval) -> str:
+    """A `maxconn` that is too low starves servers, so what the log cannot tell is left to be filled in."""
+    if math.isfinite(slots.high):
+        return f"slots = {slots.value:.0f}"
+    return f"# slots = {slots.value:.0f} or more: the log cannot tell; how many does it serve at once?"
 
 
 def _quoted(text: str) -> str:

@@ -70,9 +70,10 @@ def played(world: WorldConfig) -> list[str]:
     words = ["--family", world.family] if world.own.arrivals is None else []
     if world.trace is not None:
         words = ["--trace", str(world.trace), "--held-out", "--load", str(world.load)]
-    for chosen in (world.reading, world.own):
+    for chosen in (world.reading, world.own, world.proxy):
         for option in fields(chosen):
             if (value := getattr(chosen, option.name)) != option.default:
-                name = {"start": "from", "end": "to"}.get(option.name, option.name)
-                words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+                name = {"start": "from", "end": "to"}.get(option.name, option.name).replace("_", "-")
+                values = value if type(value) is tuple else (value,)
+                words += [f"--{name}", *(str(each) for each in values if each is not True)]
     return words

@@ -144,7 +144,9 @@ def rules_of(
     found = opponents(tasks, view, [name for name in names if Path(name) not in files], proxy)
     for path in files:
         tuned = load_rule(path)
-        found += contenders({path.stem: tuned.rule}, view, proxy=tuned.config.world.proxy)
+        if tuned.rule.view == "weights" and (own := tuned.config.world.proxy) != proxy:
+            raise ValueError(f"{path} was tuned with {own}, and the others are played with {proxy}: give it the same")
+        found += contenders({path.stem: tuned.rule}, view, proxy=proxy)
     return found
 
 

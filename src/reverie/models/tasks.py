@@ -48,7 +48,8 @@ class Interpolation:
         counts = [len(each) for each in between]
         if (size := np.prod(counts, dtype=float)) > MOST:
             raise ValueError(
-                f"{size:,.0f} tasks lie between those known, more than {MOST:,}: lower density, now {density}"
+                f"{size:,.0f} tasks lie between those known, more than {MOST:,}: lower density, now {density}, or "
+                "imagine what happens in known tasks alone (mdp)"
             )
         all_of_them = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1).reshape(-1, len(counts))
         ours = np.ravel_multi_index(np.stack(places), counts)

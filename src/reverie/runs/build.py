@@ -97,7 +97,7 @@ def build(config: TrainConfig) -> WorldTrainer:
             pool = tasks[: world.variants]
             if world.is_outside and not run.experience.outside:
                 raise ValueError(
-                    f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer and sac do"
+                    f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer, sac and rsac do"
                 )
     agent = AGENTS[type(run.algorithm)](run.algorithm, env, pool)
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)

@@ -1,8 +1,9 @@
 """How the tasks of a run use the experts of a mixture, read off its metrics; and whether the choice has collapsed.
 
-An expert has *collapsed* where, on `LINES` lines of metrics in a row, no task has it, though there are choices enough
-for all experts; or all tasks share it, two at least. To have it is to pass it on more than 1 % of one's steps, to share
-it is to pass it on 99 % or more. What a line leaves out (no step of a task was replayed) says nothing of that task.
+An expert has *collapsed* where, on `LINES` lines of metrics in a row, no task has it, though all of them together
+choose twice as many as there are, or more; or all tasks share it, two at least. To have it is to pass it on more than
+1 % of one's steps, to share it is to pass it on 99 % or more. What a line leaves out (no step of a task was replayed)
+says nothing of that task.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ def collapsed(use: Float[np.ndarray, "K E"]) -> dict[str, str]:
     tasks, experts = known.shape
     found = {}
     for expert, shares in enumerate(known.T, 1):
-        if (shares <= NEVER).all() and round(known.sum()) >= experts:
+        if (shares <= NEVER).all() and round(known.sum()) >= 2 * experts:
             found[f"expert {expert} of {experts}"] = "no task has used it"
         if (shares >= ALWAYS).all() and tasks > 1:
             found[f"expert {expert} of {experts}"] = f"all {tasks} tasks have shared it"

@@ -195,6 +195,9 @@ def _complete(cls: Any, data: Any) -> Any:
             complete[field.name] = _complete(inner, data[field.name])
         elif field.name not in data and field.default is not dataclasses.MISSING:
             complete[field.name] = _stored(field.default)
+        elif field.name not in data and field.default_factory is dataclasses.MISSING and hints.keys() >= data.keys():
+            whose = " ".join(filter(None, (cls.__name__.lower(), data.get("name"))))
+            raise ValueError(f"{whose} lacks {field.name}: write `{field.name} = ...` there")
     return complete
 
 

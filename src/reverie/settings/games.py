@@ -263,7 +263,7 @@ def maml_plan(world: GameConfig) -> TrainConfig:
 
 def metadreamer_plan(pearl: TrainConfig) -> TrainConfig:
     """MetaDreamer's settings where PEARL's are these: with networks of the same sizes, on as much experience, and with
-    physics where the paper has it, in merging."""
+    physics where the world tells some."""
     assert isinstance(pearl.agent, OffPolicyRun)
     assert isinstance(pearl.agent.algorithm, PEARLConfig)
     shared = replace(pearl.agent.algorithm, kl=1.0, sees_next=True, recent=1_000)

@@ -112,9 +112,9 @@ class OutsideWorlds:
     `batch_reset` seeds the copies, differently, from its key: all that follows is decided by keys and actions.
     A discrete action is one number, a continuous one is clipped to [-1, 1] and scaled to the bounds of the world.
 
-    Arguments: `worlds`, the copies; `repeat`, how often each action is done in a row, while the episode lasts, for the
-    sum of the rewards; `limit`, the steps after which an episode that has not ended is cut off; `name`, what errors
-    call the world.
+    Arguments: `worlds`, the copies; `repeat`, how often each action is done in a row, while the episode or a life
+    lasts, for the sum of the rewards; `limit`, the steps after which an episode that has not ended is cut off; `name`,
+    what errors call the world.
     Errors: ValueError for observations or actions that have no counterpart here, and for no copy or no step at all.
     """
 
@@ -219,7 +219,7 @@ class OutsideWorlds:
         self._steps[copy] += 1
         seen, reward = world.step(done), 0.0
         for _ in range(self._repeat - 1):
-            if seen.is_last:
+            if seen.is_last or seen.is_terminal:  # what ends nothing but a life is told too
                 break
             reward += seen.reward
             seen = world.step(done)

@@ -61,11 +61,16 @@ def read(text: Text, columns: Mapping[str, str]) -> Jobs:
     jobs = plain_jobs(said, records, [names["arrival"], names["size"]], text.unit, work=work)
     if "server" not in columns:
         return jobs
-    resolution = float(np.diff(np.unique(np.round(jobs.work[np.isfinite(jobs.work)], 9))).min(initial=1.0))
+    resolution = max(_resolution(jobs.work), _resolution(jobs.seconds - np.nanmin(jobs.seconds)))
     failed = np.zeros(len(jobs.work), bool)
     server, at = records.texts(columns["server"]), jobs.seconds
     served = Served(server, at, at, at + jobs.work, failed, resolution)
     return jobs._replace(served=served)
+
+
+def _resolution(seconds: np.ndarray) -> float:
+    """The least that two of these times differ by; 1 at most."""
+    return float(np.diff(np.unique(np.round(seconds[np.isfinite(seconds)], 9))).min(initial=1.0))
 
 
 def _records(text: Text, names: list[str]) -> Records:

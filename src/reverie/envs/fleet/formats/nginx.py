@@ -18,7 +18,7 @@ _END = re.compile(r'\bmsec[=:]"?(\d+\.\d+)')
 _UPSTREAM = re.compile(r'\b(?:upstream|upstream_addr|uaddr)[=:]\s*"?([^\s",;]+(?:,? [:,]? ?[\w.\[\]-]*:\d+)*)')
 _UPSTREAM_TIME = re.compile(r'\b(?:urt|upstream_response_time|upstream_time)[=:]\s*"?([-\d.]+(?:,? :? ?[-\d.]+)*)')
 _COLUMNS = "time", "request time"
-_SERVED = "server", "upstream response time", "status"
+_SERVED = "server", "upstream response time", "earlier tries", "status"
 
 
 def _split(line: str) -> list[str]:
@@ -37,8 +37,9 @@ def _split_served(line: str) -> list[str]:
         raise TraceError("no server, or not how long it took")
     if took[1].endswith("-"):
         raise TraceError("no server answered")
-    last_server, last_took = (re.split(r",? :? ?| ", found[1])[-1] for found in (server, took))
-    return [*_split(line), last_server, last_took, line_of[3]]
+    *earlier, last_took = re.findall(r"[\d.]+", took[1])
+    last_server = re.split(r",? :? ?| ", server[1])[-1]
+    return [*_split(line), last_server, last_took, str(sum(map(float, earlier))), line_of[3]]
 
 
 def read(text: Text) -> Jobs | None:
@@ -58,8 +59,10 @@ def read(text: Text) -> Jobs | None:
     served = None
     if told:
         failed = np.array([is_error(status) for status in records.texts("status")])
-        sent = end - records.numbers("upstream response time")
-        served = Served(records.texts("server"), sent, sent, end, failed, 0.001 if exact else 1.0)
+        # The end is that of the client's download, which nginx buffers: the server was done by then.
+        sent = end - taken + records.numbers("earlier tries")
+        done = sent + records.numbers("upstream response time")
+        served = Served(records.texts("server"), sent, sent, done, failed, 0.001 if exact else 1.0)
     written = "to the millisecond" if exact else "in whole seconds"
     remark = f"arrival: end, {written}, less request time; work: the request time, waits within it included"
     return Jobs("nginx access log", records, end - taken, taken, clock, at_the_end=True, remark=remark, served=served)

@@ -150,7 +150,10 @@ def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Request
     names, server = np.unique([served.server[row] for row in rows], return_inverse=True)
     times = (each[rows] - served.came[rows[0]] for each in (served.came, served.sent, served.ended))
     if failed := int(served.failed[sound].sum()):
-        provenance += (("errors of servers (5xx), left out", f"{failed:,} of {sound.sum():,}"),)
+        stay = np.where(sound, served.ended - served.sent, 0.0)
+        part = stay[served.failed].sum() / max(stay.sum(), 1e-9)
+        said = f"{failed:,} of {sound.sum():,}, {part:.1%} of the time at servers"
+        provenance += (("errors of servers (5xx), left out", f"{said}, as if the servers had been free in it"),)
     return Requests(tuple(map(str, names)), server, *times, served.resolution, stem(paths[0]), provenance)
 
 
