@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from serving import binary, config, free_port, stack
 
-from reverie.serve import envoy, haproxy
+from reverie.serve import deadman, envoy, haproxy
 from reverie.serve.drivers import DRIVERS
 from reverie.serve.envoy import Envoy
 from reverie.serve.haproxy import HAProxy
@@ -145,6 +145,39 @@ def test_a_file_of_endpoints_that_is_none_is_named(tmp_path):
         at.apply({"s9": 3})
     with pytest.raises(ValueError, match=r"\[1, 256\], got .*'s1': 0"):
         at.apply({"s0": 1, "s1": 0})
+
+
+@pytest.mark.parametrize("lost", ["hostname", "metadata"])
+def test_an_endpoint_that_says_no_name_or_no_configured_weight_is_refused_by_the_file(tmp_path, lost):
+    """Agent and dead-man's switch survive errors of the driver's contract, and no others."""
+    settings = envoy_settings(tmp_path)
+    path, at = settings.balancer.endpoints, settings.balancer.connect()
+    path.write_text(PROXIES["envoy"].files(settings, "FULL_SCAN", False)["endpoints.json"].replace(lost, "other"))
+    for call in (at.defaults, lambda: at.apply({"s0": 9})):
+        with pytest.raises(ValueError, match=f"endpoints.json is no file of endpoints .*{lost}"):
+            call()
+    FakeEnvoy(settings.balancer.socket)
+    with pytest.raises(ValueError, match=f"endpoints.json is no file of endpoints .*{lost}"):
+        at.observe()
+    assert not deadman.restore(at)
+
+
+class FakeEnvoy:
+    """Answers whatever is asked of its admin socket with nothing but when it was started."""
+
+    def __init__(self, path: Path):
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(path))
+        self._listening.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        text = b'{"configs": [{"last_updated": "now"}]}'
+        while True:
+            connection, _ = self._listening.accept()
+            with connection:
+                while connection.recv(1 << 16):
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
 
 
 def envoy_settings(folder: Path):

@@ -38,7 +38,7 @@ class Envoy:
                 _process(admin),
                 admin.ask(f"/clusters?format=json&filter=^{quote(re.escape(self._cluster))}$"),
             )
-        configured = {_name(each): _configured(each) for each in self._servers(self._file())}
+        configured = {name: _configured(each) for name, each in self._servers(self._file()).items()}
         try:
             (cluster,) = answer["cluster_statuses"]
             hosts = {host["hostname"]: host for host in cluster.get("host_statuses", [])}
@@ -67,7 +67,7 @@ class Envoy:
         self._set(weights)
 
     def defaults(self) -> None:
-        self._set({_name(each): _configured(each) for each in self._servers(self._file())})
+        self._set({name: _configured(each) for name, each in self._servers(self._file()).items()})
 
     def identity(self) -> str:
         with _Admin(self._path, self._timeout) as admin:
@@ -76,7 +76,7 @@ class Envoy:
     def _set(self, weights: Mapping[str, int]) -> None:
         """Write them, and wait until Envoy has them."""
         end, file = time.monotonic() + self._timeout, self._file()
-        servers = {_name(each): each for each in self._servers(file)}
+        servers = self._servers(file)
         if unknown := weights.keys() - servers.keys():
             raise ValueError(f"{self._endpoints} has no server {', '.join(sorted(unknown))}")
         for name, weight in weights.items():
@@ -94,10 +94,14 @@ class Envoy:
     def _file(self) -> Any:
         return read_json(self._endpoints)
 
-    def _servers(self, file: Any) -> list[dict[str, Any]]:
+    def _servers(self, file: Any) -> dict[str, dict[str, Any]]:
+        """By name, each with a configured weight."""
         try:
             (cluster,) = file["resources"]
-            return [each for group in cluster["endpoints"] for each in group["lb_endpoints"]]
+            servers = [each for group in cluster["endpoints"] for each in group["lb_endpoints"]]
+            for each in servers:
+                _configured(each)
+            return {each["endpoint"]["hostname"]: each for each in servers}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self._endpoints} is no file of endpoints of one cluster ({error!r})") from error
 
@@ -110,10 +114,6 @@ def request_times(line: bytes, failure: float) -> list[float]:
     if name.endswith(b".downstream_rq_time") and kind == b"ms":
         return [int(value) / 1000]
     return [failure] * int(value) if name.endswith(b".downstream_rq_5xx") else []
-
-
-def _name(server: Mapping[str, Any]) -> str:
-    return server["endpoint"]["hostname"]
 
 
 def _configured(server: Mapping[str, Any]) -> int:
