@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from serving import binary, config, free_port, stack
 
-from reverie.serve import deadman, envoy, haproxy
+from reverie.serve import deadman, deployment, envoy, haproxy
 from reverie.serve.drivers import DRIVERS
 from reverie.serve.envoy import Envoy
 from reverie.serve.haproxy import HAProxy
@@ -160,6 +161,33 @@ def test_an_endpoint_that_says_no_name_or_no_configured_weight_is_refused_by_the
     with pytest.raises(ValueError, match=f"endpoints.json is no file of endpoints .*{lost}"):
         at.observe()
     assert not deadman.restore(at)
+
+
+@pytest.mark.parametrize(
+    ("driver", "address", "message"),
+    [
+        ("haproxy", "", "server s1 has no address"),
+        ("envoy", "", "server s1 has no address"),
+        ("envoy", "web-1:80", "server s1: Envoy needs an IP address and a port, .* got 'web-1:80'"),
+        ("envoy", "10.0.0.1", "server s1: Envoy needs an IP address and a port, .* got '10.0.0.1'"),
+        ("envoy", "10.0.0.1:99999", "server s1: Envoy needs an IP address and a port, .* got '10.0.0.1:99999'"),
+        ("haproxy", "web-1:80", None),
+        ("envoy", "10.0.0.1:80", None),
+    ],
+)
+def test_where_a_server_listens_is_asked_for_by_its_name(tmp_path, driver, address, message):
+    own = envoy_settings(tmp_path) if driver == "envoy" else config()
+    own = replace(
+        own, server=tuple(replace(each, address=address) if each.name == "s1" else each for each in own.server)
+    )
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        deployment.files(own, tmp_path / "serve.toml")
+
+
+def test_envoy_is_told_by_an_ip_address_where_to_listen(tmp_path):
+    own = envoy_settings(tmp_path)
+    with pytest.raises(ValueError, match=r"balancer.listen: Envoy needs an IP address and a port, .* got '\*:80'"):
+        deployment.files(replace(own, balancer=replace(own.balancer, listen="*:80")), tmp_path / "serve.toml")
 
 
 class FakeEnvoy:

@@ -121,6 +121,32 @@ def test_one_race_of_a_trace_is_read_from_a_file(tmp_path):
     assert plan.work.tolist() == pytest.approx([0.1, 0.2, 0.1, 0.4])
 
 
+def test_a_trace_shorter_than_the_race_has_its_drift_and_second_half_at_its_own_middle(tmp_path):
+    """The last request, which comes at 2 s and alone, finds the other speed: 0.2 s of work take 1 s."""
+    (tmp_path / "t.csv").write_text("arrival,size\n0,1\n1,1\n4,1\n")
+    config = RaceConfig(trace=tmp_path / "t.csv", speeds=(1.0, 0.2), work=0.2, load=0.25, drift=True)
+    assert config.length == pytest.approx(config.plan.at[-1]) == pytest.approx(2.0)
+    assert simulate(config, ARMS["roundrobin"])[2] == pytest.approx(1.0, abs=1e-3)
+    seconds, fine = np.array([1.0, 2.0, 4.0]), np.full(3, 200)
+    (lane,) = lanes([Outcome(config, {"serve": Answers(fine, seconds, 0 * seconds)}, {"serve": None})])
+    assert lane.second_half == 4
+
+
+def test_a_race_without_a_request_in_its_second_half_is_refused():
+    with pytest.raises(ValueError, match=r"seconds: .* no request in the second half"):
+        _ = RaceConfig(seconds=0.01).plan
+
+
+def test_a_number_that_is_none_is_null_in_the_file_of_a_race(monkeypatch, tmp_path):
+    given = outcome(1, 0.5)
+    given.simulated["serve"][:] = np.nan
+    monkeypatch.setattr("reverie.commands.serve.race", lambda config, names: given)
+    monkeypatch.setattr("reverie.report.race_page.write_race_page", lambda *_: None)
+    assert cli.main(["serve", "race", "--out", str(tmp_path)]) == 0
+    told = json.loads((tmp_path / "race.json").read_text(), parse_constant=pytest.fail)
+    assert told["lanes"][1]["simulated"] is None
+
+
 def test_an_interval_over_races_is_students():
     ratio, low, high = paired_runs(np.exp([-0.1, 0.0, 0.1]))  # deviation 0.1, t(2) = 4.303
     assert ratio == pytest.approx(1.0)
@@ -230,6 +256,16 @@ def test_a_rule_chooses_among_idle_servers_first():
     assert shares(IdleFirst(sed, [1, 1, 1]), 1, 1, 1)[0] == 1
 
 
+@pytest.mark.parametrize("speeds", [(1.0, 0.2), (0.2, 1.0)])
+def test_maxconn_with_our_weights_takes_idle_servers_first_in_the_simulator(speeds):
+    """Of two requests that come together each server gets one, though two at the fast one would be done sooner."""
+    config = RaceConfig(speeds=speeds, slots=2, work=0.3, seconds=40.0)
+    vars(config)["plan"] = Plan(np.repeat(np.arange(0.05, 40.0, 2.0), 2), np.full(40, 0.3))
+    alone = sorted(0.3 / np.array(speeds))
+    for pair in simulate(config, ARMS["serve"]).reshape(-1, 2):
+        assert sorted(pair) == pytest.approx(alone, abs=1e-3)
+
+
 # --- real proxies ----------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +308,7 @@ def test_a_proxy_that_is_not_here_is_named(monkeypatch):
         race(RaceConfig(), ["envoy"])
 
 
-def test_in_a_minute_with_drift_ours_is_not_worse_and_the_simulator_is_right(minute):
+def test_in_a_minute_with_drift_no_request_fails_and_means_are_near_leastconns_and_the_simulators(minute):
     begun, folder = minute
     if begun is None:
         for name in MINUTE:
@@ -281,8 +317,8 @@ def test_in_a_minute_with_drift_ours_is_not_worse_and_the_simulator_is_right(min
     lanes = {lane["name"]: lane for lane in json.loads(out)["lanes"]}
     assert all(lane["failed"] == 0 for lane in lanes.values())
     if begun.returncode:
-        assert "too busy" in errors  # of this machine, and said
-        return
+        assert "too busy" in errors
+        pytest.skip(f"this machine is too busy for the race: {errors}")
     assert lanes["serve"]["ratio"][0] < 1.25
     assert 0.75 < lanes["leastconn"]["of_simulated"] < 1.35
     assert 0.75 < lanes["serve"]["of_simulated"] < 1.35

@@ -1,6 +1,5 @@
 """`reverie serve`: weights for a real balancer; `init`, `explain` and `rearm` go with it. Nothing here needs JAX."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from reverie.files import write_text
 from reverie.ranges import Count
-from reverie.report.output import Output, print_facts, print_json, print_table, say
+from reverie.report.output import Output, json_text, print_facts, print_json, print_table, say
 from reverie.runs.config_json import config_to_json
 from reverie.serve import agent, audit, deployment
 from reverie.serve.arms import ARMS
@@ -206,8 +205,14 @@ def _race(asked: Race) -> None:
         from reverie.report.race_page import write_race_page
 
         asked.out.mkdir(parents=True, exist_ok=True)
-        write_text(asked.out / "race.json", json.dumps(told, indent=1) + "\n")
-        write_race_page(asked.out / "report.html", _seen(fair), [lane._asdict() for lane in found], told["config"])
+        write_text(asked.out / "race.json", json_text(told))
+        write_race_page(
+            asked.out / "report.html",
+            _seen(fair),
+            [lane._asdict() for lane in found],
+            told["config"],
+            fair[0].config.length,
+        )
         say(f"written: {asked.out / 'report.html'}")
 
 

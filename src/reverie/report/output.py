@@ -16,9 +16,13 @@ type Data = Mapping[str, Data] | Sequence[Data] | str | float | int | bool | Non
 
 
 def print_json(data: Data) -> None:
-    """Print JSON; NaN and infinities, which it lacks, become null."""
-    json.dump(_finite(data), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()
+    """Print JSON."""
+    print(json_text(data), end="")
+
+
+def json_text(data: Data) -> str:
+    """JSON; NaN and infinities, which it lacks, become null."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def print_table(table: Table) -> None:

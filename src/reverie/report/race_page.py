@@ -24,10 +24,10 @@ _SHOWN = 4
 """Arms besides our own that have lines, the best of them."""
 
 
-def write_race_page(path: Path, seen: Table, lanes: Table, config: Mapping[str, Any]) -> None:
+def write_race_page(path: Path, seen: Table, lanes: Table, config: Mapping[str, Any], length: float) -> None:
     """Arguments: `seen`, for each race and arm its name (arm), whether weights are `served` by us, and of all requests
     when they were to be sent (at) and their `seconds`, both [J]; `lanes`, how each arm came off; `config`, of the
-    race."""
+    race, and its `length` in seconds."""
     ours = {row["arm"] for row in seen if row["served"]}
     best = min(lanes, key=lambda lane: lane["mean"])
     requests = sum(len(row["at"]) for row in seen if row["arm"] == lanes[0]["name"])
@@ -49,7 +49,7 @@ def write_race_page(path: Path, seen: Table, lanes: Table, config: Mapping[str, 
     shown = _shown(lanes, ours)
     pictures = [
         Picture(partial(_ratios, lanes, ours), caption),
-        Picture(partial(_over_time, seen, shown, ours, config), over_time),
+        Picture(partial(_over_time, seen, shown, ours, config, length), over_time),
         Picture(partial(_tails, seen, shown, ours), tails),
     ]
     sections = [
@@ -105,9 +105,9 @@ def _ratios(lanes: Table, ours: set[str], width: float = WIDTH) -> Figure:
 
 
 def _over_time(
-    seen: Table, shown: Sequence[str], ours: set[str], config: Mapping[str, Any], width: float = WIDTH
+    seen: Table, shown: Sequence[str], ours: set[str], config: Mapping[str, Any], length: float, width: float = WIDTH
 ) -> Figure:
-    edges = np.linspace(0, config["seconds"], _PARTS + 1)
+    edges = np.linspace(0, length, _PARTS + 1)
     look = _looks(shown, ours)
     with setting():
         figure = Figure(figsize=(width, 3.2))
@@ -122,7 +122,7 @@ def _over_time(
             middle = (edges[1:] + edges[:-1])[count > 0] / 2
             axis.plot(middle, mean[count > 0], style.dashes, color=style.colour, linewidth=style.weight, label=name)
         if config["drift"]:
-            axis.axvline(config["seconds"] / 2, color=SILVER, linewidth=1)
+            axis.axvline(length / 2, color=SILVER, linewidth=1)
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

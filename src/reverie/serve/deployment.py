@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 from reverie.serve.agent import deadman_command
@@ -62,9 +63,18 @@ PANELS: Mapping[str, Mapping[str, str]] = {
 
 
 def files(config: ServeConfig, where: Path) -> dict[str, str]:
-    """All of them by name; `where` is the configuration file, as the unit is to find it."""
+    """All of them by name; `where` is the configuration file, as the unit is to find it.
+
+    Raises:
+        ValueError: a server has no address, or Envoy gets one that it cannot take.
+    """
+    if unknown := [server.name for server in config.server if not server.address]:
+        raise ValueError(f"server {unknown[0]} has no address: say where it listens, as in address = '127.0.0.1:8001'")
     balancer: dict[str, str] = {"haproxy.cfg": haproxy_config(config)}
     if config.balancer.endpoints is not None:
+        for server in config.server:
+            _require_ip(f"server {server.name}", server.address)
+        _require_ip("balancer.listen", config.balancer.listen)
         balancer = {"envoy.json": envoy_config(config), config.balancer.endpoints.name: endpoints(config)}
     return {
         **balancer,
@@ -73,6 +83,18 @@ def files(config: ServeConfig, where: Path) -> dict[str, str]:
         "alerts.yml": _alerts(),
         "dashboard.json": _dashboard(),
     }
+
+
+def _require_ip(whose: str, address: str) -> None:
+    """Envoy looks up no names here."""
+    host, _, port = address.rpartition(":")
+    try:
+        ip_address(host)
+        fine = 0 < int(port) < 65_536
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(f"{whose}: Envoy needs an IP address and a port, as in '127.0.0.1:8001', got {address!r}")
 
 
 def _agent_unit(config: ServeConfig, where: Path) -> str:

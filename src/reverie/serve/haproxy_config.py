@@ -11,14 +11,8 @@ from reverie.serve.settings import ServeConfig
 
 
 def haproxy_config(config: ServeConfig, balance: str = "leastconn", capped: bool = True) -> str:
-    """The text of haproxy.cfg; for races also with another way to `balance`, and without `maxconn`.
-
-    Raises:
-        ValueError: a server has no address.
-    """
+    """The text of haproxy.cfg; for races also with another way to `balance`, and without `maxconn`."""
     balancer = config.balancer
-    if unknown := [server.name for server in config.server if not server.address]:
-        raise ValueError(f"server {unknown[0]} has no address: say where it listens, as in address = '127.0.0.1:8001'")
     servers = "\n".join(
         f"    server {each.name} {each.address} weight {each.weight}{f' maxconn {each.slots}' if capped else ''}"
         for each in config.server

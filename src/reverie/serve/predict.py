@@ -99,7 +99,7 @@ def _in_the_proxy(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"]:
     """Seconds of each request where those that find no slot wait in the proxy, whose weights are set ten times a second
     or never."""
     hold = _POLL if arm.served else 2 * config.seconds
-    proxy = Proxy(hold=hold, caps=(1 if arm.cap == "one" else config.slots,), late=0)
+    proxy = Proxy(hold=hold, caps=(1 if arm.cap == "one" else config.slots,), idle_first=True, late=0)
     env = WeightsEnv(servers=len(config.speeds), jobs=len(config.plan.at), proxy=proxy)
     equal = np.ones(len(config.speeds))
     estimates = AdaptiveLeastConnections(equal, tau=config.tau)
@@ -119,7 +119,7 @@ def _play(env: World, rule: Rule, tasks: Task, steps: int, keep: Callable[..., A
 
 def _task(config: RaceConfig) -> Task:
     """The servers and the requests."""
-    halves = [0.0, config.seconds / 2] if config.drift else [0.0]
+    halves = [0.0, config.length / 2] if config.drift else [0.0]
     rows = zip(config.speeds, reversed(config.speeds), strict=True)
     speed = schedules.stack([schedules.schedule(np.array(halves), np.array(row[: len(halves)])) for row in rows])
     at, work = config.plan

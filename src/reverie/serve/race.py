@@ -51,7 +51,7 @@ class RaceConfig:
     trace: Path | None = None
     """A trace (`reverie trace`) whose requests are played instead, brought to that load and mean work."""
     seconds: Positive = 300.0
-    """How long requests come."""
+    """How long requests come; a trace may end before."""
     drift: bool = False
     """Whether speeds are reversed half-way."""
     timeout: Positive = 30.0
@@ -73,7 +73,15 @@ class RaceConfig:
         """The requests."""
         if self.trace is not None:
             return trace_plan(read_trace(self.trace), self.load, self.capacity, self.seconds, self.work)
-        return poisson_plan(self.load * self.capacity / self.work, self.seconds, self.work, self.seed, self.scv)
+        plan = poisson_plan(self.load * self.capacity / self.work, self.seconds, self.work, self.seed, self.scv)
+        if not (plan.at > self.seconds / 2).any():
+            raise ValueError(f"seconds: there is no request in the second half of {self.seconds:g} s; play longer")
+        return plan
+
+    @property
+    def length(self) -> float:
+        """Seconds that the race takes: `seconds`, or until the last request of a trace that ends before."""
+        return self.seconds if self.trace is None else min(self.seconds, float(self.plan.at[-1]))
 
 
 class Outcome(NamedTuple):
@@ -133,7 +141,7 @@ def lanes(outcomes: Sequence[Outcome]) -> list[Lane]:
     for name in outcomes[0].answers:
         played = [each.answers[name] for each in outcomes]
         first = [next(iter(each.answers.values())) for each in outcomes]
-        late = [each.config.plan.at > each.config.seconds / 2 for each in outcomes]
+        late = [each.config.plan.at > each.config.length / 2 for each in outcomes]
         predicted = [float(each.mean()) for outcome in outcomes if (each := outcome.simulated[name]) is not None]
         means = np.array([each.seconds.mean() for each in played])
         ratios = means / [each.seconds.mean() for each in first]
@@ -192,7 +200,7 @@ async def _run(config: RaceConfig, names: Sequence[str]) -> dict[str, Answers]:
 
 
 async def _reverse(config: RaceConfig, lanes: Sequence["_Lane"]) -> None:
-    await asyncio.sleep(config.seconds / 2)
+    await asyncio.sleep(config.length / 2)
     for lane in lanes:
         for server, speed in zip(lane.servers, reversed(config.speeds), strict=True):
             server.set_speed(speed)
