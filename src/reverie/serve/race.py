@@ -172,6 +172,7 @@ def paired_runs(ratios: np.ndarray) -> tuple[float, float, float]:
 def paired_ratio(seconds: np.ndarray, of: np.ndarray, blocks: int = 20) -> tuple[float, float, float]:
     """The ratio of two means over the same requests, and its 95 % interval: a bootstrap of stretches of requests, as
     neighbours met the same queue."""
+    blocks = min(blocks, len(of))  # none is empty
     parts = [np.array([part.sum() for part in np.array_split(each, blocks)]) for each in (seconds, of)]
     drawn = np.random.default_rng(0).integers(0, blocks, (2000, blocks))
     low, high = np.quantile(parts[0][drawn].sum(1) / parts[1][drawn].sum(1), [0.025, 0.975])
