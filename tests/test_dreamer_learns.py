@@ -35,15 +35,15 @@ def before_and_after(
 @pytest.mark.slow
 @pytest.mark.optimised
 def test_cartpole_is_balanced():
-    """At least 300 of 500 steps on average over 128 episodes, after 22,000 steps (2,750 updates); random play: 22.
+    """At least 300 of 500 steps on average over 128 episodes, after 28,000 steps (3,500 updates); random play: 22.
 
-    Measured: 500, 500, 500 with seeds 0, 1, 2 after 28,000, and never less than 350 from 22,000 to 40,000 steps.
+    Measured: 500, 500, 500 with seeds 0, 1, 2 after 28,000; after 22,000 once 249, once more than 350.
     """
     env, pool = CartPole(), jnp.zeros((1,))
     config = DreamerConfig(model=PRESETS["tiny"], optimiser=OPTIMISER, memory=0, layers=2, starts=128)
     agent = Dreamer(config, env.observation_spec, env.action_spec)
     gathering = OffPolicyConfig(streams=8, capacity=50_000, batch=8, length=32)
-    untrained, learned = before_and_after(agent, gathering, env, pool, 22_000)
+    untrained, learned = before_and_after(agent, gathering, env, pool, 28_000)
 
     @jax.jit
     def mean_return(networks: Networks):

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 
+from reverie.envs.fleet import PARK_SERVICE_RATES, sharing
 from reverie.envs.fleet import schedule as schedules
-from reverie.envs.fleet import sharing
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import Task
 
-PARK_SPEEDS = np.array([0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.05])
+PARK_SPEEDS = np.array(PARK_SERVICE_RATES)
 """Park's ten servers, the fastest seven times as fast as the slowest [work per time unit]."""
 
 

@@ -17,11 +17,7 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from reverie.envs.fleet import picture
-from reverie.envs.fleet.load import PARK_SPEEDS
-
-PARK_SERVICE_RATES = tuple(PARK_SPEEDS.tolist())
-"""Park's ten servers, slowest first, in work per time."""
+from reverie.envs.fleet import PARK_SERVICE_RATES, picture
 
 _LARGEST_EXPONENTIAL = 37.0
 """Above every value of NumPy's legacy exponential draw, -log(1 - u) with u at most 1 - 2^-53."""
