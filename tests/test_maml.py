@@ -104,6 +104,8 @@ def test_one_step_finds_the_goal_that_rewards_tell_of():
 def test_the_command_line_trains_it_where_episodes_have_one_length():
     for game in ("dispatch", "point_robot"):
         build(parse(["--agent", "maml", "--game", game]).config)
+    with pytest.raises(ValueError, match=r"130 steps \(inner_steps\), and .* has 130 \(curve.trial 2\)"):
+        build(parse(["--agent", "maml", "--game", "dispatch", "--curve.trial", "2"]).config)
     with pytest.raises(ValueError, match="merging is one task, or its episodes differ in length"):
         parse(["--agent", "maml", "--game", "merging"])
     with pytest.raises(ValueError, match="there is no memory; got 8"):

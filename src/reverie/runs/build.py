@@ -23,6 +23,7 @@ from reverie.models.queue import QueueConfig
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, SuiteConfig, TrainConfig, WorldConfig, stream_seed
 from reverie.train.collect import pool_size
+from reverie.train.on_policy import OnPolicyConfig
 from reverie.train.trainers import WorldTrainer
 
 
@@ -124,9 +125,21 @@ def build(config: TrainConfig) -> WorldTrainer:
                 f"who infers tasks is judged after {inferring.test_episodes} episodes with the prior (test_episodes), "
                 f"and a trial has {config.curve.trial}: give --curve.trial {inferring.test_episodes + 1} or more"
             )
+        case MAMLConfig(inner_steps=inner), _ if _judged_steps(config) <= inner:
+            raise ValueError(
+                f"maml adapts after {inner} steps (inner_steps), and a trial that it is judged in has "
+                f"{_judged_steps(config):g} (curve.trial {config.curve.trial}): give --curve.trial more"
+            )
         case DreamerConfig(scales=scales), _ if scales not in (1, several := _several(world, pool)):
             raise ValueError(f"scales must be 1 or the number of tasks, {several}; got {scales}")
     return trainer
+
+
+def _judged_steps(config: TrainConfig) -> float:
+    """Steps of the trials that judge an agent whose rollouts are whole trials of episodes that have one length."""
+    rollout = config.agent.experience
+    assert isinstance(rollout, OnPolicyConfig)
+    return config.curve.trial * rollout.steps / rollout.episodes
 
 
 def _several(world: WorldConfig | GameConfig | SuiteConfig, pool: Task) -> int:

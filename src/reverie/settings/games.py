@@ -19,9 +19,11 @@ from reverie.agents.pearl import PEARLConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.agents.rsac import RSACConfig
 from reverie.agents.sac import SACConfig
-from reverie.envs.factors import Physics
+from reverie.envs.dispatch import Dispatch
+from reverie.envs.factors import Physics, Told
 from reverie.envs.games import find_game
 from reverie.envs.outside.atari import LONGEST
+from reverie.envs.point_robot import PointRobot
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.models.storm import PRESETS as STORM
@@ -244,13 +246,18 @@ def maml_plan(world: GameConfig) -> TrainConfig:
     Raises:
         ValueError: the game has one task, or its episodes differ in length.
     """
-    lengths = {"dispatch": 65, "point_robot": 21}  # the moment at which an episode ends is one
-    length = lengths.get(world.game.split("/")[0])
-    if length is None:
-        raise ValueError(
-            f"maml adapts after a number of steps that trials of all tasks have: {', '.join(lengths)} for example; "
-            f"{world.game} is one task, or its episodes differ in length"
-        )
+    match find_game(world.game).world if not world.is_outside else None:
+        case (
+            Dispatch(limit=limit)
+            | PointRobot(limit=limit)
+            | Told(world=Dispatch(limit=limit) | PointRobot(limit=limit))
+        ):
+            length = limit + 1  # the moment at which an episode ends is one
+        case _:
+            raise ValueError(
+                "maml adapts after a number of steps that trials of all tasks have: dispatch, point_robot for example; "
+                f"{world.game} is one task, or its episodes differ in length"
+            )
     algorithm = MAMLConfig(PPOConfig(learning_rate=1e-3, discount=0.95, entropy=0.0), inner_steps=2 * length)
     experience = OnPolicyConfig(streams=48, steps=4 * length, episodes=4)
     return TrainConfig(
