@@ -19,10 +19,10 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import LATENCY_FEATURES, FleetEnv, Task, fleet_task, responses
 from reverie.envs.fleet.sharing import sharing
-from reverie.envs.fleet.weights import Proxy, WeightsEnv, WeightsState
+from reverie.envs.fleet.weights import Proxy, WeightsEnv
 from reverie.policies.adaptive import AdaptiveLeastConnections
 from reverie.policies.core import PolicyState
-from reverie.policies.rollout import Play, rollout
+from reverie.policies.rollout import Play, rollout, trials
 from reverie.policies.rules import rules
 from reverie.policies.views import Rule, View, as_speeds, counts_view, latency_view, pick
 from reverie.policies.weights import AdaptiveWeights, HeldWeights
@@ -104,12 +104,14 @@ def _in_the_proxy(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"]:
     equal = np.ones(len(config.speeds))
     estimates = AdaptiveLeastConnections(equal, tau=config.tau)
     rule = AdaptiveWeights(estimates) if arm.served else HeldWeights(jnp.asarray(equal))
-    steps = int(config.plan.at[-1] / hold) + 1  # in the last of which the last request comes
+    task = jax.tree.map(lambda leaf: leaf[None, None], _task(config))  # one trial of one episode
 
-    def keep(state: WeightsState, *_: object) -> Array:
-        return state.record.response
+    @eqx.filter_jit
+    def responses_of(rule: Rule, task: Task) -> Float[Array, "1 1 J"]:
+        key = jax.random.key(0)
+        return trials(env, rule, task, key, None, lambda *_: None, lambda ended: ended.states.record.response)[1]
 
-    return np.asarray(_play(env, rule, stack_tasks([_task(config)]), steps, keep)[1])[-1, 0]
+    return np.asarray(responses_of(rule, task))[0, 0]
 
 
 @eqx.filter_jit
