@@ -129,7 +129,10 @@ def test_from_a_log_to_weights_that_act(tmp_path, capsys, monkeypatch):
             for before, mode in (("shadow", "canary"), ("canary", "active")):
                 serve.write_text(serve.read_text().replace(f'mode = "{before}"', f'mode = "{mode}"'))
                 agent.send_signal(signal.SIGHUP)
-                assert running.play(poisson_plan(RATE, 4.5, WORK, seed=5)).failed == 0
+                for seed in range(10):  # until it has changed weights
+                    assert running.play(poisson_plan(RATE, 1.5, WORK, seed=seed)).failed == 0
+                    if any(each.change.mode == mode and each.change.sent for each in replay(running.config.audit)):
+                        break
         finally:
             agent.terminate()
             agent.wait(20)
