@@ -21,6 +21,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in ("README", "CONTRIBUTING", "CHANGELOG"):
         page = "index.md" if name == "README" else f"{name.lower()}.md"
         files.append(File.generated(config, page, content=(ROOT / f"{name}.md").read_text()))
+    texts = {path.stem: path.read_text() for path in sorted((PACKAGE / "help").glob("*.txt"))}
+    commands = "\n".join(f"## {name}\n\n```text\n{text}```\n" for name, text in texts.items())
+    files.append(File.generated(config, "commands.md", content=f"# Commands and their options\n\n{commands}"))
     for room, modules in sorted(rooms().items()):
         body = "\n\n".join(f"::: {module}" for module in modules)
         files.append(File.generated(config, f"api/{room}.md", content=f"# {room}\n\n{body}\n"))

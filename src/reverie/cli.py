@@ -14,11 +14,12 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 import reverie
-from reverie import help_text, runtime, signals
+from reverie import runtime, signals
 
 COMMANDS = {
     "verdict": "train, evaluate and report: would a learned balancer beat the best rule, and by how much?",
@@ -36,6 +37,9 @@ COMMANDS = {
     "completion": "what bash and zsh need to complete commands and options",
     "doctor": "what this machine can do, and whether everything is in order",
 }
+
+HELP = Path(__file__).parent / "help"
+"""What `--help` of each command prints, written by docs/help.py: parsers that know all options import JAX."""
 
 EXAMPLES = (
     "reverie verdict",
@@ -77,6 +81,9 @@ def _answer(words: list[str]) -> int:
         case ["--version", *_]:
             print(f"reverie {reverie.__version__}")
             return 0
+        case [name, "-h" | "--help"] if name in COMMANDS:
+            print((HELP / f"{name}.txt").read_text(encoding="utf-8"), end="")
+            return 0
         case []:
             print(_help(), file=sys.stderr)
             return _USAGE
@@ -97,10 +104,7 @@ def _answer(words: list[str]) -> int:
             command.main(rest)
 
     try:
-        if not {"-h", "--help"}.isdisjoint(rest) and "--resume" not in rest:  # the defaults of a run are its own
-            help_text.answer(words, run)
-        else:
-            run()
+        run()
     except KeyboardInterrupt as interrupt:  # training names the signal, and says what is saved
         again = f". Go on with: {shlex.join(['reverie', *words])}" if name in _GOES_ON else ""
         print(f"reverie {name}: {str(interrupt) or 'interrupted'}{again}", file=sys.stderr)
