@@ -26,10 +26,11 @@ class ActorCriticTwin:
 
     def reset(self, servers: int) -> None:
         """Forget all: another trial begins."""
+        self._servers = servers
         self._recurrent = np.zeros((servers, self._units) if self._as_set else self._units, np.float32)
         self._action: int | None = None
 
-    def logits(self, observation: Mapping[str, Array], mask: Array, reward: float | None) -> Array:
+    def logits(self, observation: Mapping[str, Array], mask: Array | None, reward: float | None) -> Array:
         """A number [N] for each server; the largest is best.
 
         Errors: ValueError where `reward` of the action before is not given and the memory has to be told.
@@ -42,7 +43,7 @@ class ActorCriticTwin:
             rows = np.concatenate([rows, _queue_scores(observation["servers"], observation["job"])], -1)
         context = np.concatenate(vectors)
         if self._memory is not None:
-            told = self._told(context, rows, len(mask), reward)
+            told = self._told(context, rows, self._servers, reward)
             self._recurrent = self._memory(self._recurrent, told)
             if self._as_set:
                 rows = np.concatenate([rows, self._recurrent], -1)

@@ -36,9 +36,9 @@ class CountsTwin:
         memories = np.zeros((servers, self._deter), np.float32)
         return State(memories, each, each, spans, spans, memories[0], np.float32(0), 0.0)
 
-    def observe(self, state: State, servers: Array, job: Array, mask: Array, action: int | None) -> State:
+    def observe(self, state: State, servers: Array, job: Array, mask: Array | None, action: int | None) -> State:
         """The state after seeing `servers` [N, 1] and the `job` [1]; `action` led there, None begins an episode."""
-        count, gap = np.where(mask, servers[:, 0], 0), np.float32(job[0])
+        count, gap = servers[:, 0] if mask is None else np.where(mask, servers[:, 0], 0), job.item(0)
         if action is None:
             return self.initial(len(count))._replace(count=count, gap=gap)
         chosen = np.zeros(len(count), np.float32)
@@ -48,7 +48,7 @@ class CountsTwin:
         between = gap / (completed + 1)
         age = np.where(count > 0, np.where(completed > 0, between, state.age + gap), 0)
         busy = np.where(held > 0, np.where(count > 0, gap, gap - between), 0)
-        kept = np.exp(-1 / (SPANS * np.float32(mask.sum())))
+        kept = np.exp(-1 / (SPANS * np.float32(len(count) if mask is None else mask.sum())))
         passes = np.full(len(count), np.log1p(gap / self._unit), np.float32)
         told = np.concatenate([self._told(state, chosen), np.stack([symlog(completed), passes], -1)], -1)
         return State(
@@ -62,10 +62,11 @@ class CountsTwin:
             float(gap * (held - completed / 2).sum()),
         )
 
-    def features(self, state: State, mask: Array) -> tuple[Array, Array]:
+    def features(self, state: State, mask: Array | None) -> tuple[Array, Array]:
         """The context, and a row for each server."""
         rows = np.concatenate([self._told(state, np.zeros_like(state.count)), state.servers], -1)
-        rows[~mask] = 0
+        if mask is not None:
+            rows[~mask] = 0
         numbers = np.log1p(np.array([state.gap, state.elapsed], np.float32) / self._unit)
         return np.concatenate([numbers, state.arrivals]), rows
 

@@ -1,12 +1,13 @@
 """The twin of `DreamerPolicy` in `agents/dreamer.py`: a model of the fleet, the memory of RL2 and the actor."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from reverie.serve.counts import CountsTwin
-from reverie.serve.layers import Array, Weights, gru, linear, shared_rows, symlog
+from reverie.serve.layers import Array, Weights, gru, linear, shared_rows
 from reverie.serve.queue import QueueTwin
 
 
@@ -15,9 +16,9 @@ class Model(Protocol):
 
     def initial(self, servers: int) -> Any: ...
 
-    def observe(self, state: Any, servers: Array, job: Array, mask: Array, action: int | None) -> Any: ...
+    def observe(self, state: Any, servers: Array, job: Array, mask: Array | None, action: int | None) -> Any: ...
 
-    def features(self, state: Any, mask: Array) -> tuple[Array, Array]: ...
+    def features(self, state: Any, mask: Array | None) -> tuple[Array, Array]: ...
 
     def reward(self, state: Any) -> float: ...
 
@@ -50,18 +51,20 @@ class DreamerTwin:
         self._recurrent = np.zeros(self._units, np.float32)
         self._action: int | None = None
 
-    def logits(self, observation: Mapping[str, Array], mask: Array, reward: float | None) -> Array:
+    def logits(self, observation: Mapping[str, Array], mask: Array | None, reward: float | None) -> Array:
         """A number [N] for each server; the largest is best. `reward` of the action before, in the world's units; None
         takes the model's word for it."""
         model = self._model
         self._state = state = model.observe(self._state, observation["servers"], observation["job"], mask, self._action)
         context, rows = model.features(state, mask)
         if self._memory is not None:
-            first = self._action is None
-            done = np.zeros(rows.shape[-1], np.float32) if first else rows[self._action]
-            reward = 0.0 if first else model.reward(state) if reward is None else reward
-            heard = symlog(np.array([reward * self._scale], np.float32))
-            inputs = np.concatenate([context, done, heard, np.array([first], np.float32)])
+            told = np.zeros(rows.shape[-1] + 2, np.float32)  # the chosen row, what it paid, and whether none was
+            if self._action is None:
+                told[-1] = 1
+            else:
+                told[:-2] = rows[self._action]
+                told[-2] = _symlog(self._scale * (model.reward(state) if reward is None else reward))
+            inputs = np.concatenate([context, told])
             self._recurrent = self._memory(self._recurrent, inputs)
             context = np.concatenate([context, self._recurrent])
         return self._head(self._shared(rows, context))[:, 0]
@@ -69,3 +72,7 @@ class DreamerTwin:
     def done(self, action: int) -> None:
         """What was decided."""
         self._action = action
+
+
+def _symlog(x: float) -> float:
+    return math.copysign(math.log1p(abs(x)), x)

@@ -22,7 +22,7 @@ class Twin(Protocol):
 
     def reset(self, servers: int) -> None: ...
 
-    def logits(self, observation: Mapping[str, Array], mask: Array, reward: float | None) -> Array: ...
+    def logits(self, observation: Mapping[str, Array], mask: Array | None, reward: float | None) -> Array: ...
 
     def done(self, action: int) -> None: ...
 
@@ -48,7 +48,7 @@ class ServedPolicy:
                 f"of {', '.join(TWINS)} that send each job decide without"
             )
         self._shapes = {name: tuple(spec["shape"]) for name, spec in described["observation"].items() if name != "mask"}
-        self._all = np.ones(described["actions"], bool)
+        self._servers = int(described["actions"])
         self._twin = TWINS[algorithm["class"]](algorithm, Weights(arrays))
         self.reset()
 
@@ -59,7 +59,7 @@ class ServedPolicy:
 
     def reset(self) -> None:
         """Forget everything: what comes next has nothing to do with what was before."""
-        self._twin.reset(len(self._all))
+        self._twin.reset(self._servers)
 
     def act(
         self,
@@ -78,16 +78,16 @@ class ServedPolicy:
                 is needed and none is given.
         """
         logits, mask = self._logits(observation, reward, allowed)
-        action = int(np.where(mask, logits, -np.inf).argmax())
+        action = int((logits if mask is None else np.where(mask, logits, -np.inf)).argmax())
         self._twin.done(action)
         return action
 
     def _logits(
         self, observation: Mapping[str, ArrayLike], reward: float | None, allowed: ArrayLike | None
-    ) -> tuple[Array, Array]:
-        mask = self._all if allowed is None else np.asarray(allowed, bool)
-        if mask.shape != self._all.shape or not mask.any():
-            raise ValueError(f"allowed must be {len(self._all)} truth values, one for each server, and allow one")
+    ) -> tuple[Array, Array | None]:
+        mask = None if allowed is None else np.asarray(allowed, bool)
+        if mask is not None and (mask.shape != (self._servers,) or not mask.any()):
+            raise ValueError(f"allowed must be {self._servers} truth values, one for each server, and allow one")
         seen = {name: self._entry(name, shape, observation) for name, shape in self._shapes.items()}
         return self._twin.logits(seen, mask, reward), mask
 
