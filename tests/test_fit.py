@@ -270,10 +270,40 @@ def test_every_kind_of_log_says_the_same_of_its_requests(line, tmp_path):
     np.testing.assert_allclose(read.sent - read.arrival, QUEUED / 1000 if line is haproxy else 0.0, atol=1e-6)
     parts = [tmp_path / "1.log", tmp_path / "2.log"]
     lines = path.read_text().splitlines()
-    if not own:
-        for part, some in zip(parts, (lines[200:], lines[:200]), strict=True):
-            part.write_text("\n".join(some))
-        np.testing.assert_allclose(read_requests(parts).arrival, read.arrival, atol=1e-6)
+    header, rows = lines[:own], lines[own:]
+    for part, some in zip(parts, (rows[200:], rows[:200]), strict=True):
+        part.write_text("\n".join([*header, *some]))
+    together = read_requests(parts, Reading(columns=columns))
+    np.testing.assert_allclose(together.arrival, read.arrival, atol=1e-6)
+    assert told(together) == told(read)
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("time,ms,host\n3,x,a\n", r"^\S*2.csv has 1 broken line:\n  line 2: ms is 'x'"),
+        ("time,host,ms\n3,a,1\n", r"2.csv is .* with the columns time,host,ms, and \S*1.csv .* columns time,ms,host"),
+        ("when,ms,host\n3,1,a\n", r"2.csv: --columns names time"),
+        ('[{"time": 1}]', r"2.csv is one JSON document"),
+        ("", r"2.csv is empty"),
+    ],
+)
+def test_of_several_files_the_one_at_fault_is_named(second, said, tmp_path):
+    paths = tmp_path / "1.csv", tmp_path / "2.csv"
+    for path, text in zip(paths, ("time,ms,host\n1,4,a\n2,5,b\n", second), strict=True):
+        path.write_text(text)
+    with pytest.raises(TraceError, match=said):
+        read_requests(paths, Reading(columns="arrival=time,size=ms,size_unit=ms,server=host", unit="s"))
+
+
+def test_of_several_logs_one_of_another_proxy_is_named(tmp_path):
+    paths = tmp_path / "1.log", tmp_path / "2.log"
+    paths[0].write_text(envoy(START, 84, "a"))
+    paths[1].write_text(BARE)
+    with pytest.raises(
+        TraceError, match=r"2.log is nginx access log, and \S*1.log is Envoy access log: expected files"
+    ):
+        read_requests(paths)
 
 
 BARE = '10.0.0.9 - - [10/May/2024:00:00:00 +0000] "GET /a HTTP/1.1" 200 10 "-" "curl" rt=0.120'

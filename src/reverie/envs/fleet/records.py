@@ -141,7 +141,9 @@ class Records:
         if not lines:
             raise TraceError(f"{path} has a header but no records")
         self.path = path
-        self._lines = lines
+        self.lines = lines
+        self.header: list[str] = []
+        """Names of all columns, where the text has them."""
         self._complaints: dict[int, _Complaint] = {}  # by index into the lines
         self._decimal_comma = decimal_comma
         rows: list[Sequence[Any]] = []
@@ -183,7 +185,9 @@ class Records:
                 raise TraceError(f"{len(values)} columns where the header names {len(header)}")
             return [values[position] for position in positions]
 
-        return cls(path, lines, names, split, decimal_comma=delimiter != ",")
+        records = cls(path, lines, names, split, decimal_comma=delimiter != ",")
+        records.header = header
+        return records
 
     @classmethod
     def from_json(cls, path: Path, lines: list[tuple[int, str]], names: Sequence[str]) -> "Records":
@@ -206,7 +210,7 @@ class Records:
 
     def numbers(self, name: str, least: float = 0.0) -> Float64[np.ndarray, " J"]:
         """The finite numbers of a column, none below `least` or absurdly large."""
-        values = np.full(len(self._lines), math.nan)
+        values = np.full(len(self.lines), math.nan)
         expected = f"a finite number of at least {least:g}, at most {_LARGEST:g}"
         for index, (raw, value) in enumerate(zip(self._columns[name], self._plain(name), strict=True)):
             number = math.nan if (found := _number(value)) is None else float(found)
@@ -281,7 +285,7 @@ class Records:
         if faulty:
             message = [f"{self.path} has {len(faulty)} broken line{'s' if len(faulty) > 1 else ''}:"]
             for index in faulty[:_SHOWN_BROKEN_LINES]:
-                number, text = self._lines[index]
+                number, text = self.lines[index]
                 message.append(f"  line {number}: {self._complaints[index].said}: {shorten(text)}")
             if len(faulty) > _SHOWN_BROKEN_LINES:
                 message.append(f"  and {len(faulty) - _SHOWN_BROKEN_LINES} more")
@@ -289,7 +293,7 @@ class Records:
                 kinds = dict.fromkeys(self._complaints[index].fault for index in faulty)
                 message.append(f"{'; '.join(_REMEDIES[kind] for kind in kinds)} (and counts them)")
             raise TraceError("\n".join(message))
-        sound = np.ones(len(self._lines), bool)
+        sound = np.ones(len(self.lines), bool)
         counts: dict[Fault, int] = {}
         for index, complaint in self._complaints.items():
             counts[complaint.fault] = counts.get(complaint.fault, 0) + 1

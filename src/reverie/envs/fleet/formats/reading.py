@@ -24,7 +24,7 @@ from reverie.envs.fleet.formats import (
     vidur,
     wikibench,
 )
-from reverie.envs.fleet.formats.core import Jobs, Text
+from reverie.envs.fleet.formats.core import Jobs, Line, Text
 from reverie.envs.fleet.records import Fault, TraceError, Unit, read_lines, shorten, split_json, stem
 from reverie.envs.fleet.traces import DEFAULT_COST, Requests, TokenCost, Trace
 from reverie.ranges import PositiveOrNone, Weight, checked
@@ -128,9 +128,10 @@ def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Request
         TraceError: as for `read_trace`; the log does not name servers, or its times are too coarse.
     """
     jobs, sound, _, provenance = _read(paths, DEFAULT_COST, reading)
+    files = _listed(paths)
     if (served := jobs.served) is None:
         raise TraceError(
-            f"{paths[0]}, {jobs.format}, does not say which server served a request, so it tells nothing of a fleet; "
+            f"{files}, {jobs.format}, does not say which server served a request, so it tells nothing of a fleet; "
             "expected a log of HAProxy or Envoy, one of nginx with upstream=$upstream_addr "
             "urt=$upstream_response_time msec=$msec, or --columns arrival=NAME,size=NAME,server=NAME"
             + ("" if jobs.at_the_end else ". As a trace it is played as it is: reverie compare --trace")
@@ -140,11 +141,11 @@ def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Request
     since = served.came[rows] - jobs.seconds[sound].min()
     rows = rows[(since >= reading.start) & (since < (math.inf if reading.end is None else reading.end))]
     if len(rows) == 0:
-        raise TraceError(f"{paths[0]} has no request in this stretch that a server answered without an error")
+        raise TraceError(f"{files} has no request in this stretch that a server answered without an error")
     middle = float(np.median(served.ended[rows] - served.sent[rows]))
     if served.resolution > middle:
         raise TraceError(
-            f"{paths[0]} has times to {served.resolution:g} s, and half of its requests took {middle:.3g} s or less: "
+            f"{files} has times to {served.resolution:g} s, and half of its requests took {middle:.3g} s or less: "
             "how many were at a server at once cannot be seen. For nginx, add msec=$msec to log_format"
         )
     names, server = np.unique([served.server[row] for row in rows], return_inverse=True)
@@ -161,14 +162,27 @@ def _read(
     paths: Sequence[Path], cost: TokenCost, reading: Reading
 ) -> tuple[Jobs, np.ndarray, np.ndarray, tuple[tuple[str, str], ...]]:
     """The lines of files as one: which are sound, the order of these in time, and what is to be said of the reading."""
-    path = paths[0]
-    lines = [line for each in paths for line in read_lines(each)]
-    _refuse_document(path, lines)
     named = None if reading.columns is None else columns.parse_columns(reading.columns)
     unit = reading.unit if named is None else reading.unit or columns.unit_of(named, "unit")
-    text = Text(path, lines, unit, cost)
-    jobs = _recognised(text) if named is None else columns.read(text, named)
+
+    def found(path: Path, lines: list[Line]) -> Jobs:
+        text = Text(path, lines, unit, cost)
+        return _recognised(text) if named is None else columns.read(text, named)
+
+    texts = [read_lines(path) for path in paths]
+    for path, lines in zip(paths, texts, strict=True):
+        _refuse_document(path, lines)
+    parts = [found(path, lines) for path, lines in zip(paths, texts, strict=True)]
+    jobs = parts[0]
     forgiven = reading.forgiven | ({"order"} if jobs.at_the_end or len(paths) > 1 else set())
+    if len(paths) > 1:  # what is wrong is said of the file that it is in
+        for path, part in zip(paths, parts, strict=True):
+            part.records.check(forgiven)
+            if (part.format, part.records.header) != (jobs.format, jobs.records.header):
+                raise TraceError(
+                    f"{path} {_looks(part)}, and {paths[0]} {_looks(jobs)}: expected files that look alike"
+                )
+        jobs = found(paths[0], [*texts[0], *(line for part in parts[1:] for line in part.records.lines)])
     jobs.records.require_order(jobs.seconds)
     sound, counts = jobs.records.check(forgiven)
     seconds = jobs.seconds[sound]
@@ -176,7 +190,7 @@ def _read(
     span = float(seconds[order[-1]] - seconds[order[0]])
     if span > _LONGEST:
         raise TraceError(
-            f"{path}: it lasts {span:.3g} s, which is {span / (365 * 86_400):,.0f} years; expected "
+            f"{_listed(paths)}: it lasts {span:.3g} s, which is {span / (365 * 86_400):,.0f} years; expected "
             "at most 100: is a time broken, or is the unit another (--unit)?"
         )
     provenance = [("format", jobs.format), ("times", jobs.clock)]
@@ -188,6 +202,14 @@ def _read(
     )
     provenance += [(what, f"{counts[fault]:,} of {len(sound):,}") for fault, what in said if fault in counts]
     return jobs, sound, order, tuple(provenance)
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))
+
+
+def _looks(jobs: Jobs) -> str:
+    return f"is {jobs.format}" + (f" with the columns {','.join(jobs.records.header)}" if jobs.records.header else "")
 
 
 def _recognised(text: Text) -> Jobs:
