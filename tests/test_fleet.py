@@ -4,6 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -696,3 +697,23 @@ def test_batch_step_leaves_running_episodes_alone():
     assert seen.is_first.tolist() == [True, False]
     plain, _ = batch_step(env, tasks, states, timesteps, jnp.array([0, 1]), jax.random.key(2))
     assert float(after.clock.coarse[1]) == float(plain.clock.coarse[1])
+
+
+def test_the_recipe_for_a_view_shows_less_of_the_same_world():
+    page = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    code, names = page.split("### Add a view")[1].split("```python\n")[1].split("```")[0], {"__name__": "recipe"}
+    exec(compile(code, "how-it-works.md", "exec"), names)
+    shown, held = (
+        compiled_rollout(
+            world,
+            in_proportion(THREE),
+            copies(poisson_task(THREE, 0.9), 4),
+            jax.random.key(0),
+            40,
+            lambda state, timestep, action: (timestep.observation["servers"], state.record.response),
+        )[1]
+        for world in (names["Idle"](servers=3, jobs=40), FleetEnv(servers=3, jobs=40, view="counts"))
+    )
+    np.testing.assert_array_equal(shown[0], np.minimum(held[0], 1))
+    np.testing.assert_array_equal(shown[1], held[1])
+    assert held[0].max() > 1

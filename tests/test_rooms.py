@@ -1,6 +1,7 @@
 """The way through the house: a room imports from the rooms to its left, and the docs name the rooms in that order."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,22 @@ def test_what_lies_below_all_rooms_imports_from_none(module):
 def test_scripts_beside_the_package_need_no_command(folder):
     for path in (DOCS / folder).glob("*.py"):
         assert not any(name.startswith("reverie.commands") for name in imported(path)), path
+
+
+@pytest.mark.parametrize(
+    ("recipe", "example"),
+    [("a world model", "SetRSSMConfig"), ("an agent", "RSACConfig"), ("a rule", "ResidualLife"), ("a workload", None)],
+)
+def test_a_recipe_names_the_files_that_such_a_thing_is_in_and_how_many(recipe, example):
+    """Whoever adds one touches these, and no other of the package."""
+    page = (DOCS / "docs" / "how-it-works.md").read_text()
+    text = re.split(r"\n##+ ", page.split(f"### Add {recipe}\n")[1])[0]
+    said = re.findall(r"(\d) files? of the package", text)
+    named = {SOURCE / name for name in re.findall(r"\.\./src/reverie/([\w/]+\.py)\)", text)}
+    if example is None:
+        assert said == [str(len(named))]
+        return
+    touched = {path for path in SOURCE.rglob("*.py") if re.search(rf"\b{example}\b", path.read_text())}
+    (own,) = (path for path in touched if f"class {example}" in path.read_text())
+    assert touched - {own} <= named
+    assert said == [str(len(touched))]
