@@ -1,31 +1,41 @@
-"""How few real steps does it take to merge among drivers who yield as none before did, if tasks are imagined too?
+"""How few real steps does it take to act well in tasks that were not learned from, if tasks are imagined too?
 
-Five degrees of yielding to learn from; judged on others between them, and outside, in the third episode on a task. All
-have networks of the same sizes and as many updates, of which more or fewer fall to a real step. Beside MetaDreamer
-(arXiv 2311.06673) stand PEARL with as many real steps and with 14 times as many; PEARL with as many real tasks as
-MetaDreamer has real and imagined ones; SAC in these tasks, which does not ask which it is (domain randomisation); and
-SAC that is told.
+In `merging` among drivers who yield as none before did, in `dispatch` before servers of unknown speeds and loads: a
+sparse grid of tasks to learn from; judged on others between them, and outside, in the third episode on a task. All
+that infer tasks have networks of the same sizes and as many updates, of which more or fewer fall to a real step: so
+MetaDreamer (arXiv 2311.06673) and PEARL are learned from several numbers of real steps. Beside them stand PEARL with as
+many real tasks as MetaDreamer has real and imagined ones; SAC in any tasks of the same box, which does not ask which it
+is (domain randomisation); recurrent SAC; SAC that is told; and in `dispatch` rules that estimate speeds by maximum
+likelihood, or are told them.
 
     python experiments/metadreamer.py
-    python experiments/metadreamer.py --seeds 5
+    python experiments/metadreamer.py --game dispatch
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 from matplotlib.figure import Figure
+from scipy.stats import ttest_ind
 from study import Study, study
 
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARLPolicy
+from reverie.agents.rsac import RSACConfig
+from reverie.envs.core import TimeStep
 from reverie.evaluate.contexts import codes_of, foretelling_error, midpoints
 from reverie.evaluate.disentanglement import dci, mig, sap, scatter
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
 from reverie.models.tasks import find_dimensions
+from reverie.policies.likely import LikelyDelay
 from reverie.report.output import say
 from reverie.report.style import BLUE, GREY, MUTED, ORANGE, setting
 from reverie.runs import loop
@@ -35,69 +45,106 @@ from reverie.settings.config import GameConfig, LoopConfig, OffPolicyRun, TrainC
 from reverie.settings.games import Player, game_plan
 from reverie.tables import Row
 
-UPDATES = 4_000
+UPDATES = 12_000
+SAC_STEPS = 200_000
+"""Which are as many updates of SAC; of recurrent SAC half of that."""
+POINTS = 10
+"""Of a learning curve."""
 TRIALS = 1_000
 """Of each set of tasks, and tasks that codes are measured on."""
+TESTS = ("interpolated", "extrapolated")
 KEY = jax.random.key(1)
 AHEAD = 10
 """Steps after which the generative model is judged, besides one."""
 
 
-def learner(label: str, game: str, agent: Player, repeats: int, **changes: object) -> TrainConfig:
-    """An agent with `repeats` updates for each step of all streams; `changes` are of MetaDreamer."""
+GameName = Literal["merging", "dispatch"]
+FEW, MORE, EACH = 150, (80, 300), (150, 300, 900)
+"""Real steps of each stream, of which there are two or one for each task, that MetaDreamer learns from in the claim and
+beside it, and that PEARL does."""
+ABLATED = MappingProxyType(
+    {
+        "none": {"imagination": "none"},
+        "mdp": {"imagination": "mdp"},
+        "meta": {"imagination": "meta"},
+        "free": {"decoder": "free"},
+        "product": {"encoder": "product"},
+        "structured": {"structure": 1.0, "apart": 0.5},
+    }
+)
+"""What of MetaDreamer is changed, one at a time."""
+FEWER_SEEDS = 3
+"""Of what the claim is held to, beside PEARL."""
+
+
+def learner(game: str, agent: Player, each: int, label: str = "", **changes: object) -> TrainConfig:
+    """An agent that makes `UPDATES` updates on so many real steps of each stream, of which at most 100 come before the
+    first; `changes` are of MetaDreamer."""
     plan = game_plan(game, agent)
     assert isinstance(plan.agent, OffPolicyRun)
     before, algorithm = plan.agent.experience, plan.agent.algorithm
     if isinstance(algorithm, MetaDreamerConfig):
         algorithm = replace(algorithm, **changes)
-    ratio, prefill = before.batch * repeats / before.streams, 100 * before.streams
-    experience = replace(before, repeats=repeats, ratio=ratio, prefill=prefill)
-    rounds = UPDATES // repeats
-    steps = experience.first_steps + rounds * experience.env_steps
-    run = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=rounds // 4)
-    return replace(plan, label=label, agent=run, loop=LoopConfig(steps=steps, evaluate_every=steps // 4))
+    first, steps = min(100, each - 10), each * before.streams
+    repeats = UPDATES // (each - first)
+    experience = replace(
+        before, repeats=repeats, ratio=before.batch * repeats / before.streams, prefill=first * before.streams
+    )
+    run = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=(each - first) // POINTS)
+    paced = LoopConfig(steps=steps, evaluate_every=steps // POINTS)
+    return replace(plan, label=label or f"{agent}-{steps}", agent=run, loop=paced)
+
+
+def unhindered(game: str, agent: Player, tasks: str) -> TrainConfig:
+    """SAC, or recurrent SAC, of PEARL's size and with experience to spare, in a game's tasks of that name."""
+    plan = game_plan(f"{game}/{tasks}" if tasks else game, agent)
+    algorithm = plan.agent.algorithm
+    match algorithm:
+        case RSACConfig(sac=sac):
+            algorithm = replace(algorithm, sac=replace(sac, units=64))
+        case _:
+            algorithm = replace(algorithm, units=64)
+    paced = LoopConfig(steps=SAC_STEPS, evaluate_every=SAC_STEPS // POINTS)
+    label = f"{agent}-{tasks}" if tasks else agent
+    return replace(plan, label=label, agent=replace(plan.agent, algorithm=algorithm), loop=paced)
 
 
 @dataclass(frozen=True)
-class Merging(Study):
+class Samples(Study):
     """The options of this experiment."""
 
-    seeds: int = 3
-    """Training seeds."""
+    game: GameName = "merging"
+    """Which world."""
 
     def larger(self, plan: TrainConfig) -> TrainConfig:
-        """A plan at the scale of this study; what MetaDreamer shares with PEARL grows as PEARL does."""
+        """A plan at the scale of this study; what MetaDreamer shares with PEARL grows as PEARL does, and of recurrent
+        SAC what it shares with SAC."""
         match plan.agent.algorithm:
-            case MetaDreamerConfig() as ours if self.scale == "gpu":
-                pearl = super().larger(replace(plan, agent=replace(plan.agent, algorithm=ours.pearl)))
-                algorithm = replace(ours, pearl=pearl.agent.algorithm)
-                return replace(pearl, agent=replace(pearl.agent, algorithm=algorithm))
-        return super().larger(plan)
+            case MetaDreamerConfig(pearl=shared) as ours if self.scale == "gpu":
+                part, whole = shared, lambda larger: replace(ours, pearl=larger)
+            case RSACConfig(sac=shared) as ours if self.scale == "gpu":
+                part, whole = shared, lambda larger: replace(ours, sac=larger)
+            case _:
+                return super().larger(plan)
+        found = super().larger(replace(plan, agent=replace(plan.agent, algorithm=part)))
+        return replace(found, agent=replace(found.agent, algorithm=whole(found.agent.algorithm)))
 
     def plans(self) -> list[TrainConfig]:
-        """What the claim is about for all seeds, then what it is held to."""
-        sac = game_plan("merging", "sac")
-        assert isinstance(sac.agent, OffPolicyRun)
-        sac = replace(sac, agent=replace(sac.agent, algorithm=replace(sac.agent.algorithm, units=64)))
-        told = replace(sac, label="sac-told", world=GameConfig("merging/told"), loop=replace(sac.loop, steps=60_000))
-        random = replace(sac, label="sac-dense", world=GameConfig("merging/dense"), loop=told.loop)
-        claim = [
-            learner("metadreamer", "merging", "metadreamer", 20, structure=1.0, apart=0.5),
-            learner("pearl", "merging", "pearl", 20),
-            learner("pearl-14-times", "merging", "pearl", 1),
-        ]
+        """What the claim is about for all seeds, then what it is held to, for fewer."""
+        game = self.game
+        claim = [learner(game, "metadreamer", FEW), *(learner(game, "pearl", each) for each in EACH)]
         controls = [
-            learner("metadreamer-plain", "merging", "metadreamer", 20),
-            learner("metadreamer-free", "merging", "metadreamer", 20, decoder="free", structure=1.0, apart=0.5),
-            learner("pearl-dense", "merging/dense", "pearl", 20),
-            random,
-            told,
+            *(learner(game, "metadreamer", each) for each in MORE),
+            learner(game, "pearl", 4_100),
+            learner(f"{game}/dense", "pearl", FEW, "pearl-dense"),
+            unhindered(game, "sac", "told"),
+            unhindered(game, "sac", "box"),
+            unhindered(game, "rsac", ""),
         ]
+        ablated = [learner(game, "metadreamer", FEW, name, **changes) for name, changes in ABLATED.items()]
+        groups = (claim, self.seeds), (controls, min(self.seeds, FEWER_SEEDS)), (ablated, min(self.seeds, FEWER_SEEDS))
         return [
-            self.larger(replace(plan, seed=seed))
-            for group in (claim, controls)
-            for seed in range(self.seeds)
-            for plan in group
+            self.larger(replace(plan, seed=seed)) for plans, seeds in groups for seed in range(seeds) for plan in plans
         ]
 
 
@@ -107,13 +154,14 @@ def judged(run: RunFolder) -> Row:
     assert isinstance(config.world, GameConfig)
     trainer = build(config)
     _, state = loop.newest_state(trainer, run)
-    policy, found = trainer.policy(state), {}
-    for name in ("interpolated", "extrapolated"):
+    networks = state.learning.learner.networks  # averages would be over a tenth as many rounds as updates fall to one
+    policy, found = trainer.agent.policy(networks, greedy=True), {}
+    for name in TESTS:
         world, tasks = config.world.open(TRIALS, name)
         found[name] = float(returns(world, policy, tasks, KEY, 3)[:, -1].mean())
     match trainer.agent:
         case MetaDreamer() as agent:
-            found |= imagination(agent, trainer.env, state.averaged, policy)
+            found |= imagination(agent, trainer.env, networks, policy)
             updates = int(run.metrics()[-1]["updates"]) * trainer.config.repeats
             lines = [line["imagined/steps"] for line in run.metrics() if "imagined/steps" in line]
             renew, before = agent.config.renew, max(agent.config.warmup, 1) - 1
@@ -191,13 +239,40 @@ def speeds(world, model, task: jax.Array, z: jax.Array) -> tuple[np.ndarray, np.
     return np.stack(real), np.stack(foretold)
 
 
+class Expected(eqx.Module):
+    """Shortest expected delay by given speeds."""
+
+    speed: Float[Array, "E N"]
+
+    def initial_state(self, batch: int) -> Float[Array, " E"]:
+        return jnp.zeros(batch)
+
+    def act(self, state: Array, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " E"], Array]:
+        work = timestep.observation["servers"][..., 0] + timestep.observation["job"][:, :1]
+        return (work / self.speed).argmin(-1), state
+
+
+def rules() -> list[Row]:
+    """What rules bring home in `dispatch`, on the same jobs as agents: by speeds that are told, of maximum likelihood,
+    and all alike."""
+    found: dict[str, Row] = {}
+    for name in TESTS:
+        world, tasks = GameConfig("dispatch").open(TRIALS, name)
+        speed = world.laws(tasks)[0]
+        each = {"told-speeds": Expected(speed), "likely-speeds": LikelyDelay(speed.shape[1])}
+        for rule, policy in (each | {"equal-speeds": Expected(jnp.ones_like(speed))}).items():
+            row = found.setdefault(rule, {"agent": rule})
+            row[name] = float(returns(world, policy, tasks, KEY, 3)[:, -1].mean())
+    return list(found.values())
+
+
 def rows(runs: list[RunFolder]) -> list[Row]:
-    """Means over seeds."""
+    """Means over seeds with intervals, and how far the first agent is ahead of each other one."""
     found: dict[str, list[tuple[RunFolder, Row]]] = {}
     for run in runs:
         say(run.path.name)
         found.setdefault(run.config(TrainConfig).name, []).append((run, judged(run)))
-    made = []
+    first, made = next(iter(found.values())), []
     for name, each in found.items():
         config, last = each[0][0].config(TrainConfig), [run.metrics()[-1] for run, _ in each]
         row: Row = {
@@ -207,15 +282,29 @@ def rows(runs: list[RunFolder]) -> list[Row]:
             "real_steps": int(last[0]["step"]),
         }
         row["cpu_seconds"] = float(np.mean([line["cpu_seconds"] for line in last]))
-        for tasks in ("interpolated", "extrapolated"):
-            mean, low, high = over_seeds(np.array([measured[tasks] for _, measured in each]))
-            row |= {tasks: mean, f"{tasks}_low": None if np.isnan(low) else low}
-            row[f"{tasks}_high"] = None if np.isnan(high) else high
+        for tasks in TESTS:
+            ours, theirs = ([measured[tasks] for _, measured in agent] for agent in (first, each))
+            row |= interval(tasks, *over_seeds(np.array(theirs)))
+            ahead = np.mean(ours) - np.mean(theirs)
+            ends = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95) if len(theirs) > 1 else ()
+            row |= interval(f"{tasks}_ahead", ahead, *(ends or (np.nan, np.nan))) if each is not first else {}
         for measure in MEASURES:
             values = [measured[measure] for _, measured in each if measure in measured]
             row[measure] = float(np.mean(values)) if values else None
         made.append(row)
     return made
+
+
+def interval(name: str, mean: float, low: float, high: float) -> Row:
+    """Columns of an estimate; empty where there is no interval."""
+    ends = {f"{name}_low": low, f"{name}_high": high}
+    return {name: float(mean)} | {end: None if np.isnan(value) else float(value) for end, value in ends.items()}
+
+
+def whole(rows: list[Row]) -> list[Row]:
+    """With all columns in each row, in their order."""
+    columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    return [{name: row.get(name) for name in columns} for row in rows]
 
 
 MEASURES = (
@@ -233,10 +322,13 @@ MEASURES = (
 
 
 def main() -> None:
-    asked = study(Merging, __doc__)
-    runs = asked.train(asked.plans(), "merging")
-    asked.draw("metadreamer", picture(runs[0]))
-    asked.publish("metadreamer", rows(runs))
+    asked = study(Samples, __doc__)
+    runs = asked.train(asked.plans(), asked.game)
+    if asked.game == "merging":
+        asked.draw("metadreamer", picture(runs[0]))
+        asked.publish("metadreamer", whole(rows(runs)))
+    else:
+        asked.publish("metadreamer_dispatch", whole([*rows(runs), *rules()]))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,9 @@ def test_the_command_line_trains_it_where_episodes_have_one_length():
         build(parse(["--agent", "maml", "--game", game]).config)
     with pytest.raises(ValueError, match=r"130 steps \(inner_steps\), and .* has 130 \(curve.trial 2\)"):
         build(parse(["--agent", "maml", "--game", "dispatch", "--curve.trial", "2"]).config)
+    long = ["--agent", "maml", "--game", "dispatch", "--agent.inner-steps", "500", "--curve.trial", "8"]
+    with pytest.raises(ValueError, match=r"500 steps \(inner_steps\), and a rollout, .* has 260 \(steps\)"):
+        build(parse(long).config)
     with pytest.raises(ValueError, match="merging is one task, or its episodes differ in length"):
         parse(["--agent", "maml", "--game", "merging"])
     with pytest.raises(ValueError, match="there is no memory; got 8"):

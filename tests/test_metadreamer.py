@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 from reverie.agents.core import OffPolicyAgent, Row, Studied
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.commands.train import parse
 from reverie.envs.core import Continuous, Discrete, TimeStep, batch_reset
+from reverie.envs.dispatch import Dispatch
 from reverie.envs.factors import Physics, grid
 from reverie.envs.games import find_game
 from reverie.envs.merging import Merging, unseen
@@ -182,6 +184,34 @@ def test_the_loss_is_that_of_the_likeliest_normals_and_what_does_not_count_is_le
     density = (0.5 * (error / deviation) ** 2 + np.log(deviation)).sum(1).mean() - 9 / 2
     assert float(loss) == pytest.approx(density + float(jax.nn.softplus(-logit[:40]).mean()), rel=1e-3)
     np.testing.assert_allclose(squared, deviation**2, rtol=1e-4)
+
+
+def test_coarse_errors_do_not_outweigh_the_law_of_chance_however_small_they_become():
+    """By the slope of the loss in the decoded numbers of a task, where speeds are nearly right and the tail is not."""
+    world = Dispatch()
+    true = jnp.log(jnp.array([0.5, 0.8, 1.2, 1.5, 2.4, 0.8]))  # speeds, rate and tail
+    off, on, keys = jnp.array([1.0, 1, 1, 1, 0, 0]), jnp.ones(64), jax.random.split(KEY, 3)
+    before = {"servers": 5 * jax.random.uniform(keys[0], (64, 4, 2)), "job": jax.random.uniform(keys[1], (64, 2))}
+    action, laws = jnp.arange(64) % 4, jnp.broadcast_to(true, (64, 6))
+    after, reward, _ = world.advance(before, action, laws, world.draw(laws, keys[2]))
+
+    @jax.jit
+    def slopes(speeds_off: float) -> tuple[Array, Array]:
+        """Plain and coarse."""
+        told = true + speeds_off * off + 0.5 * jnp.eye(6)[5]
+
+        def loss(told: Array, coarse: float) -> Array:
+            model = GenerativeModel(world.observation_spec, world.action_spec, 2, 8, 1, world, coarse, key=KEY)
+            model = eqx.tree_at(lambda m: m.net, model, lambda z: jnp.tile(jnp.arctanh(told / world.bound), (64, 1)))
+            numbers = [model.numbers.flat(seen) for seen in (before, after)]
+            return model.loss(numbers[0], action, jnp.zeros((64, 2)), numbers[1], reward, 0 * on, on)[0]
+
+        return tuple(jnp.abs(jax.grad(loss)(told, coarse)) for coarse in (0.0, 0.1))
+
+    (plain, coarse), (plainer, coarser) = slopes(1e-2), slopes(1e-3)
+    assert plainer[:4].max() > 3 * plain[:4].max() > 30 * plain[5]
+    assert coarser[:4].max() < 0.2 * coarse[:4].max() < 0.2 * coarse[5]
+    np.testing.assert_allclose(coarse[4:], plain[4:], rtol=1e-3)
 
 
 def test_numbers_of_an_observation_come_back():

@@ -70,6 +70,10 @@ class MetaDreamerConfig:
     """Transitions in a row; a context is as many stretches as `evidence` holds."""
     decoder: DecoderKind = "free"
     """The generative model: `free` learns all, `physics` what the world does not tell of itself."""
+    coarse: Weight = 0.0
+    """The least deviation that the generative model's errors are counted in, and then by symlogs; 0 sets none. For
+    worlds whose laws of chance depend on the task too: else the model foretells the rest ever better, and no z says
+    them."""
     intra: Weight = 1.0
     """Weight of the squared distance between codes of one task."""
     inter: Weight = 1.0
@@ -237,7 +241,8 @@ class MetaDreamer:
         c, specs = self.config.pearl, (self.observation_spec, self.action_spec)
         acting = pearl.Networks(c, *specs, self.config.encoder, key=acting_key)
         shape = c.latent, c.encoder_units, c.encoder_layers
-        networks = Networks(acting, GenerativeModel(*specs, *shape, self.physics, key=model_key))
+        model = GenerativeModel(*specs, *shape, self.physics, self.config.coarse, key=model_key)
+        networks = Networks(acting, model)
         target = jax.tree.map(jnp.copy, acting.value)  # its own buffers, so that training may donate them
         optimiser = self.optimiser.init(eqx.filter(networks, eqx.is_inexact_array))
         codes = jnp.zeros((len(self.tasks), c.latent))

@@ -75,6 +75,8 @@ class GenerativeModel(eqx.Module):
     numbers: Numbers
     physics: Physics | None = eqx.field(static=True)
     spec: ActionSpec = eqx.field(static=True)
+    coarse: float = eqx.field(static=True)
+    """See `loss`."""
 
     def __init__(
         self,
@@ -84,10 +86,12 @@ class GenerativeModel(eqx.Module):
         units: int,
         layers: int,
         physics: Physics | None,
+        coarse: float = 0.0,
         *,
         key: Key[Array, ""],
     ):
         self.numbers, self.physics, self.spec = Numbers.of(observation_spec), physics, spec
+        self.coarse = coarse
         width = self.numbers.width
         outputs = width + 2 if physics is None else physics.unknowns
         reads = latent if physics is not None and physics.constant else width + spec.width + latent
@@ -172,16 +176,23 @@ class GenerativeModel(eqx.Module):
         Each is taken as normal, of the variance that makes all steps together likeliest (Rybkin et al. 2021, arXiv
         2006.13202): no weights have to be set between numbers of different units. What physics leaves to chance has the
         law that it says.
+
+        The better a number is foretold, the more its errors count, without end: then of z nothing is learned that only
+        the law of chance depends on. `coarse`, unless 0, is the least deviation, of errors of symlogs in place of
+        numbers, as large numbers are further off.
         """
         foretold, logit, surprise = self(observation, action, z, after)
-        error = jnp.concatenate([after - foretold.observation, (reward - foretold.reward)[..., None]], -1)
+        came = jnp.concatenate([after, reward[..., None]], -1)
+        expected = jnp.concatenate([foretold.observation, foretold.reward[..., None]], -1)
 
         def mean(x: Float[Array, "*B D"]) -> Float[Array, " D"]:
             x = jnp.where(counts[..., None] > 0, x, 0.0)
             return x.sum(range(x.ndim - 1)) / jnp.maximum(1, counts.sum())
 
-        squared = mean(jnp.square(error))
-        loss = 0.5 * jnp.log(squared + LEAST_DEVIATION**2).sum() + mean(surprise[..., None])[0]
+        squared = mean(jnp.square(came - expected))
+        counted = mean(jnp.square(symlog(came) - symlog(expected))) if self.coarse else squared
+        least = self.coarse or LEAST_DEVIATION
+        loss = 0.5 * jnp.log(counted + least**2).sum() + mean(surprise[..., None])[0]
         if self.physics is None:
             loss += mean((jax.nn.softplus(logit) - ended * logit)[..., None])[0]
         return loss, squared

@@ -125,6 +125,11 @@ def build(config: TrainConfig) -> WorldTrainer:
                 f"who infers tasks is judged after {inferring.test_episodes} episodes with the prior (test_episodes), "
                 f"and a trial has {config.curve.trial}: give --curve.trial {inferring.test_episodes + 1} or more"
             )
+        case MAMLConfig(inner_steps=inner), _ if _rollout(config).steps <= inner:
+            raise ValueError(
+                f"maml adapts after {inner} steps (inner_steps), and a rollout, which is a whole trial, has "
+                f"{_rollout(config).steps} (steps): give --agent.inner-steps less"
+            )
         case MAMLConfig(inner_steps=inner), _ if _judged_steps(config) <= inner:
             raise ValueError(
                 f"maml adapts after {inner} steps (inner_steps), and a trial that it is judged in has "
@@ -135,10 +140,15 @@ def build(config: TrainConfig) -> WorldTrainer:
     return trainer
 
 
+def _rollout(config: TrainConfig) -> OnPolicyConfig:
+    """How an agent that learns from rollouts gathers them."""
+    assert isinstance(config.agent.experience, OnPolicyConfig)
+    return config.agent.experience
+
+
 def _judged_steps(config: TrainConfig) -> float:
     """Steps of the trials that judge an agent whose rollouts are whole trials of episodes that have one length."""
-    rollout = config.agent.experience
-    assert isinstance(rollout, OnPolicyConfig)
+    rollout = _rollout(config)
     return config.curve.trial * rollout.steps / rollout.episodes
 
 

@@ -277,7 +277,8 @@ def metadreamer_plan(pearl: TrainConfig) -> TrainConfig:
     experience = replace(pearl.agent.experience, prefill=100 * pearl.agent.experience.streams)
     assert isinstance(pearl.world, GameConfig)
     physics = isinstance(find_game(pearl.world.game).world, Physics)
-    algorithm = MetaDreamerConfig(pearl=shared, decoder="physics" if physics else "free")
+    coarse = 0.3 if pearl.world.game.startswith("dispatch") else 0.0  # gaps and sizes have laws that tasks decide
+    algorithm = MetaDreamerConfig(pearl=shared, decoder="physics" if physics else "free", coarse=coarse)
     return replace(pearl, agent=replace(pearl.agent, algorithm=algorithm, experience=experience))
 
 
