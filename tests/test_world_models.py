@@ -81,6 +81,7 @@ MODELS = {
     "queue": Case(QUEUE, 2),
     "queue-any": Case(dataclasses.replace(QUEUE, rewards="any"), 2),
     "counts": Case(CountsConfig(units=16, deter=16, unit=1.0)),
+    "counts-trial": Case(CountsConfig(units=16, deter=16, unit=1.0, forgets="trial")),
     "recipe": Case(DRIFT["DriftConfig"](), build=DRIFT["Drift"]),
 }
 

@@ -67,13 +67,16 @@ class WorldModel(eqx.Module):
 
     config: eqx.AbstractVar[Any]
     """Its configuration. It says how many steps the discount looks ahead: `horizon`."""
-    forgets: eqx.AbstractClassVar[Border]
-    """Where a state begins anew. What it is to know of the task must live through the episodes of a `trial`."""
 
     @property
     def discount(self) -> float:
         """The discount per step, which `continues` contains."""
         return 1 - 1 / self.config.horizon
+
+    @property
+    def forgets(self) -> Border:
+        """Where a state begins anew. What it is to know of the task must live through the episodes of a `trial`."""
+        return "episode"
 
     @property
     def critics(self) -> int:

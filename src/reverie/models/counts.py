@@ -2,9 +2,10 @@
 
 Jobs are not lost: what a server held, and what was sent to it, it still holds or has completed. So the model knows how
 counts add up, and learns how many jobs each server completes until the next arrival: one discrete token a server, given
-a recurrent state of its own that has followed it since the episode began. That state has to infer what is hidden: how
-fast the server is by now, and whether a giant holds it up. All servers share the weights, so neither their order nor
-their number matters. This form is our choice, beside `queue.py`, whose jobs and speeds are seen.
+a recurrent state of its own that has followed it since the episode began, or since the trial did (`forgets`): a memory
+for each server, which outlives episodes. That state has to infer what is hidden: how fast the server is by now, and
+whether a giant holds it up. All servers share the weights, so neither their order nor their number matters. This form
+is our choice, beside `queue.py`, whose jobs and speeds are seen.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from reverie.envs.core import ArraySpec
+from reverie.envs.core import ArraySpec, select
 from reverie.models.core import Border, Features, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, inverse, token, token_head
@@ -44,6 +45,8 @@ class CountsConfig:
     """A usual gap between arrivals, in time units."""
     horizon: Horizon = 150.0
     """Steps that the discount 1 - 1 / horizon looks ahead."""
+    forgets: Border = "episode"
+    """`trial`: what is known of servers and arrivals lives through the episodes of a trial, whose servers stay."""
 
 
 class CountsState(NamedTuple):
@@ -71,7 +74,6 @@ class CountsState(NamedTuple):
 class CountsModel(WorldModel):
     """A model for the fleet's view `counts` with rewards `elapsed`."""
 
-    forgets: ClassVar[Border] = "episode"
     server_gru: GRU
     completions_head: Head
     arrival_gru: GRU
@@ -103,6 +105,10 @@ class CountsModel(WorldModel):
         self.price = jnp.zeros(())
         self.continue_head = Head(c.deter + 2, 1, c.units, 1, key=keys[4])
 
+    @property
+    def forgets(self) -> Border:
+        return self.config.forgets
+
     def initial(self, batch: int) -> CountsState:
         (n, _), d = self.entries.servers[0][1].shape, self.config.deter
         each, spans, nothing = jnp.zeros((batch, n)), jnp.zeros((batch, n, len(SPANS))), jnp.zeros((batch,))
@@ -118,15 +124,14 @@ class CountsModel(WorldModel):
         gap = observation[job][..., 0]
 
         def step(state: CountsState, now):
-            count, gap, action, mask, begins = now
-            empty = jax.tree.map(jnp.zeros_like, state)._replace(mask=mask, gap=gap, count=count)
-            after = self._after(state._replace(mask=mask), action, gap, count)
-            state = jax.tree.map(
-                lambda new, old: jnp.where(begins.reshape(-1, *[1] * (old.ndim - 1)), new, old), empty, after
-            )
+            count, gap, action, mask, first, forgets = now
+            state = select(forgets, self.initial(len(gap)), state)._replace(mask=mask)
+            fresh = state._replace(count=count, age=jnp.zeros_like(count), gap=gap, elapsed=jnp.zeros_like(gap))
+            state = select(first, fresh, self._after(state, action, gap, count))
             return state, state
 
-        return over_time(step, state, (count, gap, action, mask, self.borders(sequence)))
+        flags = sequence.is_first, self.borders(sequence)
+        return over_time(step, state, (count, gap, action, mask, *flags))
 
     def imagine(self, state: CountsState, action: Float[Array, "B A"], key: Key[Array, ""]) -> CountsState:
         """The next gap is drawn, then what each server completes in it."""

@@ -17,7 +17,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Border, Features, Sequence, WorldModel
+from reverie.models.core import Features, Sequence, WorldModel
 from reverie.models.encoders import Decoder, Encoder
 from reverie.models.latents import LatentKind, Latents, Precision, computed_in, kl_losses, latents, weighted
 from reverie.models.recall import Recall
@@ -161,7 +161,6 @@ class Core(eqx.Module):
 class LatentModel(WorldModel):
     """DreamerV3's world model; with the core of `s3m.py`, R2I's."""
 
-    forgets: ClassVar[Border] = "episode"
     enc: Encoder
     dyn: Core
     dec: Decoder

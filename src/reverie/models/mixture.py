@@ -28,7 +28,7 @@ from jaxtyping import Array, BFloat16, Bool, Float, Int, Key, PyTree
 
 from reverie.envs.core import ArraySpec
 from reverie.models import routing as routes
-from reverie.models.core import Border, Features, Sequence, WorldModel
+from reverie.models.core import Features, Sequence, WorldModel
 from reverie.models.harmony import over_tasks, scales_of, together
 from reverie.models.recall import Recall
 from reverie.models.routing import Guess, History, Place, Routing, over, shown
@@ -119,7 +119,6 @@ class MixtureKept(NamedTuple):
 class Mixture(WorldModel):
     """The mixture of world models."""
 
-    forgets: ClassVar[Border] = "episode"
     embeddings: Float[Array, "K E"] | None
     senses: Senses
     """N_m, stacked."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Border, Features, Sequence, WorldModel
+from reverie.models.core import Features, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
@@ -68,7 +68,6 @@ class QueueState(NamedTuple):
 class QueueModel(WorldModel):
     """A model for observations that show true work and speeds: the fleet's view `full`."""
 
-    forgets: ClassVar[Border] = "episode"
     job_layer: Dense
     gru: GRU
     size_head: Head

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Border, Features, Sequence, WorldModel
+from reverie.models.core import Features, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.latents import Distribution, LatentKind, Latents, Stored, kl_losses, latents, weighted
 from reverie.nn.distributions import Bernoulli, SquaredError, TwoHot, symlog
@@ -110,7 +110,6 @@ class Noise(NamedTuple):
 class SetRSSM(WorldModel):
     """A model for observations with one entry of kind `servers`; all its vectors belong to the world."""
 
-    forgets: ClassVar[Border] = "episode"
     server_tokens: MLP
     world_tokens: MLP
     summary: Dense

@@ -27,7 +27,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, BFloat16, Float, Int, Key, UInt8
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Border, Features, Sequence, WorldModel
+from reverie.models.core import Features, Sequence, WorldModel
 from reverie.models.encoders import Decoder, Encoder, Entries
 from reverie.models.latents import DiscreteLatents, Precision, computed_in
 from reverie.models.recall import Recall
@@ -262,7 +262,6 @@ class Heads(eqx.Module):
 class Storm(WorldModel):
     """STORM's world model."""
 
-    forgets: ClassVar[Border] = "episode"
     senses: Senses
     stem: Stem
     transformer: Transformer
