@@ -53,6 +53,20 @@ class Wiped(eqx.Module):
         return self.policy.act(select(timestep.is_first, empty, state), timestep, key)
 
 
+class Swapped(eqx.Module):
+    """A policy that is given what it remembers of another trial where an episode begins: as good as its own where it
+    only has learned to play well, and worse where it has adapted."""
+
+    policy: Policy
+
+    def initial_state(self, batch: int) -> PolicyState:
+        return self.policy.initial_state(batch)
+
+    def act(self, state: PolicyState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, PolicyState]:
+        others = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), state)
+        return self.policy.act(select(timestep.is_first, others, state), timestep, key)
+
+
 def record(env: FleetEnv, policy: Policy, task: Task, key: Key[Array, ""], episodes: int = 1) -> Recorded:
     """Play trials of `episodes` (K) episodes, the policy's state kept from one to the next, and keep every moment.
 

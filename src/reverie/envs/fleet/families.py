@@ -90,21 +90,26 @@ def diurnal(rng: np.random.Generator) -> Task:
     return fleet_task(constant_speeds(PARK_SPEEDS), workload._replace(rate=rate))
 
 
-def continuous(rng: np.random.Generator) -> Task:
-    """Load in [0.3, 1], tail shape in [1.4, 2.5], speeds up to tenfold apart, half of the tasks bursty: to train on.
+def unlike(loads: tuple[float, float] = (0.3, 1.0), ratios: tuple[float, float] = (1.0, 10.0)) -> TaskFamily:
+    """Load and speeds' spread (the fastest over the slowest, at most) from these ranges, tail shape in [1.4, 2.5], half
+    of the tasks bursty: to train on.
 
     The speeds sum to 6 and the sizes have mean 300, as Park's do, whatever is drawn.
     """
-    load, shape, ratio = rng.uniform(0.3, 1.0), rng.uniform(1.4, 2.5), rng.uniform(1.0, 10.0)
-    speeds = ratio ** rng.uniform(0, 1, len(PARK_SPEEDS))
-    speeds *= PARK_SPEEDS.sum() / speeds.sum()
-    sizes = workloads.pareto(shape, PARK_MEAN_SIZE * (shape - 1) / shape)
-    interval = PARK_MEAN_SIZE / (load * PARK_SPEEDS.sum())
-    # The mean rate is 1 / interval: a third of the time `peak` times the rate of the rest.
-    peak = rng.uniform(2, 4) if rng.random() < 0.5 else 1.0
-    slow = interval * (2 + peak) / 3
-    workload = workloads.modulated((slow, slow / peak), (4_000.0, 2_000.0), sizes, rng)
-    return fleet_task(constant_speeds(speeds), workload)
+
+    def draw(rng: np.random.Generator) -> Task:
+        load, shape, ratio = rng.uniform(*loads), rng.uniform(1.4, 2.5), rng.uniform(*ratios)
+        speeds = ratio ** rng.uniform(0, 1, len(PARK_SPEEDS))
+        speeds *= PARK_SPEEDS.sum() / speeds.sum()
+        sizes = workloads.pareto(shape, PARK_MEAN_SIZE * (shape - 1) / shape)
+        interval = PARK_MEAN_SIZE / (load * PARK_SPEEDS.sum())
+        # The mean rate is 1 / interval: a third of the time `peak` times the rate of the rest.
+        peak = rng.uniform(2, 4) if rng.random() < 0.5 else 1.0
+        slow = interval * (2 + peak) / 3
+        workload = workloads.modulated((slow, slow / peak), (4_000.0, 2_000.0), sizes, rng)
+        return fleet_task(constant_speeds(speeds), workload)
+
+    return draw
 
 
 def shifting(rng: np.random.Generator) -> Task:
@@ -175,7 +180,7 @@ FAMILIES: dict[str, TaskFamily] = {name: level(interval) for name, interval in I
     "drift": drift,
     "burst": burst,
     "diurnal": diurnal,
-    "continuous": continuous,
+    "continuous": unlike(),
     "shifting": shifting,
     "neighbours": neighbours,
     "workers": workers,
