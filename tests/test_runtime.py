@@ -1,8 +1,10 @@
 """The set-up of a process: in processes of their own, since it cannot be undone in this one."""
 
+import itertools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +40,10 @@ done = runtime.configure()
 import jax, jax.monitoring
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("/cache_hits")))
-jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready()
+for factor in (3, 5, 7):
+    program = lambda x: x * factor + 1
+    program.__name__ = f"times_{factor}"
+    jax.jit(program)(1.0).block_until_ready()
 print(json.dumps([sum(hits), done.compile_cache and str(done.compile_cache)]))
 """
 
@@ -47,27 +52,49 @@ def programs(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*-cache")}
 
 
-def test_a_second_process_compiles_nothing(tmp_path):
-    hits, folder = run(COMPILE, XDG_CACHE_HOME=tmp_path)
-    first = programs(tmp_path)
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> tuple[Path, Path]:
+    """The user's cache folder after a first process, and where in it that says its programs are."""
+    user = tmp_path_factory.mktemp("user")
+    hits, folder = run(COMPILE, XDG_CACHE_HOME=user)
     assert hits == 0
-    assert first  # even a program as small as this is kept
-    assert {path.parent for path in first} == {Path(folder)}
-    assert Path(folder).parent == tmp_path / "reverie" / "xla"
-    assert Path(folder).stat().st_mode & 0o077 == 0  # what is in there is executed
-    hits, _ = run(COMPILE, XDG_CACHE_HOME=tmp_path)
+    return user, Path(folder)
+
+
+def test_a_second_process_compiles_nothing(compiled):
+    user, folder = compiled
+    first = programs(user)
+    assert len(first) >= 3  # even programs as small as these are kept
+    assert {path.parent for path in first} == {folder}
+    assert folder.parent == user / "reverie" / "xla"
+    assert folder.stat().st_mode & 0o077 == 0  # what is in there is executed
+    hits, _ = run(COMPILE, XDG_CACHE_HOME=user)
     assert hits == len(first)
-    assert programs(tmp_path) == first
+    assert programs(user) == first
 
 
-def test_the_environment_moves_the_cache_or_switches_it_off(tmp_path):
+def test_the_environment_moves_the_cache(tmp_path):
     _, folder = run(COMPILE, REVERIE_COMPILE_CACHE=tmp_path / "mine", XDG_CACHE_HOME=tmp_path / "user")
     assert Path(folder).parent == tmp_path / "mine"
     assert programs(tmp_path / "mine")
-    assert run(COMPILE, REVERIE_COMPILE_CACHE="0", XDG_CACHE_HOME=tmp_path / "user") == [0, None]
     assert not (tmp_path / "user").exists()
-    _, folder = run(COMPILE, JAX_COMPILATION_CACHE_DIR=tmp_path / "jax", XDG_CACHE_HOME=tmp_path / "user")
-    assert folder == str(tmp_path / "jax")
+
+
+def test_the_environment_switches_the_cache_off_and_a_folder_that_jax_was_told_of_stays(tmp_path, monkeypatch):
+    """In this process: what JAX is not told, it does not do, and from where it knows a folder is its own affair."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("REVERIE_COMPILE_CACHE", raising=False)
+    with monkeypatch.context() as patched:
+        patched.setenv("REVERIE_COMPILE_CACHE", "0")
+        patched.setattr(jax.config, "update", lambda *_: pytest.fail("JAX was told of a cache"))
+        assert runtime.configure() == runtime.Runtime(None)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
+    try:
+        assert runtime.configure() == runtime.Runtime(tmp_path / "jax")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jax")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
     assert not (tmp_path / "user").exists()
 
 
@@ -91,18 +118,21 @@ def test_the_oldest_programs_go_when_the_cache_is_too_large(tmp_path):
     assert (tmp_path / "a" / "other").exists()
 
 
-@pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[:-7], lambda x: x[:99] + bytes([x[99] ^ 1]) + x[100:]])
-def test_a_damaged_program_is_named_once_and_replaced(tmp_path, damage):
+DAMAGES = (lambda x: b"", lambda x: x[:-7], lambda x: x[:99] + bytes([x[99] ^ 1]) + x[100:])
+
+
+def test_damaged_programs_are_named_once_and_replaced(compiled, tmp_path):
     compile_plainly = "import warnings; from reverie import cli; warnings.showwarning = cli._show_warning\n" + COMPILE
-    run(COMPILE, REVERIE_COMPILE_CACHE=tmp_path)
-    whole = {path: path.read_bytes() for path in programs(tmp_path)}
-    for path, data in whole.items():
-        path.write_bytes(damage(data))
-    (hits, _), said = run_and_listen(compile_plainly, REVERIE_COMPILE_CACHE=tmp_path)
+    shutil.copytree(compiled[0], tmp_path, dirs_exist_ok=True)
+    whole = sorted(programs(tmp_path))
+    assert len(whole) >= len(DAMAGES)
+    for path, damage in zip(whole, itertools.cycle(DAMAGES), strict=False):
+        path.write_bytes(damage(path.read_bytes()))
+    (hits, _), said = run_and_listen(compile_plainly, XDG_CACHE_HOME=tmp_path)
     assert hits == 0
-    assert "damaged and is replaced" in said
+    assert said.count("damaged and is replaced") == len(whole)
     assert "Error reading" not in said
-    (hits, _), said = run_and_listen(compile_plainly, REVERIE_COMPILE_CACHE=tmp_path)
+    (hits, _), said = run_and_listen(compile_plainly, XDG_CACHE_HOME=tmp_path)
     assert (hits, said) == (len(whole), "")
 
 
