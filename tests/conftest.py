@@ -21,6 +21,20 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with one of these at the end; what runs beside
+    other tests is begun before all of them, and waited for after the slow ones."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    beside = {item.path for item in items if item.get_closest_marker("waits")}
+
+    def place(item: pytest.Item) -> int:
+        if item.get_closest_marker("waits"):
+            return 2
+        return 0 if item.path in beside else 1 if item.path in slow else 3
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """What runs longer than it takes to compile is worth optimising."""

@@ -27,9 +27,9 @@ from reverie.serve.race import Outcome, RaceConfig, lanes, paired_ratio, paired_
 MINUTE = "leastconn", "nginx-least-time", "serve"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def minute(tmp_path_factory) -> Iterator[tuple[subprocess.Popen | None, Path]]:
-    """A race of three arms that takes a minute in all, and is played while the other tests of this file run."""
+    """A race of three arms that takes a minute in all, and is played while other tests run."""
     folder = tmp_path_factory.mktemp("race")
     try:
         for name in MINUTE:
@@ -308,6 +308,7 @@ def test_a_proxy_that_is_not_here_is_named(monkeypatch):
         race(RaceConfig(), ["envoy"])
 
 
+@pytest.mark.waits
 def test_in_a_minute_with_drift_no_request_fails_and_means_are_near_leastconns_and_the_simulators(minute):
     begun, folder = minute
     if begun is None:
