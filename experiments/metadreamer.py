@@ -3,13 +3,13 @@
 In `merging` among drivers who yield as none before did, in `dispatch` before servers of unknown speeds and loads: a
 sparse grid of tasks to learn from; judged on others between them, and outside, in the third episode on a task. All
 that infer tasks have networks of the same sizes and as many updates, of which more or fewer fall to a real step: so
-MetaDreamer (arXiv 2311.06673) and PEARL are learned from several numbers of real steps. Beside them stand PEARL with as
-many real tasks as MetaDreamer has real and imagined ones; SAC in any tasks of the same box, which does not ask which it
-is (domain randomisation); recurrent SAC; SAC that is told; and in `dispatch` rules that estimate speeds by maximum
-likelihood, or are told them.
+MetaDreamer (arXiv 2311.06673) and PEARL are learned from several numbers of real steps. Beside them stand MetaDreamer
+without imagination; SAC in any tasks of the same box, which does not ask which it is (domain randomisation); SAC that
+is told; and in `dispatch` rules that are told speeds, or estimate them by maximum likelihood. Judged are the networks
+after the last update.
 
     python experiments/metadreamer.py
-    python experiments/metadreamer.py --game dispatch
+    python experiments/metadreamer.py --game dispatch --grid
 """
 
 from collections.abc import Mapping
@@ -59,38 +59,36 @@ AHEAD = 10
 
 
 GameName = Literal["merging", "dispatch"]
-FEW, MORE, EACH = 150, (80, 300), (150, 300, 900)
-"""Real steps of each stream, of which there are two or one for each task, that MetaDreamer learns from in the claim and
-beside it, and that PEARL does."""
-ABLATED = MappingProxyType(
+CLAIM: Mapping[Player, tuple[int, ...]] = MappingProxyType({"metadreamer": (150, 300), "pearl": (150, 300, 900)})
+"""Real steps of each stream, of which there are two or one for each task, that agents learn from."""
+FEW, MOST = 300, 4_100
+"""The same in ablations, and where PEARL has experience to spare."""
+GRID = MappingProxyType(
     {
-        "none": {"imagination": "none"},
-        "mdp": {"imagination": "mdp"},
-        "meta": {"imagination": "meta"},
-        "free": {"decoder": "free"},
-        "product": {"encoder": "product"},
-        "structured": {"structure": 1.0, "apart": 0.5},
+        f"{imagination}-{decoder}-{encoder}": {"imagination": imagination, "decoder": decoder, "encoder": encoder}
+        for imagination in ("none", "mdp", "meta", "both")
+        for decoder in ("physics", "free")
+        for encoder in ("recurrent", "product")
     }
+    | {"structured": {"structure": 1.0, "apart": 0.5}}
 )
-"""What of MetaDreamer is changed, one at a time."""
+"""What of MetaDreamer is changed in the grid."""
 FEWER_SEEDS = 3
 """Of what the claim is held to, beside PEARL."""
 
 
 def learner(game: str, agent: Player, each: int, label: str = "", **changes: object) -> TrainConfig:
-    """An agent that makes `UPDATES` updates on so many real steps of each stream, of which at most 100 come before the
-    first; `changes` are of MetaDreamer."""
+    """An agent that makes `UPDATES` updates on so many real steps of each stream, 100 of which come before the first;
+    `changes` are of MetaDreamer."""
     plan = game_plan(game, agent)
     assert isinstance(plan.agent, OffPolicyRun)
     before, algorithm = plan.agent.experience, plan.agent.algorithm
     if isinstance(algorithm, MetaDreamerConfig):
         algorithm = replace(algorithm, **changes)
-    first, steps = min(100, each - 10), each * before.streams
-    repeats = UPDATES // (each - first)
-    experience = replace(
-        before, repeats=repeats, ratio=before.batch * repeats / before.streams, prefill=first * before.streams
-    )
-    run = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=(each - first) // POINTS)
+    steps, rounds, prefill = each * before.streams, each - 100, 100 * before.streams
+    repeats = UPDATES // rounds
+    experience = replace(before, repeats=repeats, ratio=before.batch * repeats / before.streams, prefill=prefill)
+    run = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=rounds // POINTS)
     paced = LoopConfig(steps=steps, evaluate_every=steps // POINTS)
     return replace(plan, label=label or f"{agent}-{steps}", agent=run, loop=paced)
 
@@ -115,6 +113,9 @@ class Samples(Study):
 
     game: GameName = "merging"
     """Which world."""
+    grid: bool = False
+    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, recurrent SAC, and all
+    imaginations with both decoders and both encoders, and structured latents."""
 
     def larger(self, plan: TrainConfig) -> TrainConfig:
         """A plan at the scale of this study; what MetaDreamer shares with PEARL grows as PEARL does, and of recurrent
@@ -132,17 +133,17 @@ class Samples(Study):
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to, for fewer."""
         game = self.game
-        claim = [learner(game, "metadreamer", FEW), *(learner(game, "pearl", each) for each in EACH)]
+        ours, theirs = ([learner(game, agent, each) for each in steps] for agent, steps in CLAIM.items())
         controls = [
-            *(learner(game, "metadreamer", each) for each in MORE),
-            learner(game, "pearl", 4_100),
-            learner(f"{game}/dense", "pearl", FEW, "pearl-dense"),
+            learner(game, "pearl", MOST),
             unhindered(game, "sac", "told"),
             unhindered(game, "sac", "box"),
-            unhindered(game, "rsac", ""),
+            learner(game, "metadreamer", FEW, "none", imagination="none"),
         ]
-        ablated = [learner(game, "metadreamer", FEW, name, **changes) for name, changes in ABLATED.items()]
-        groups = (claim, self.seeds), (controls, min(self.seeds, FEWER_SEEDS)), (ablated, min(self.seeds, FEWER_SEEDS))
+        if self.grid:
+            controls += [learner(f"{game}/dense", "pearl", FEW, "pearl-dense"), unhindered(game, "rsac", "")]
+            controls += [learner(game, "metadreamer", FEW, name, **changes) for name, changes in GRID.items()]
+        groups = ([*ours, *theirs], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
         return [
             self.larger(replace(plan, seed=seed)) for plans, seeds in groups for seed in range(seeds) for plan in plans
         ]
@@ -154,7 +155,7 @@ def judged(run: RunFolder) -> Row:
     assert isinstance(config.world, GameConfig)
     trainer = build(config)
     _, state = loop.newest_state(trainer, run)
-    networks = state.learning.learner.networks  # averages would be over a tenth as many rounds as updates fall to one
+    networks = state.learning.learner.networks  # averages go back twenty rounds: the longer, the fewer real steps
     policy, found = trainer.agent.policy(networks, greedy=True), {}
     for name in TESTS:
         world, tasks = config.world.open(TRIALS, name)
@@ -166,7 +167,7 @@ def judged(run: RunFolder) -> Row:
             lines = [line["imagined/steps"] for line in run.metrics() if "imagined/steps" in line]
             renew, before = agent.config.renew, max(agent.config.warmup, 1) - 1
             renewals = updates // renew - before // renew
-            found["imagined_steps"] = float(np.mean(lines[1:])) * renewals * agent.config.rollouts
+            found["imagined_steps"] = float(np.mean(lines[1:])) * renewals * agent.config.rollouts if lines else 0.0
     return found
 
 
@@ -201,7 +202,8 @@ def picture(run: RunFolder) -> Figure:
     in the model, which was told the code of a context."""
     trainer = build(run.config(TrainConfig))
     _, state = loop.newest_state(trainer, run)
-    agent, world, policy = trainer.agent, trainer.env, trainer.policy(state)
+    agent, world, networks = trainer.agent, trainer.env, state.learning.learner.networks
+    policy = agent.policy(networks, greedy=True)
     learner, known = state.learning.learner, np.asarray(agent.tasks, np.float32)
     found, explained = find_dimensions(learner.codes, jnp.asarray(known), learner.known)
     steps, shown = agent.config.pearl.evidence, np.array([[-0.8], [0.0], [0.8]], np.float32)
@@ -218,7 +220,7 @@ def picture(run: RunFolder) -> Figure:
         left.set(xlabel=f"z {int(found[0])}: yielding, R² {float(explained[0]):.2f}", ylabel=f"z {others}")
         figure.colorbar(dots, ax=left, label="yielding")
         for axis, task, z in zip(right, shown, of_shown, strict=True):
-            real, foretold = speeds(world, state.averaged.model, jnp.asarray(task), jnp.asarray(z))
+            real, foretold = speeds(world, networks.model, jnp.asarray(task), jnp.asarray(z))
             for car, colour in enumerate((BLUE, ORANGE, GREY)):
                 axis.plot(real[:, car], color=colour)
                 axis.plot(foretold[:, car], "--", color=colour)
@@ -266,13 +268,14 @@ def rules() -> list[Row]:
     return list(found.values())
 
 
-def rows(runs: list[RunFolder]) -> list[Row]:
-    """Means over seeds with intervals, and how far the first agent is ahead of each other one."""
+def rows(asked: Samples, runs: list[RunFolder]) -> list[Row]:
+    """Means over seeds with intervals, and how far MetaDreamer, of its most real steps, is ahead of each other one."""
     found: dict[str, list[tuple[RunFolder, Row]]] = {}
     for run in runs:
         say(run.path.name)
-        found.setdefault(run.config(TrainConfig).name, []).append((run, judged(run)))
-    first, made = next(iter(found.values())), []
+        (row,) = asked.kept(f"{asked.game}-{run.path.name}", lambda run=run: [judged(run)])
+        found.setdefault(run.config(TrainConfig).name, []).append((run, row))
+    reference, made = list(found.values())[len(CLAIM["metadreamer"]) - 1], []
     for name, each in found.items():
         config, last = each[0][0].config(TrainConfig), [run.metrics()[-1] for run, _ in each]
         row: Row = {
@@ -283,11 +286,12 @@ def rows(runs: list[RunFolder]) -> list[Row]:
         }
         row["cpu_seconds"] = float(np.mean([line["cpu_seconds"] for line in last]))
         for tasks in TESTS:
-            ours, theirs = ([measured[tasks] for _, measured in agent] for agent in (first, each))
+            ours, theirs = ([measured[tasks] for _, measured in agent] for agent in (reference, each))
             row |= interval(tasks, *over_seeds(np.array(theirs)))
             ahead = np.mean(ours) - np.mean(theirs)
-            ends = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95) if len(theirs) > 1 else ()
-            row |= interval(f"{tasks}_ahead", ahead, *(ends or (np.nan, np.nan))) if each is not first else {}
+            several = min(len(ours), len(theirs)) > 1
+            ends = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95) if several else (np.nan, np.nan)
+            row |= interval(f"{tasks}_ahead", ahead, *ends) if each is not reference else {}
         for measure in MEASURES:
             values = [measured[measure] for _, measured in each if measure in measured]
             row[measure] = float(np.mean(values)) if values else None
@@ -325,10 +329,10 @@ def main() -> None:
     asked = study(Samples, __doc__)
     runs = asked.train(asked.plans(), asked.game)
     if asked.game == "merging":
-        asked.draw("metadreamer", picture(runs[0]))
-        asked.publish("metadreamer", whole(rows(runs)))
+        asked.draw("metadreamer", picture(runs[len(CLAIM["metadreamer"]) - 1]))
+        asked.publish("metadreamer", whole(rows(asked, runs)))
     else:
-        asked.publish("metadreamer_dispatch", whole([*rows(runs), *rules()]))
+        asked.publish("metadreamer_dispatch", whole([*rows(asked, runs), *rules()]))
 
 
 if __name__ == "__main__":

@@ -342,8 +342,8 @@ def test_what_an_experiment_cannot_do_is_said_before_it_trains(load, name, words
 def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(load):
     metadreamer = load("metadreamer")
     for game, streams in (("merging", 10), ("dispatch", 12)):
-        plans = {plan.name: plan for plan in tyro.cli(metadreamer.Samples, args=["--game", game]).plans()}
-        assert len(plans) == 17
+        plans = {plan.name: plan for plan in tyro.cli(metadreamer.Samples, args=["--game", game, "--grid"]).plans()}
+        assert len(plans) == 9 + 2 + 17
         for name, plan in plans.items():
             algorithm, experience = plan.agent.algorithm, plan.agent.experience
             inner = getattr(algorithm, "pearl", getattr(algorithm, "sac", algorithm))
@@ -354,10 +354,10 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
                 assert inner.encoder_units == 64, name
                 assert rounds * experience.repeats == metadreamer.UPDATES
         assert plans["sac-told"].loop.steps / 16 >= metadreamer.UPDATES
-        few, many = plans[f"metadreamer-{150 * streams}"], plans[f"pearl-{4_100 * streams}"]
-        assert few.loop.steps == plans[f"pearl-{150 * streams}"].loop.steps == plans["free"].loop.steps
-        assert many.loop.steps > 27 * few.loop.steps
-    larger = {p.name: p for p in tyro.cli(metadreamer.Samples, args=["--scale", "gpu"]).plans()}
+        few, many = plans[f"metadreamer-{300 * streams}"], plans[f"pearl-{4_100 * streams}"]
+        assert few.loop.steps == plans[f"pearl-{300 * streams}"].loop.steps == plans["none"].loop.steps
+        assert many.loop.steps > 13 * few.loop.steps
+    larger = {p.name: p for p in tyro.cli(metadreamer.Samples, args=["--scale", "gpu", "--grid"]).plans()}
     assert larger["metadreamer-1500"].agent.algorithm.pearl.units == larger["pearl-1500"].agent.algorithm.units == 256
     assert larger["rsac"].agent.algorithm.sac.units == 256
     assert larger["metadreamer-1500"].loop.steps == larger["pearl-1500"].loop.steps == 15_000
