@@ -10,6 +10,7 @@ their score, (random - agent) / (random - best rule), on the same jobs.
     python experiments/mixture.py --arms mixture no-trunk   # some arms alone
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -32,10 +33,13 @@ from reverie.report.output import say
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
+from reverie.runs.folders import RunFolders
 from reverie.settings.config import CurveConfig, LoopConfig, SuiteConfig, TrainConfig
 from reverie.settings.presets import with_steps
 from reverie.settings.suites import suite_plan
+from reverie.sweep.training import open_or_create
 from reverie.tables import Row
+from reverie.train.seeds import side_by_side
 
 STORM: Mapping[str, Any] = {"units": 64, "heads": 4, "dropout": 0.0, "stoch": 16, "classes": 16, "horizon": 333.0}
 """What all models of this experiment have in common."""
@@ -156,20 +160,27 @@ def operations(suite: str, model: StormConfig) -> float:
     return float(jax.jit(cost).lower(learned).cost_analysis()["flops"])
 
 
-def measured(asked: Mixtures, trials: Callable[[], SuiteTrials], runs: list[RunFolder]) -> list[Row]:
-    """A row for each task: how an arm of one seed does there."""
-    rows: list[Row] = []
-    for run in runs:
-        config = run.config(TrainConfig)
-        assert config.suite is not None
-        trainer = build(config)
-        _, state = loop.newest_state(trainer, run)
-        last = run.metrics()[-1]
-        played = trials().responses(trainer.policy(state))
-        shares = {"parameters": size(state.averaged), "cpu_seconds": last["cpu_seconds"] / len(config.suite.learned)}
-        shares["parameters"] /= len(config.suite.learned)
-        rows += [score_row(trials(), name, played[name][None]) | shares for name in config.suite.learned]
-    return rows
+def trained(asked: Mixtures, plans: list[TrainConfig]) -> list[RunFolder]:
+    """Train plans of one shape side by side in one program, or go on with them."""
+    folder = asked.runs / asked.scale / f"mixture-{asked.suite}"
+    runs = [open_or_create(folder / f"{plan.name}-{plan.seed}", plan) for plan in plans]
+    trainer = side_by_side([build(plan) for plan in plans])
+    limits, seeds = plans[0].loop, [plan.seed for plan in plans]
+    loop.train(trainer, limits, RunFolders(tuple(runs)), sys.argv, seeds, quiet=True)
+    return runs
+
+
+def measured(trials: SuiteTrials, run: RunFolder) -> list[Row]:
+    """A row for each task that a run has learned: how it does there, and its part in what that took."""
+    config = run.config(TrainConfig)
+    assert config.suite is not None
+    trainer = build(config)
+    _, state = loop.newest_state(trainer, run)
+    learned = config.suite.learned
+    played = trials.responses(trainer.policy(state), learned)
+    shares = {"parameters": size(state.averaged), "cpu_seconds": run.metrics()[-1]["cpu_seconds"]}
+    shares = {name: value / len(learned) for name, value in shares.items()}
+    return [score_row(trials, name, played[name][None]) | shares for name in learned]
 
 
 def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np.ndarray, ""] | None) -> Row:
@@ -196,17 +207,22 @@ def main() -> None:
     def trials() -> SuiteTrials:
         return suite_trials(SuiteConfig(asked.suite), exam.episodes, exam.jobs, exam.stream)
 
-    found: dict[str, list[list[Row]]] = {arm: [] for arm in asked.arms}
-    for seed in range(asked.seeds):  # all arms of the first seed come first
-        for arm in asked.arms:
-            say(f"{asked.suite}: {arm}, seed {seed}")
-            runs = asked.train(plans(asked, arm, seed), f"mixture-{asked.suite}")
-            found[arm].append(
-                asked.kept(f"mixture-{asked.suite}-{arm}-{seed}", lambda runs=runs: measured(asked, trials, runs), exam)
-            )
-    means = {arm: np.mean([float(str(row["score"])) for seed in rows for row in seed]) for arm, rows in found.items()}
-    table = [summary(asked, arm, rows, means.get("ensemble")) for arm, rows in found.items()]
-    asked.publish(f"mixture-{asked.suite}", table)
+    found: dict[str, list[list[Row]]] = {}
+    for arm in asked.arms:
+        say(f"{asked.suite}: {arm}")
+        of_seeds = [plans(asked, arm, seed) for seed in range(asked.seeds)]
+        runs = trained(asked, [plan for plans in of_seeds for plan in plans])
+        rows = [
+            asked.kept(f"mixture-{asked.suite}-{run.path.name}", lambda run=run: measured(trials(), run), exam)
+            for run in runs
+        ]
+        share = len(runs) // asked.seeds
+        found[arm] = [
+            [row for run in rows[seed * share : (seed + 1) * share] for row in run] for seed in range(asked.seeds)
+        ]
+        means = {name: np.mean([float(str(row["score"])) for seed in of for row in seed]) for name, of in found.items()}
+        table = [summary(asked, name, of, means.get("ensemble")) for name, of in found.items()]
+        asked.publish_games(f"mixture-{asked.suite}", table, "arm")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ MODELS = {
     "storm": Case(STORM),
     "storm-foretold": Case(dataclasses.replace(STORM, acts="prior", window=3, servers="set", recall=3)),
     "mixture": Case(MIXTURE, tasks=B + 1),
-    "mixture-guessing": Case(dataclasses.replace(MIXTURE, tells="history", routing="token"), tasks=B + 1),
+    "mixture-guessing": Case(
+        dataclasses.replace(MIXTURE, tells="history", routing="token", servers="set"), tasks=B + 1
+    ),
     "queue": Case(QUEUE, 2),
     "queue-any": Case(dataclasses.replace(QUEUE, rewards="any"), 2),
     "counts": Case(CountsConfig(units=16, deter=16, unit=1.0)),
@@ -316,6 +318,8 @@ def test_a_set_of_servers_has_no_order_and_no_absent_ones(case, luck):
     action = sequence.action.at[..., 2].set(0.0)
     seen, same = (observe(model, model.initial(B), Sequence(o, action, *sequence[2:]))[2] for o in (absent, junk))
     assert not seen[0].mask[..., 2].any()
+    dreamt = imagine(model, observe(model, model.initial(B), Sequence(absent, action, *sequence[2:]))[0], action[:, -1])
+    assert not dreamt[1][0].mask[..., 2].any(), "a dream has servers that are not there"
     close(jax.tree.map(lambda x: x[:, :, :2], seen[0].servers), jax.tree.map(lambda x: x[:, :, :2], same[0].servers))
     close((seen[0].context, seen[1:]), (same[0].context, same[1:]))
 

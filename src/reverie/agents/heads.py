@@ -14,30 +14,7 @@ from reverie.envs.core import ActionSpec, Continuous, Discrete
 from reverie.models.core import Features
 from reverie.nn.distributions import BoundedNormal, Categorical, TwoHot
 from reverie.nn.grouped import each, stacked
-from reverie.nn.layers import MLP, Head, Linear, RMSNorm, masked_pool
-
-
-class SharedRows(eqx.Module):
-    """Hidden layers that every row passes, each row joined by the same context: [*B, N, G], [*B, D] -> [*B, N, U].
-
-    The first layer multiplies the context once and not once per row.
-    """
-
-    rows: Linear
-    context: Linear
-    norm: RMSNorm
-    deeper: MLP | None
-
-    def __init__(self, rows: int, context: int, units: int, layers: int, *, key: Key[Array, ""]):
-        rows_key, context_key, deeper_key = jax.random.split(key, 3)
-        self.rows = Linear(rows, units, key=rows_key)
-        self.context = Linear(context, units, key=context_key)
-        self.norm = RMSNorm(units)
-        self.deeper = MLP(units, units, layers - 1, key=deeper_key) if layers > 1 else None
-
-    def __call__(self, rows: Float[Array, "*B N G"], context: Float[Array, "*B D"]) -> Float[Array, "*B N U"]:
-        x = jax.nn.silu(self.norm(self.rows(rows) + self.context(context)[..., None, :]))
-        return x if self.deeper is None else self.deeper(x)
+from reverie.nn.layers import Head, Linear, SharedRows, masked_pool
 
 
 class Actor(eqx.Module):

@@ -92,11 +92,13 @@ class SuiteTrials:
         of_task = self.rules[task]
         return min(of_task, key=lambda name: of_task[name].mean())
 
-    def responses(self, policy: Policy) -> dict[str, Float[np.ndarray, " E"]]:
-        """By task, the mean response time in each episode under a policy, which is told the task."""
+    def responses(self, policy: Policy, only: Sequence[str] = ()) -> dict[str, Float[np.ndarray, " E"]]:
+        """By task, all or those named, the mean response time of each episode of a policy, told the task."""
         world = FleetEnv(view=self.suite.view, reward=self.suite.reward)
         found = {}
         for number, (name, task) in enumerate(self.tasks.items()):
+            if only and name not in only:
+                continue
             agent = Contestant(
                 "agent", Told(policy, jnp.int32(number), self.descriptors[number]), world, training_seed=0
             )

@@ -18,6 +18,7 @@ router are 1 and pass its gradient; experts are ordered by index; scales of loss
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
@@ -30,9 +31,12 @@ from reverie.envs.core import ArraySpec
 from reverie.models import routing as routes
 from reverie.models.core import Features, Sequence, WorldModel
 from reverie.models.harmony import over_tasks, scales_of, together
+from reverie.models.latents import DiscreteLatents
 from reverie.models.recall import Recall
 from reverie.models.routing import Guess, History, Place, Routing, over, shown
-from reverie.models.storm import Heads, Kept, Senses, Stem, StormConfig, StormState, compress, expand, flat, seen
+from reverie.models.rows import Lead
+from reverie.models.storm import Kept, StormState, compress, expand, features, flat, initial
+from reverie.models.storm_parts import Heads, Senses, Stem, StormConfig
 from reverie.nn.attention import Past, Transformer, slide, slides
 from reverie.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot
 from reverie.nn.grouped import each, stacked
@@ -124,6 +128,7 @@ class Mixture(WorldModel):
     """N_m, stacked."""
     heads: Heads
     """N_m, stacked."""
+    lead: Lead
     stems: Stem
     """N_e, stacked."""
     experts: Transformer
@@ -144,6 +149,7 @@ class Mixture(WorldModel):
     """How often it was updated."""
     config: MixtureConfig = eqx.field(static=True)
     tasks: int = eqx.field(static=True)
+    latents: DiscreteLatents = eqx.field(static=True)
 
     def __init__(
         self, config: MixtureConfig, observation_spec: Mapping[str, ArraySpec], actions: int, *, key: Key[Array, ""]
@@ -156,7 +162,7 @@ class Mixture(WorldModel):
         senses_key, stem_key, experts_key, heads_key, rest_key = jax.random.split(key, 5)
         keys = iter(jax.random.split(jax.random.fold_in(rest_key, 1), 5))
         more = iter(jax.random.split(jax.random.fold_in(rest_key, 2), 2))
-        c, d = config, config.deter
+        c, d, rows = config, config.deter, config.rows(observation_spec)
         counts = [entry.categories or 1 for entry in observation_spec.values() if entry.kind == "task"]
         self.config, self.tasks, self.updates = config, max([1, *counts]), jnp.int32(0)
         if c.clusters and len(c.clusters) != self.tasks:
@@ -164,19 +170,19 @@ class Mixture(WorldModel):
                 f"clusters must name the module of each of {self.tasks} tasks, got {len(c.clusters)} of them"
             )
         if self.tasks == 1 and c.experts > c.active and c.routing == "task":
-            raise ValueError(
-                f"one task has nothing to be routed by: experts must be active={c.active}, got {c.experts}"
-            )
+            raise ValueError(f"one task has nothing to be routed by: experts must be {c.active}, got {c.experts}")
         several = self.tasks > 1
         told = c.embedding if several else 0
-        led = c.stoch_size + actions + told
+        self.latents = c.latents(rows)
+        self.lead = Lead(c.stoch_size, c.own_size, c.carried, rows, actions, key=jax.random.fold_in(key, 1))
+        led = self.lead.size + told
         self.embeddings = jax.random.normal(next(keys), (self.tasks, told)) if several else None
 
         def experts(key: Key[Array, ""]) -> Transformer:
             return Transformer(d, 2 * d, c.layers, c.heads, c.window, c.dropout, key=key)
 
         self.senses = stacked(lambda key: Senses(observation_spec, c, told, key=key), c.modules, senses_key)
-        self.heads = stacked(lambda key: Heads(c, told, key=key), c.modules, heads_key)
+        self.heads = stacked(lambda key: Heads(c, told, rows, key=key), c.modules, heads_key)
         self.stems = stacked(lambda key: Stem(led, d, key=key), c.experts, stem_key)
         made = stacked(experts, c.experts, experts_key)
         common = made.distance[0], made.content_bias[0], made.distance_bias[0]
@@ -214,12 +220,10 @@ class Mixture(WorldModel):
 
     def initial(self, batch: int) -> MixtureState:
         c = self.config
-        stoch = jnp.full((batch, c.stoch, c.classes), 1 / c.classes, c.dtype)
-        foretold = jnp.copy(stoch) if c.acts == "prior" else None
         past = self.experts.nothing(batch, c.dtype, c.active)
         if self.trunk is not None:
             past = past._replace(layers=past.layers + self.trunk.nothing(batch, c.dtype).layers)
-        storm = StormState(jnp.zeros((batch, c.deter), c.dtype), stoch, foretold, past)
+        storm = initial(c, self.latents, self.lead, batch, past)
         like = None if self.guess is None else jnp.full((batch, self.tasks), -math.log(self.tasks))
         memory = jnp.zeros((batch, c.units)) if isinstance(self.guess, History) else None
         return MixtureState(Place(jnp.zeros((batch,), jnp.int32), like), memory, storm)
@@ -234,24 +238,23 @@ class Mixture(WorldModel):
 
     def imagine(self, state: MixtureState, action: Float[Array, "B A"], key: Key[Array, ""]) -> MixtureState:
         place, storm, no = state.place, state.storm, jnp.zeros((action.shape[0], 1), bool)
-        deter, past, _ = self._carry(storm.stoch[:, None], action[:, None], over(place, 1), storm.past, no)
-        stoch = self._foretell(deter[:, 0], place, key)
+        led, servers = self.lead(storm.stoch, action, storm.servers and storm.servers.mask)
+        deter, past, _ = self._carry(led[:, None], over(place, 1), storm.past, no)
+        after = StormState(deter[:, 0], storm.stoch, None, servers, slide(storm.past, past))
+        stoch = self._foretell(state._replace(storm=after), key)
         foretold = stoch if self.config.acts == "prior" else None
-        return state._replace(storm=StormState(deter[:, 0], stoch, foretold, slide(storm.past, past)))
+        return state._replace(storm=after._replace(stoch=stoch, foretold=foretold))
 
     def features(self, state: MixtureState) -> Features:
         """h, the z that the policy sees, and the task's embedding, side by side; the critic is the cluster's."""
-        context = self._told(jnp.concatenate([state.storm.deter, flat(seen(state.storm))], -1), state.place)
-        return Features(context, critic=self.clusters[state.place.task] if self.critics > 1 else None)
+        read = features(self.config, state.storm)
+        critic = self.clusters[state.place.task] if self.critics > 1 else None
+        return read._replace(context=self._told(read.context, state.place), critic=critic)
 
     def decoded(self, state: MixtureState) -> dict[str, Categorical | SquaredError]:
         """What z says is seen, images left out; servers flat [*B, N * F]."""
-
-        def read(senses: Senses, z: Float[Array, "*B Z"]) -> dict[str, Categorical | SquaredError]:
-            return {} if senses.dec is None else senses.dec(z)
-
         z = self._told(flat(state.storm.stoch), state.place)
-        return each(read, self.senses, self.clusters[state.place.task], z)
+        return each(Senses.decoded, self.senses, self.clusters[state.place.task], z)
 
     def reward(self, state: MixtureState) -> Float[Array, "*B"]:
         return TwoHot(self._head("rew", state)).mean()
@@ -277,7 +280,7 @@ class Mixture(WorldModel):
         z = self._told(flat(storm.stoch), place)
         seen_now = shown(sequence.observation)
         goes_on = self.discount * (1.0 - sequence.is_terminal)
-        posterior, prior = (c.latents.distribution(x) for x in (logits, self._head("prior", states)))
+        posterior, prior = (self.latents.distribution(x) for x in (logits, self._prior(states)))
         terms = {
             "model/reconstruction": each(Senses.loss, self.senses, module, z, seen_now),
             "model/reward": TwoHot(self._head("rew", states)).loss(sequence.reward),
@@ -288,7 +291,7 @@ class Mixture(WorldModel):
         if place.like is not None:
             terms["model/guess"] = Categorical.from_logits(place.like).loss(task)
         if self.rec is not None:
-            foretold = self._told(flat(self._foretell(storm.deter, place, foretold_key)), place)
+            foretold = self._told(flat(self._foretell(states, foretold_key)), place)
             surprise = stop_gradient(each(Senses.loss, self.senses, module, foretold, seen_now))
             begins = self.borders(sequence)
             terms["model/recall"] = self.rec.loss(
@@ -317,8 +320,8 @@ class Mixture(WorldModel):
         }
         if self.scales is not None:
             metrics["model/scale"] = scales_of(self.scales).mean()
-        kinds = c.harmony == "groups"
-        of_tasks = together(losses, self.scales, kinds, dyn=c.dyn_scale, rep=c.rep_scale, task=c.task_scale)
+        weights = {"dyn": c.dyn_scale, "rep": c.rep_scale, "task": c.task_scale}
+        of_tasks = together(losses, self.scales, c.harmony == "groups", **weights)
         total = (present * of_tasks).sum() + c.balance * metrics["model/balance"]
         if c.switching:
             total += c.switching * moved
@@ -330,11 +333,11 @@ class Mixture(WorldModel):
 
     def compress(self, state: MixtureState) -> MixtureKept:
         memory = None if state.memory is None else state.memory.astype(jnp.bfloat16)
-        return MixtureKept(state.place, memory, compress(self.config, state.storm))
+        return MixtureKept(state.place, memory, compress(self.latents, state.storm))
 
     def expand(self, stored: MixtureKept) -> MixtureState:
         memory = None if stored.memory is None else stored.memory.astype(jnp.float32)
-        return MixtureState(stored.place, memory, expand(self.config, stored.storm))
+        return MixtureState(stored.place, memory, expand(self.latents, self.config.dtype, stored.storm))
 
     def resume(self, stored: MixtureKept, lent: Sequence, key: Key[Array, ""]) -> MixtureState:
         """h and z as they were; the past of the model of now, made from what was lent, by the experts of the task that
@@ -383,9 +386,7 @@ class Mixture(WorldModel):
 
     def _number(self, sequence: Sequence) -> Int[Array, "B T"]:
         """Of the task, as the suite says it."""
-        if self.tasks == 1:
-            return jnp.zeros(sequence.reward.shape, jnp.int32)
-        return sequence.observation["task"]
+        return sequence.observation["task"] if self.tasks > 1 else jnp.zeros(sequence.reward.shape, jnp.int32)
 
     def _placed(self, state: MixtureState, sequence: Sequence) -> tuple[Place, Float[Array, "B T M"] | None]:
         """Which task each step is taken to be of, and what is remembered to that end."""
@@ -425,23 +426,24 @@ class Mixture(WorldModel):
         seen_now, (seems, memory) = shown(sequence.observation), self._placed(state, sequence)
         place = seems if place is None else place
 
-        def read(senses: Senses, seen: dict[str, Array], told: Float[Array, "*B E"]) -> Float[Array, "*B Z"]:
-            return senses(seen, c.dtype, told)
-
         told = self._told(jnp.zeros((*begins.shape, 0)), place)
+        read = partial(Senses.__call__, dtype=c.dtype)
         logits = each(read, self.senses, self.clusters[place.task], seen_now, told)
-        stoch = c.latents.sample(logits, c.latents.noise(begins.shape, stoch_key)).astype(c.dtype)
+        stoch = self.latents.sample(logits, self.latents.noise(begins.shape, stoch_key)).astype(c.dtype)
         before = jnp.concatenate([storm.stoch[:, None], stoch[:, :-1]], 1)
         before = jnp.where(begins[..., None, None], 1 / c.classes, before)
-        led = before, jnp.where(begins[..., None], 0, sequence.action), place
-        deter, past, routing = self._carry(*led, storm.past, begins, dropout)
-        foretold = self._foretell(deter, place, foretold_key) if c.acts == "prior" else None
-        return MixtureState(place, memory, StormState(deter, stoch, foretold, past)), logits, routing
+        action = jnp.where(begins[..., None], 0, sequence.action)
+        led, servers = self.lead(before, action, self.senses.present(seen_now))
+        deter, past, routing = self._carry(led, place, storm.past, begins, dropout)
+        states = MixtureState(place, memory, StormState(deter, stoch, None, servers, past))
+        if c.acts == "prior":
+            foretold = self._foretell(states, foretold_key)
+            states = states._replace(storm=states.storm._replace(foretold=foretold))
+        return states, logits, routing
 
     def _carry(
         self,
-        stoch: Float[Array, "B T S C"],
-        action: Float[Array, "B T A"],
+        led: Float[Array, "B T I"],
         place: Place,
         past: Past,
         begins: Bool[Array, "B T"],
@@ -449,8 +451,7 @@ class Mixture(WorldModel):
     ) -> tuple[Float[Array, "B T D"], Past, Routing]:
         """h of each step, what is to be remembered of it, and its experts."""
         c, task = self.config, place.task
-        action = action / stop_gradient(jnp.maximum(1, jnp.abs(action)))
-        led = self._told(jnp.concatenate([flat(stoch), action.astype(stoch.dtype)], -1), place)
+        led = self._told(led, place)
         routing = self._choose(place, led)
         chosen = routing.chosen  # [B, T, n]
 
@@ -479,17 +480,18 @@ class Mixture(WorldModel):
         """`x` and beside it, where there are several tasks, the embedding of the task."""
         return x if self.embeddings is None else jnp.concatenate([x, self._embedding(place).astype(x.dtype)], -1)
 
-    def _head(self, name: Literal["prior", "rew", "con"], state: MixtureState) -> Float[Array, "*B O"]:
+    def _head(self, name: Literal["rew", "con"], state: MixtureState) -> Float[Array, "*B O"]:
         """What a head of the task's cluster says."""
-        return self._foretold(name, state.storm.deter, state.place)
+        read, module = self._told(state.storm.deter, state.place), self.clusters[state.place.task]
+        return each(lambda heads, read: getattr(heads, name)(read), self.heads, module, read)
 
-    def _foretold(
-        self, name: Literal["prior", "rew", "con"], deter: Float[Array, "*B D"], place: Place
-    ) -> Float[Array, "*B O"]:
-        read = self._told(deter, place)
-        return each(lambda heads, read: getattr(heads, name)(read), self.heads, self.clusters[place.task], read)
+    def _prior(self, state: MixtureState) -> Float[Array, "*B Z"]:
+        """Logits of the prior of z."""
+        read, module = self._told(state.storm.deter, state.place), self.clusters[state.place.task]
+        return each(Heads.foretell, self.heads, module, read, state.storm.servers)
 
-    def _foretell(self, deter: Float[Array, "*B D"], place: Place, key: Key[Array, ""]) -> Float[Array, "*B S C"]:
+    def _foretell(self, state: MixtureState, key: Key[Array, ""]) -> Float[Array, "*B S C"]:
         """z drawn from the prior."""
-        noise = self.config.latents.noise(deter.shape[:-1], key)
-        return self.config.latents.sample(self._foretold("prior", deter, place), noise).astype(deter.dtype)
+        deter = state.storm.deter
+        noise = self.latents.noise(deter.shape[:-1], key)
+        return self.latents.sample(self._prior(state), noise).astype(deter.dtype)

@@ -216,6 +216,29 @@ def masked_pool(rows: Float[Array, "*B N U"], mask: Bool[Array, "*B N"]) -> Floa
     return jnp.concatenate([mean, jnp.where(chosen.any(-2), highest, 0)], -1)
 
 
+class SharedRows(eqx.Module):
+    """Hidden layers that every row passes, each row joined by the same context: [*B, N, G], [*B, D] -> [*B, N, U].
+
+    The first layer multiplies the context once and not once per row.
+    """
+
+    rows: Linear
+    context: Linear
+    norm: RMSNorm
+    deeper: MLP | None
+
+    def __init__(self, rows: int, context: int, units: int, layers: int, *, key: Key[Array, ""]):
+        rows_key, context_key, deeper_key = jax.random.split(key, 3)
+        self.rows = Linear(rows, units, key=rows_key)
+        self.context = Linear(context, units, key=context_key)
+        self.norm = RMSNorm(units)
+        self.deeper = MLP(units, units, layers - 1, key=deeper_key) if layers > 1 else None
+
+    def __call__(self, rows: Float[Array, "*B N G"], context: Float[Array, "*B D"]) -> Float[Array, "*B N U"]:
+        x = jax.nn.silu(self.norm(self.rows(rows) + self.context(context)[..., None, :]))
+        return x if self.deeper is None else self.deeper(x)
+
+
 class SetEncoder(eqx.Module):
     """A set as one vector, [*B, N, F] -> [*B, 2 U]: every row through the same MLP, then `masked_pool`.
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key
 
 from reverie.agents.core import Evidence, OffPolicyAgent, Row, Studied
 from reverie.envs.core import Task, World
+from reverie.models.routing import USE
 from reverie.ranges import Count, Positive, Weight, Whole, at_least, checked
 from reverie.train import replay as replays
 from reverie.train.collect import Collector, collect, finished_returns, open_streams, pool_size
@@ -132,7 +133,9 @@ def update(
         state, metrics = learning(state)
     else:
         state, metrics = jax.lax.scan(lambda now, _: learning(now), state, None, length=config.repeats)
-        metrics = jax.tree.map(lambda each: each.mean(0), metrics)
+        metrics = {  # a task that an update did not see has no share of its experts
+            name: jnp.nanmean(each, 0) if name.startswith(USE) else each.mean(0) for name, each in metrics.items()
+        }
     return state, metrics | scores
 
 
