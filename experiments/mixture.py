@@ -34,16 +34,30 @@ from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
-from reverie.settings.config import CurveConfig, LoopConfig, SuiteConfig, TrainConfig
+from reverie.settings.config import LoopConfig, SuiteConfig, TrainConfig
 from reverie.settings.presets import with_steps
 from reverie.settings.suites import suite_plan
 from reverie.sweep.training import open_or_create
 from reverie.tables import Row
 from reverie.train.seeds import side_by_side
 
-STORM: Mapping[str, Any] = {"units": 64, "heads": 4, "dropout": 0.0, "stoch": 16, "classes": 16, "horizon": 333.0}
+STORM: Mapping[str, Any] = {
+    "servers": "set",
+    "units": 32,
+    "heads": 4,
+    "window": 3,
+    "dropout": 0.0,
+    "stoch": 4,
+    "of_server": 2,
+    "classes": 8,
+    "carried": 16,
+    "rep_scale": 0.05,
+    "horizon": 333.0,
+}
 """What all models of this experiment have in common."""
-MIXTURE = MixtureConfig(**STORM, deter=80, layers=1, trunk=1, modules=2, experts=4, active=2, embedding=16, settle=300)
+ALONE = StormConfig(**STORM, deter=48)
+"""The model of one task."""
+MIXTURE = MixtureConfig(**STORM, deter=40, layers=1, trunk=1, modules=2, experts=4, active=2, embedding=8, settle=200)
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "random-routing": {"routing": "chance"},
     "token-routing": {"routing": "token"},
@@ -65,11 +79,13 @@ class Mixtures(Study):
     """The options of this experiment."""
 
     exam: ExamOptions = field(default_factory=lambda: Exam(episodes=100, jobs=250))
+    seeds: int = 3
+    """Training seeds."""
     suite: Literal["corners", "loads", "fleets"] = "corners"
     """The tasks."""
-    steps: int = 20_000
+    steps: int = 6_500
     """Environment steps of each task."""
-    arms: tuple[str, ...] = ("queue", "ensemble", "mixture", "shared-parameters", "shared-operations", *ABLATIONS)
+    arms: tuple[str, ...] = ("ensemble", "mixture", "shared-parameters", "shared-operations", *ABLATIONS, "queue")
     """What is trained."""
 
 
@@ -77,30 +93,45 @@ def plans(asked: Mixtures, arm: str, seed: int) -> list[TrainConfig]:
     """The trainings that an arm consists of, one or one for each task."""
     names = SuiteConfig(asked.suite).names
     if arm == "ensemble":
-        alone = StormConfig(**STORM, deter=96)
-        return [plan(asked, alone, f"ensemble-{k}", seed, (name,)) for k, name in enumerate(names)]
+        return [plan(asked, ALONE, f"ensemble-{k}", seed, (name,)) for k, name in enumerate(names)]
     if arm == "queue":
         whole = suite_plan(asked.suite, "queue")
         return [timed(asked, replace(whole, label="queue", seed=seed), len(names))]
     return [plan(asked, model_of(asked.suite, arm), arm, seed)]
 
 
-def plan(asked: Mixtures, model: StormConfig, label: str, seed: int, tasks: tuple[str, ...] = ()) -> TrainConfig:
-    """The same training for any model: only what the model is differs."""
+def plan(asked: Mixtures, model: StormConfig, label: str, seed: int, only: tuple[str, ...] = ()) -> TrainConfig:
+    """The same training for any model. Each task has as many streams, sequences and dreams in an update, and as many
+    updates, whether it is learned alone or with others."""
     begun = suite_plan(asked.suite, "mixture")
-    optimiser = replace(begun.agent.algorithm.optimiser, decay=0)
-    algorithm = replace(begun.agent.algorithm, model=model, optimiser=optimiser)
-    world = replace(begun.world, tasks=tasks)
-    experience = replace(begun.agent.experience, ratio=8.0)
-    agent = replace(begun.agent, algorithm=algorithm, experience=experience)
-    told = replace(begun, agent=agent, world=world, label=label, seed=seed)
-    return timed(asked, told, len(world.learned))
+    world = replace(begun.world, tasks=only)
+    tasks = len(world.learned)
+    algorithm = replace(
+        begun.agent.algorithm,
+        model=model,
+        optimiser=replace(begun.agent.algorithm.optimiser, learning_rate=2e-3, warmup=20, decay=0),
+        units=48,
+        dream_length=5,
+        starts=12 * tasks,
+        siblings=8,
+        scales=1,
+    )
+    experience = replace(
+        begun.agent.experience,
+        streams=16 * tasks,
+        batch=8 * tasks,
+        length=16,
+        ratio=8.0,
+        capacity=8_000 * tasks,
+        by_task=tasks > 1,
+    )
+    agent = replace(begun.agent, algorithm=algorithm, experience=experience, averaging=0.04)
+    return timed(asked, replace(begun, agent=agent, world=world, label=label, seed=seed), tasks)
 
 
 def timed(asked: Mixtures, plan: TrainConfig, tasks: int) -> TrainConfig:
     steps = asked.steps * tasks
-    after = replace(with_steps(plan, steps), loop=LoopConfig(steps=steps, evaluate_every=steps // 4))
-    return replace(after, curve=CurveConfig(episodes=6, jobs=250))
+    return replace(with_steps(plan, steps), loop=LoopConfig(steps=steps, save_every=200.0))
 
 
 def model_of(suite: str, arm: str) -> StormConfig:
@@ -114,7 +145,7 @@ def model_of(suite: str, arm: str) -> StormConfig:
 def matched(suite: str, measure: Callable[[str, StormConfig], float]) -> StormConfig:
     """The shared model whose width makes it measure as much as the mixture."""
     wanted = measure(suite, MIXTURE)
-    widths = range(32, 512, 8)
+    widths = range(16, 256, 4)
     shared = {w: MixtureConfig(**STORM, deter=w, layers=2, trunk=0, embedding=MIXTURE.embedding) for w in widths}
     low, high = 0, len(widths) - 1
     while low < high:  # the first width that is not smaller

@@ -42,7 +42,7 @@ Scale = Literal["cpu", "gpu"]
 
 ExamOptions = Annotated[Exam, tyro.conf.arg(name="")]
 """The exam of an experiment on fleets, its options without a prefix."""
-ANYWAY = ("runs", "workers", "game", "trace", "speeds")
+ANYWAY = ("runs", "workers", "game", "trace", "speeds", "suite", "arms")
 """Options that say where and what, and not how."""
 
 
