@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from study import ExamOptions, Study, study
 
 from reverie.evaluate.examination import Exam
@@ -29,7 +30,9 @@ from reverie.evaluate.suites import SuiteTrials, score_row, suite_trials
 from reverie.models.core import Sequence
 from reverie.models.mixture import MixtureConfig
 from reverie.models.storm import StormConfig
+from reverie.report.figures import WIDTH
 from reverie.report.output import say
+from reverie.report.style import BLUE, GREY, INK, VERMILLION, setting
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -230,6 +233,27 @@ def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np
     return row | {"cpu_seconds": total["cpu_seconds"]}
 
 
+def picture(rows: list[Row]) -> Figure:
+    """The score of each arm, with Student's interval over its seeds, against its parameters; two lines say what the
+    mixture is to reach and with how many: 97 % of the ensemble and half of its parameters."""
+    by_name = {str(row["arm"]): row for row in rows}
+    with setting():
+        figure = Figure(figsize=(WIDTH, 3.2))
+        axis = figure.subplots()
+        for name, row in by_name.items():
+            colour = {"ensemble": INK, "mixture": VERMILLION}.get(name, BLUE)
+            x, y = float(str(row["parameters"])), float(str(row["score"]))
+            if row["score_low"] is not None:
+                axis.vlines(x, float(str(row["score_low"])), float(str(row["score_high"])), color=colour, linewidth=1.5)
+            axis.plot(x, y, "o", color=colour, markersize=4)
+            axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", color=colour, fontsize=8)
+        if "ensemble" in by_name:
+            axis.axhline(0.97 * float(str(by_name["ensemble"]["score"])), color=GREY, linestyle="--", linewidth=1)
+            axis.axvline(0.5 * float(str(by_name["ensemble"]["parameters"])), color=GREY, linestyle="--", linewidth=1)
+        axis.set(xlabel="parameters, actor and critics included", ylabel="score (random 0, best rule 1)")
+    return figure
+
+
 def main() -> None:
     asked = study(Mixtures, __doc__)
     exam = asked.exam
@@ -253,7 +277,7 @@ def main() -> None:
         ]
         means = {name: np.mean([float(str(row["score"])) for seed in of for row in seed]) for name, of in found.items()}
         table = [summary(asked, name, of, means.get("ensemble")) for name, of in found.items()]
-        asked.publish_games(f"mixture-{asked.suite}", table, "arm")
+        asked.draw(f"mixture-{asked.suite}", picture(asked.publish_games(f"mixture-{asked.suite}", table, "arm")))
 
 
 if __name__ == "__main__":

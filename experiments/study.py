@@ -122,11 +122,13 @@ class Study:
             table.add_row(*("" if v is None else str(v) for v in row.values()))
         print_table(table)
 
-    def publish_games(self, name: str, rows: Sequence[Row], key: str = "game") -> None:
-        """Publish rows of some games, with those of other games that were published before."""
+    def publish_games(self, name: str, rows: Sequence[Row], key: str = "game") -> list[Row]:
+        """Publish rows of some games, with those of others that were published before; returns all of them."""
         path = self._folder(RESULTS) / f"{name}.csv"
         before = read_csv(path) if path.exists() else []
-        self.publish(name, list({row[key]: row for row in [*before, *rows]}.values()))
+        together = list({row[key]: row for row in [*before, *rows]}.values())
+        self.publish(name, together)
+        return together
 
     def draw(self, name: str, figure: Figure, dpi: int = 100) -> None:
         """Save a picture of the docs."""
