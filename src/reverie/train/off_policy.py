@@ -133,10 +133,14 @@ def update(
         state, metrics = learning(state)
     else:
         state, metrics = jax.lax.scan(lambda now, _: learning(now), state, None, length=config.repeats)
-        metrics = {  # a task that an update did not see has no share of its experts
-            name: jnp.nanmean(each, 0) if name.startswith(USE) else each.mean(0) for name, each in metrics.items()
-        }
+        metrics = over_updates(metrics)
     return state, metrics | scores
+
+
+def over_updates(metrics: dict[str, Array]) -> dict[str, Array]:
+    """The mean of metrics [U] of several updates; a task that an update did not see has no share of its experts there,
+    and any other NaN stays."""
+    return {name: jnp.nanmean(each, 0) if name.startswith(USE) else each.mean(0) for name, each in metrics.items()}
 
 
 def learn(
