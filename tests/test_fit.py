@@ -12,12 +12,12 @@ import pytest
 
 from reverie import cli
 from reverie.commands.fit import parse
-from reverie.envs.fleet.fitting import Fit, fit, works
+from reverie.envs.fleet.fitting import Fit, Interval, Server, fit, works
 from reverie.envs.fleet.formats.reading import Reading, read_requests
 from reverie.envs.fleet.own import read_fleet
 from reverie.envs.fleet.records import TraceError
-from reverie.envs.fleet.traces import Requests
-from reverie.serve.logged import alike, laws, placed, predict
+from reverie.envs.fleet.traces import Failed, Requests
+from reverie.serve.logged import alike, in_progress, laws, placed, predict
 from reverie.serve.settings import load_config
 
 SPEEDS = (1.0, 0.5, 0.25)
@@ -333,13 +333,35 @@ def test_a_log_that_cannot_tell_is_refused_by_name(text, said, tmp_path):
         fit(read_requests([path]))
 
 
-def test_errors_of_servers_are_left_out_and_counted(tmp_path):
+def test_errors_of_servers_count_as_there_and_bring_no_work():
+    """Half of the requests fail: the others' works are those that made the log if the failed ones were there, too."""
+    requests, work = made("shares", place=in_turn)
+    server, sent, ended = requests.server, requests.sent, requests.ended
+    failed = np.random.default_rng(1).random(len(work)) < 0.5
+    b, slots = SERVERS["shares"]
+    b, slots = (Interval(float(x), float(x), float(x)) for x in (b, slots))
+    servers = [
+        Server(name, 0, 0, Interval(v, v, v), b, slots) for name, v in zip(requests.servers, SPEEDS, strict=True)
+    ]
+    kept = requests._replace(server=server[~failed], arrival=sent[~failed], sent=sent[~failed], ended=ended[~failed])
+    told = kept._replace(failed=Failed(server[failed], sent[failed], ended[failed]))
+    off = [np.abs(works(each, servers) - work[~failed]) for each in (told, kept)]
+    assert np.quantile(off[0], 0.99) < 0.002
+    assert np.median(off[1]) > 0.01
+    assert (in_progress(told).sum(1) >= in_progress(kept).sum(1)).all()
+
+
+def test_errors_of_servers_are_kept_apart_and_counted(tmp_path):
     requests = lasting(made("fifo")[0].part(slice(0, 100)))
     path = written(tmp_path / "a.log", envoy, requests)
     path.write_text(path.read_text().replace(" 200 ", " 502 ", 7))
     read = read_requests([path], Reading(drop="zero"))
-    assert dict(read.provenance)["errors of servers (5xx), left out"].startswith("7 of ")
-    assert len(read.server) <= 93
+    assert dict(read.provenance)["errors of servers (5xx)"].startswith("7 of ")
+    assert len(read.server) + len(read.failed.server) <= 100
+    first = np.argsort(requests.ended, kind="stable")[:7]
+    np.testing.assert_array_equal(read.failed.server, requests.server[first])
+    stays = requests.ended - requests.sent
+    np.testing.assert_allclose(read.failed.ended - read.failed.sent, stays[first], atol=2e-3)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from reverie.envs.fleet.formats.reading import Reading, read_requests
 from reverie.serve.audit import replay
 from reverie.serve.haproxy_config import haproxy_config
 from reverie.serve.live import SleepingServer, poisson_plan
+from reverie.serve.race import MOST_LAG
 
 SPEEDS, SLOTS, B, WORK, RATE = (1.0, 0.5, 0.25), 4, 0.5, 0.06, 32.0
 
@@ -98,8 +100,10 @@ def test_from_a_log_to_weights_that_act(tmp_path, capsys, monkeypatch):
         found = json.loads(capsys.readouterr().out)
         assert found["placed"] == "fewest"
         # Of 384 requests, on a machine that may be busy: intervals of so few miss the truth more often than they say.
+        # Where it sends late it answers late too, which makes servers more alike.
+        beyond = 1.3 if np.quantile(answers.lag, 0.99) <= MOST_LAG * answers.seconds.mean() else 2.0
         for server, speed in zip(found["servers"], SPEEDS, strict=True):
-            assert server["speed"]["low"] / 1.3 < speed < server["speed"]["high"] * 1.3
+            assert server["speed"]["low"] / beyond < speed < server["speed"]["high"] * beyond
         slots = [server["slots"] for server in found["servers"]]
         assert sum(each["low"] <= SLOTS <= (each["high"] or np.inf) for each in slots) >= 2
         assert 0.1 < np.median([server["b"]["value"] for server in found["servers"]]) < 1.0
@@ -108,7 +112,9 @@ def test_from_a_log_to_weights_that_act(tmp_path, capsys, monkeypatch):
         assert len(truth) >= 0.98 * len(plan.work)
         assert np.abs(np.quantile(truth, quantiles) - np.quantile(plan.work, quantiles)).max() < 0.03
         tune, compare, serving = (shlex.split(words)[1:] for words in found["next"].values())
-        few = ["--members", "4", "--episodes", "2", "--generations", "2", "--quiet"]
+        # So short a search takes what chance likes best. With this seed its gain lies between 0.7 and 1.7 whatever that
+        # is; above 3, the guard `spread` keeps such weights out.
+        few = ["--members", "4", "--episodes", "2", "--generations", "2", "--seed", "10", "--quiet"]
         assert cli.main([*tune, *few]) == 0
         capsys.readouterr()
         assert cli.main([*compare[:-2], "--output", "json"]) == 0  # jsq would be another program to compile
@@ -129,9 +135,9 @@ def test_from_a_log_to_weights_that_act(tmp_path, capsys, monkeypatch):
             for before, mode in (("shadow", "canary"), ("canary", "active")):
                 serve.write_text(serve.read_text().replace(f'mode = "{before}"', f'mode = "{mode}"'))
                 agent.send_signal(signal.SIGHUP)
-                for seed in range(10):  # until it has decided in this mode
+                for seed in range(10):  # until it has acted in this mode
                     assert running.play(poisson_plan(RATE, 1.5, WORK, seed=seed)).failed == 0
-                    if any(each.change.mode == mode for each in replay(running.config.audit)):
+                    if any(each.change.mode == mode and each.change.sent for each in replay(running.config.audit)):
                         break
         finally:
             agent.terminate()
@@ -140,5 +146,5 @@ def test_from_a_log_to_weights_that_act(tmp_path, capsys, monkeypatch):
         assert all(each.same for each in changes)
         sent = {each.change.mode for each in changes if each.change.sent}
         assert {each.change.mode for each in changes} == {"shadow", "canary", "active"}
-        assert sent <= {"canary", "active"}  # what was tuned so shortly may decide for the weights that are there
+        assert sent == {"canary", "active"}, Counter((each.change.mode, each.change.decision.fired) for each in changes)
         until(lambda: running.driver.observe().at_defaults, 5)

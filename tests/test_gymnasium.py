@@ -400,7 +400,7 @@ except RuntimeError as error:
 
 def test_servers_that_share_are_stepped_as_others_and_not_drawn():
     env = gymnasium.make(
-        "reverie/Fleet-v0", family="workers", view="counts", reward="elapsed", jobs=5, render_mode="rgb_array"
+        "reverie/Fleet-v0", family="shared", view="counts", reward="elapsed", jobs=5, render_mode="rgb_array"
     )
     env.reset(seed=0)
     for _ in range(5):

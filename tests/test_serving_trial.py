@@ -166,6 +166,21 @@ def test_a_canary_that_is_slower_is_stopped_and_stays_out_until_rearmed(made_up)
     assert all(each.same for each in replay(agent.config.audit))
 
 
+def test_weights_that_a_guard_keeps_out_for_long_are_spoken_of_once_and_explained(made_up, capsys):
+    """Rates of 8, 4 and 2 to the sixth power: two of three servers would have the least weight."""
+    agent, balancer, clock, words = made_up(mode="active", trial=Trial(slice=1e4, active=1000))
+    agent.rule = replace(agent.rule, gain=6.0)
+    tick(agent, clock, 90)
+    assert (words, balancer.said[-1]) == ([], None)
+    tick(agent, clock, 90)
+    (said,) = words
+    assert "guard spread has kept the policy's weights out for 10 s" in said
+    assert "more than half of the servers would have the least one" in said
+    cli.main(["serve", "explain", str(agent.config.audit)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "why the configured weights the policy's weights lie so far apart" in told
+
+
 def test_a_change_in_the_log_that_is_decided_otherwise_is_found(made_up, capsys):
     agent, _, clock, _ = made_up(mode="active")
     tick(agent, clock, 30)

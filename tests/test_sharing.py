@@ -20,10 +20,10 @@ from reverie.policies.rules import rules
 KEY = jax.random.key(0)
 
 
-def play(tasks: Task, jobs: int, rule: str = "jsq", view="counts"):
+def play(tasks: Task, jobs: int, rule: str = "jsq", view="counts", reward="elapsed"):
     """Responses, arrivals, sizes, servers, rewards [J, B] and observations."""
     n = tasks.mask.shape[-1]
-    env = FleetEnv(n, jobs, view, "elapsed")
+    env = FleetEnv(n, jobs, view, reward)
     policy = rules([1.0] * n, [1.0] * n)[rule]
     keep = lambda state, timestep, action: (state.record, timestep)  # noqa: E731
 
@@ -118,12 +118,38 @@ def test_a_fifo_server_is_one_of_one_slot_and_padding_is_without_effect(played):
     np.testing.assert_array_equal(seen.observation["servers"][:, 2, :2], known.observation["servers"][:, 2])
 
 
-def test_the_view_latency_tells_what_departed(played):
-    """As it tells it of FIFO servers, whose ledger is another program."""
-    shares = fifo()._replace(sharing=sharing(np.ones(2), 0.0, 1))
-    (_, seen), (_, known) = (play(batch(task, 2), 120, "ewma", "latency") for task in (shares, fifo()))
-    np.testing.assert_allclose(seen.observation["servers"], known.observation["servers"], rtol=1e-3, atol=1e-3)
-    assert np.unique(known.observation["servers"][..., 1]).tolist()[:2] == [0, 1]
+WORKERS = np.array([1.0, 9.0, 4.0]), np.array([1, 4, 3])
+
+
+def workers(shared: bool) -> Task:
+    """Servers of several slots that do not slow each other, one of which stands still for a while; `shared`, as the
+    loop over departures takes them, rather than a queue for each slot."""
+    how = sharing(WORKERS[0], 0.0, WORKERS[1])
+    task = changing(0 * PROMPTS)
+    return batch(task._replace(sharing=how._replace(b=jnp.zeros(3)) if shared else how), 2)
+
+
+def test_workers_by_queues_of_their_slots_are_those_of_the_loop_over_departures():
+    """Each job, and all that the view `latency` tells on the way."""
+    (found, seen), (expected, known) = (play(workers(shared), JOBS, "ewma", "latency") for shared in (False, True))
+    np.testing.assert_array_equal(found.server, expected.server)
+    np.testing.assert_allclose(found.response, expected.response, rtol=2e-4, atol=1e-4)
+    np.testing.assert_allclose(seen.observation["servers"], known.observation["servers"], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(seen.reward, known.reward, rtol=2e-4, atol=1e-2)
+    most = np.asarray(known.observation["servers"])[..., 0].max((0, 1))
+    assert (most > (1, 1, 3)).all()  # several everywhere, and more than there are slots
+
+
+def test_workers_are_paid_at_dispatch_what_an_event_simulation_finds_in_the_end():
+    """Without a ledger: slots stay in order of what is left."""
+    record, seen = play(workers(shared=False), JOBS, "least-work", "full", "admission")
+    server, arrival, size, paid = (
+        np.asarray(leaf[:, 0], float) for leaf in (record.server, record.arrival, record.size, -seen.reward)
+    )
+    nothing = np.zeros(3)
+    expected = simulated(SPEEDS, WORKERS[0], nothing, WORKERS[1], nothing, server, arrival, size, 0 * PROMPTS)
+    np.testing.assert_allclose(paid, expected, rtol=2e-4, atol=2e-3)
+    assert len(set(server)) == 3
 
 
 LOAD, COPIES = 0.6, 32

@@ -241,6 +241,9 @@ def test_the_rule_here_is_the_one_that_serve_follows(changing):
     raw = rates.estimate(memory, configured) ** rule.gain
     np.testing.assert_allclose(np.asarray(action[0]), np.asarray(action_of(jnp.asarray(raw))), atol=1e-4)
     assert np.ptp(np.asarray(action)) > 0.2
+    # So steep that three of four would have the least weight, which the guard `spread` of serve keeps out.
+    steep, _ = AdaptiveWeights(ours.estimates, 60.0).act(state, now, KEY)
+    np.testing.assert_allclose(np.asarray(steep[0]), np.asarray(action_of(jnp.asarray(configured))), atol=1e-5)
 
 
 def test_what_is_tuned_of_weights_is_judged_by_the_jobs_of_the_world_of_weights():

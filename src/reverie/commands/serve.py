@@ -16,6 +16,7 @@ from reverie.report.output import Output, json_text, print_facts, print_json, pr
 from reverie.runs.config_json import config_to_json
 from reverie.serve import agent, audit, deployment
 from reverie.serve.arms import ARMS
+from reverie.serve.guards import WHY
 from reverie.serve.race import DEFAULT_ARMS, MOST_LAG, Lane, Outcome, RaceConfig, lanes, race
 from reverie.serve.settings import Mode, ServeConfig, load_config
 
@@ -272,6 +273,8 @@ def _facts(shown: audit.Explained) -> list[tuple[str, str]]:
         ("seconds since it was asked", f"{change.now - counts.at:.4f}"),
         ("guards that changed it", ", ".join(decision.fired) or "none"),
     ]
+    if decision.weights is None:
+        facts.append(("why the configured weights", WHY.get(decision.fired[-1], "it is their turn")))
     for i, name in enumerate(counts.names):
         wanted = "configured" if decision.weights is None else decision.weights.get(name, "not ours to set")
         seen = f"{counts.in_progress[i]} in progress, {counts.started[i]} started, {counts.failed[i]} failed"

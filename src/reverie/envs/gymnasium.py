@@ -70,7 +70,7 @@ def draw_fleet(world: FleetEnv, task: FleetTask, state: FleetState, told: Sequen
 
     Errors: ValueError where servers share.
     """
-    if state.slots is not None:
+    if task.sharing is not None:
         raise ValueError(
             "a picture shows until when each job will be served, which is not known where servers serve several at "
             "once: make this world without a render_mode"

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from reverie.envs.core import ActionSpec, ArraySpec, State, TimeStep
-from reverie.envs.fleet.env import FleetEnv, Record, Task, responses
+from reverie.envs.fleet.env import FleetEnv, Record, Task, known_at_dispatch, responses
 from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, View, WeightsEnv, check_stay
 from reverie.evaluate.bounds import lower_bound
 from reverie.evaluate.capacity import load_at
@@ -188,7 +188,7 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
         env = replace(world, servers=servers, jobs=jobs)
         if isinstance(env, WeightsEnv):
             check_stay(task)
-        elif task.sharing is not None and contestants[members[0]].training_seed is None:
+        elif not known_at_dispatch(task) and contestants[members[0]].training_seed is None:
             env = replace(env, reward="elapsed")  # rules do not look at what they are paid
         record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
         for row, c in enumerate(members):

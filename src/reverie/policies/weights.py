@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from numpy.typing import ArrayLike
 
 from reverie.envs.core import TimeStep
-from reverie.envs.fleet.weights import FEATURES, action_of
+from reverie.envs.fleet.weights import FEATURES, LEAST, action_of
 from reverie.policies.adaptive import AdaptiveLeastConnections, ServerEstimates
 from reverie.policies.views import Rule, View
 
@@ -37,7 +37,8 @@ class AdaptiveWeights(eqx.Module):
     """Each server's estimated rate, to a power, for its weight: `reverie serve`'s rule.
 
     Rates are those of adaptive least-connections, of what a proxy tells once in an interval: what a server completed in
-    it, and whether it has jobs at its end, which counts for the time that it was busy.
+    it, and whether it has jobs at its end, which counts for the time that it was busy. Where they lie so far apart that
+    more than half of the servers would have the least weight, the nominal speeds are the weights, as in `serve`.
     """
 
     view: ClassVar[View] = "weights"
@@ -56,7 +57,7 @@ class AdaptiveWeights(eqx.Module):
     def act(
         self, state: ServerEstimates, timestep: TimeStep, key: Key[Array, ""]
     ) -> tuple[Float[Array, "B N"], ServerEstimates]:
-        rows, proxy, _ = _seen(timestep, self.estimates.speeds.shape[0])
+        rows, proxy, mask = _seen(timestep, self.estimates.speeds.shape[0])
         jobs, lasted = rows[..., COLUMN["in progress"]], proxy[..., 2:]  # [B, N], [B, 1]
         kept = jnp.exp(-lasted / self.estimates.tau)
         state = ServerEstimates(
@@ -64,7 +65,10 @@ class AdaptiveWeights(eqx.Module):
             completed=kept * state.completed + rows[..., COLUMN["completions"]],
             busy=kept * state.busy + jnp.where(jobs > 0, lasted, 0.0),
         )
-        return action_of(self.estimates.rates(state) ** self.gain), state
+        weights = self.estimates.rates(state) ** self.gain
+        least = mask & (weights <= LEAST * weights.max(-1, keepdims=True))
+        apart = least.sum(-1, keepdims=True) > mask.sum(-1, keepdims=True) / 2
+        return action_of(jnp.where(apart, self.estimates.speeds, weights)), state
 
 
 def weight_rules(nominal: ArrayLike, patience: float) -> dict[str, Rule]:

@@ -21,11 +21,14 @@ from reverie.serve.audit import Audit, Begin, Change
 from reverie.serve.balancer import Balancer, Counts
 from reverie.serve.decide import Decision, Memory, Weigh, begin, decide
 from reverie.serve.drivers import DRIVERS
+from reverie.serve.guards import WHY
 from reverie.serve.rates import load_rule
 from reverie.serve.settings import ServeConfig
 from reverie.serve.trial import Score, Slice, judge, lost, slice_at
 
 type Say = Callable[[str], None]
+_LONG = 10.0
+"""Seconds without the policy's weights after which it is said why."""
 
 
 class Agent:
@@ -57,6 +60,7 @@ class Agent:
         """That decisions have taken."""
         self._last: tuple = ()
         self._complaint = ""
+        self._acted = clock()
         self._begin(config)
 
     def _begin(self, config: ServeConfig) -> None:
@@ -113,6 +117,7 @@ class Agent:
         self.decisions[self.config.mode] += 1
         if decision.weights is None:
             self.fallbacks[decision.fired[-1]] += 1
+        self._say_why_not(decision, now)
         news = decision.weights, decision.fired, answer
         if news != self._last or sent != {}:
             change = Change(
@@ -123,6 +128,14 @@ class Agent:
         self.seconds += self._clock() - began
         if healthy and not answer:
             self._give_sign()
+
+    def _say_why_not(self, decision: Decision, now: float) -> None:
+        """Say it where the configured weights, which an operator may take for the policy's, stay in force."""
+        guard = decision.fired[-1] if decision.weights is None else ""
+        if guard not in WHY:
+            self._acted = now
+        elif now - self._acted > _LONG:
+            self._complain(f"guard {guard} has kept the policy's weights out for {_LONG:.0f} s: {WHY[guard]}")
 
     def _observe(self) -> Counts | None:
         """What the balancer tells, or told last."""

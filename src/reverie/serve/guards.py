@@ -114,6 +114,16 @@ GUARDS: Mapping[str, Guard] = {
 }
 
 
+WHY: Mapping[str, str] = {
+    "finite": "the policy's word is not a positive number for each server",
+    "halted": "a trial was lost, and `reverie serve rearm` has not been given since",
+    "known": "the balancer has other servers than the configuration",
+    "fresh": "what is known is too old, or the process stood still",
+    "spread": "the policy's weights lie so far apart that more than half of the servers would have the least one",
+}
+"""Why the configured weights act, by the guard that says so."""
+
+
 def guard(
     weights: Weights, now: Situation, guards: Mapping[str, Guard] = GUARDS
 ) -> tuple[Weights | None, tuple[str, ...]]:

@@ -84,7 +84,9 @@ def in_progress(requests: Requests) -> Int[np.ndarray, "J N"]:
     """How many requests were at each server as each was sent."""
     counts = []
     for i in range(len(requests.servers)):
-        sent, ended = (np.sort(times[requests.server == i]) for times in (requests.sent, requests.ended))
+        mine, failed = requests.server == i, requests.failed.at(i)
+        sent = np.sort(np.append(requests.sent[mine], failed[0]))
+        ended = np.sort(np.append(requests.ended[mine], failed[1]))
         came, went = np.searchsorted(sent, requests.sent, "left"), np.searchsorted(ended, requests.sent, "right")
         counts.append(came - np.minimum(went, came))
     return np.stack(counts, 1)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from reverie.envs.core import TimeStep, World, stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import LATENCY_FEATURES, FleetEnv, Task, fleet_task, responses
+from reverie.envs.fleet.env import LATENCY_FEATURES, FleetEnv, Task, fleet_task, known_at_dispatch, responses
 from reverie.envs.fleet.sharing import sharing
 from reverie.envs.fleet.weights import Proxy, WeightsEnv
 from reverie.policies.adaptive import AdaptiveLeastConnections
@@ -89,7 +89,7 @@ def simulate(config: RaceConfig, arm: Arm) -> Float[np.ndarray, " J"] | None:
         return None
     assert rule.view != "weights", "those here send each job"
     task, jobs = _task(config), len(config.plan.at)
-    reward = "admission" if task.sharing is None else "elapsed"
+    reward = "admission" if known_at_dispatch(task) else "elapsed"
     env = FleetEnv(servers=len(config.speeds), jobs=jobs, view=rule.view, reward=reward)
     play, record = _play(env, rule, stack_tasks([task]), jobs, lambda state, *_: state.record)
     return np.minimum(responses(record, play.states)[:, 0], config.timeout)

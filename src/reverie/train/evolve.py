@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from reverie.envs.fleet.env import FleetEnv, Task, responses
+from reverie.envs.fleet.env import FleetEnv, Task, known_at_dispatch, responses
 from reverie.envs.fleet.weights import USUAL, Proxy, WeightsEnv
 from reverie.policies.rollout import rollout, trials
 from reverie.policies.tunable import Tunable
@@ -107,7 +107,7 @@ def play(
             return cost(ended[0].T)
 
         return jax.vmap(held)(vectors)
-    env = FleetEnv(servers, jobs, view, "admission" if tasks.sharing is None else "elapsed")
+    env = FleetEnv(servers, jobs, view, "admission" if known_at_dispatch(tasks) else "elapsed")
 
     def one(vector: Float[Array, " D"]) -> Float[Array, " E"]:
         ended, record = rollout(env, rule.make(vector), tasks, key, jobs, lambda state, *_: state.record)

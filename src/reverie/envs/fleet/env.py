@@ -1,9 +1,10 @@
-"""The fleet: FIFO servers of different, changing speeds; one step dispatches one job.
+"""The fleet: servers of different, changing speeds; one step dispatches one job.
 
 A server that always works while it has work needs no calendar of events. Its backlog W (work units) follows Lindley's
 recursion, W <- max(0, W + size - capacity of the gap), and a job placed on it is finished as soon as the server's
 cumulative capacity covers what lies before it and itself: an exact inversion of the speed schedule, also when speeds
-change, fail and recover. Workloads, rules and learning live elsewhere.
+change, fail and recover. A server of several slots that do not slow each other is as many queues, and a job joins the
+shortest (Kiefer and Wolfowitz 1955). Workloads, rules and learning live elsewhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -86,8 +87,8 @@ class Record(NamedTuple):
     arrival: Float[Array, "*B"]
     """Time since the episode began."""
     response: Float[Array, "*B"]
-    """From arrival to finish, in time units; NaN from servers that share, where later jobs have a say in it:
-    `responses` tells it in the end."""
+    """From arrival to finish, in time units; NaN where later jobs have a say in it (`known_at_dispatch`): `responses`
+    tells it in the end."""
 
     @property
     def slowdown(self) -> Float[Array, "*B"]:
@@ -100,6 +101,7 @@ class _After(NamedTuple):
 
     response: Float[Array, ""]
     backlog: Float[Array, " N"]
+    work: Float[Array, "N K"] | None
     ledger: Ledger | None
     slots: Slots | None
     completed: Completions | None
@@ -118,18 +120,21 @@ class FleetState(NamedTuple):
     stream: Key[Array, "*B"]
     record: Record
     """The job dispatched last."""
+    work: Float[Array, "*B N K"] | None
+    """The backlog by slots, where servers have several and do not share, in order unless there is a ledger; inf where
+    there is none."""
     ledger: Ledger | None
-    """The jobs in progress, where view or reward count them."""
+    """The jobs in progress, where view or reward count them: a queue for each server, or for each of its slots."""
     slots: Slots | None
     """The same of servers that share."""
     completed: Completions | None
-    """Kept for the view `latency`."""
+    """Kept for the view `latency`, of each queue."""
 
 
 @dataclass(frozen=True)
 @checked
 class FleetEnv:
-    """Dispatch `jobs` jobs to `servers` FIFO servers, one per step.
+    """Dispatch `jobs` jobs to `servers` servers, one per step.
 
     Views: `full` shows the true remaining work and current speed of each server, the job's size and the time since the
     last arrival; `counts` only how many jobs are in progress at each server and the time since the last arrival, as a
@@ -191,20 +196,23 @@ class FleetEnv:
             )
         start, zero = schedules.instant(0.0), jnp.zeros(())
         job = workloads.draw_job(task.workload, key, jnp.int32(0), start)
-        none, time = jnp.zeros((self.servers,), jnp.int32), jnp.zeros((self.servers,))
-        if task.sharing is not None:
+        how = task.sharing
+        if how is not None:
             self._check_sharing(task)
-        slots = None if task.sharing is None else sharing.empty(task.sharing, self.jobs, job.prompt is not None)
-        queued = slots is None and self.keeps_ledger
-        ledger = queues.empty(self.servers, self.jobs, self.view == "latency") if queued else None
+        foreseen = known_at_dispatch(task)
+        slots = None if how is None or foreseen else sharing.empty(how, self.jobs, job.prompt is not None)
+        work = jnp.where(how.slot, 0.0, jnp.inf) if foreseen and how is not None else None  # [N, K]
+        rows = self.servers if work is None else work.size
+        none, time = jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,))
+        ledger = queues.empty(rows, self.jobs, self.view == "latency") if foreseen and self.keeps_ledger else None
         completed = Completions(none, time, time, time + job.gap) if self.view == "latency" else None
         record = Record(jnp.int32(0), zero, zero, zero)
-        clock = schedules.later(start, job.gap)
-        state = FleetState(clock, time, job, jnp.int32(0), key, record, ledger, slots, completed)
+        clock, nothing = schedules.later(start, job.gap), jnp.zeros((self.servers,))
+        state = FleetState(clock, nothing, job, jnp.int32(0), key, record, work, ledger, slots, completed)
         return state, first(self.observe(task, state))
 
     def _check_sharing(self, task: Task) -> None:
-        if self.reward != "elapsed" or self.view == "park":
+        if (self.reward != "elapsed" and not known_at_dispatch(task)) or self.view == "park":
             raise ValueError(
                 "FleetEnv: where servers share, how long a job will take is not known when it is dispatched: give "
                 f"reward='elapsed' and a view other than 'park', got {self.reward!r} and {self.view!r}"
@@ -227,14 +235,14 @@ class FleetEnv:
         is_last = dispatched == self.jobs
         following = workloads.draw_job(task.workload, state.stream, dispatched, state.clock)
         job = jax.tree.map(lambda leaf: jnp.where(is_last, 0.0, leaf), following)
-        pass_time = self._queued if task.sharing is None else self._shared
+        pass_time = self._queued if known_at_dispatch(task) else self._shared
         after = pass_time(task, state, action, job.gap, is_last)
         response = jnp.where(forbidden, jnp.nan, after.response)
         record = Record(jnp.asarray(action, jnp.int32), state.job.size, state.clock.coarse, response)
         left = jnp.where(is_last, 0.0, after.backlog)
         clock = schedules.later(state.clock, job.gap)  # at the end it stays at the last arrival
         state = FleetState(
-            clock, left, job, dispatched, state.stream, record, after.ledger, after.slots, after.completed
+            clock, left, job, dispatched, state.stream, record, after.work, after.ledger, after.slots, after.completed
         )
         match self.reward:
             case "elapsed":
@@ -250,23 +258,37 @@ class FleetEnv:
     def _queued(
         self, task: Task, state: FleetState, action: Int[Array, ""], gap: Float[Array, ""], is_last: Bool[Array, ""]
     ) -> "_After":
-        """The job joins the queue of a server, and time passes: `gap`, or until all work has ended."""
+        """The job joins the queue of a server or, where that has several slots, of the slot that will be free first,
+        and time passes: `gap`, or until all work has ended."""
+        now, how = state.clock, task.sharing
+        work = state.backlog[:, None] if state.work is None else state.work  # [N, K]
+        pace = jnp.ones((self.servers,)) if how is None else how.a
         speed = jax.tree.map(lambda leaf: leaf[action], task.speed)
-        chosen = jnp.arange(self.servers) == action
-        backlog = state.backlog[action]
-        response = schedules.inverse(speed, state.clock, backlog + state.job.size)
-        left = state.backlog + jnp.where(chosen, state.job.size, 0.0)
-        if task.others is None:
-            left = _worked_off(task, state.clock, left, gap)
+        chosen, mine = jnp.arange(self.servers)[:, None] == action, work[action]
+        if state.ledger is None:  # which slot it is does not matter, so they stay in order: the first is free first
+            before = mine[0]
+            with_job = jnp.clip(before + state.job.size, mine, jnp.append(mine[1:], jnp.inf))
+            left = jnp.where(chosen, with_job, work)
         else:
-            left = _with_others(task, task.others, state.clock, left, gap, state.stream, state.dispatched + 1)
+            before = mine.min()
+            chosen = chosen & (jnp.arange(len(mine)) == mine.argmin())
+            left = work + jnp.where(chosen, state.job.size, 0.0)
+        response = schedules.inverse(speed, now, (before + state.job.size) * pace[action])
+        if task.others is None:
+            left = _worked_off(task, now, left, gap, pace)
+        else:
+            left = _with_others(task, task.others, now, left, gap, state.stream, state.dispatched + 1)
         ledger, completed, elapsed = state.ledger, state.completed, jnp.zeros(())
         if ledger is not None:
             # Alone on the servers, our job before this one ends when the backlog does.
-            ours = schedules.inverse(speed, state.clock, backlog) if task.others is None else ledger.until_last[action]
-            ledger = queues.enter(ledger, chosen, state.dispatched, response, response - ours)
+            alone = task.others is None
+            ours = schedules.inverse(speed, now, before * pace[action]) if alone else ledger.until_last[action]
+            ledger = queues.enter(ledger, chosen.reshape(-1), state.dispatched, response, response - ours)
             ledger, completed, elapsed = queues.advance(ledger, completed, jnp.where(is_last, jnp.inf, gap))
-        return _After(response, left, ledger, None, completed, elapsed)
+        backlog = left[:, 0]
+        if how is not None:  # a product is several times as fast as a sum here
+            backlog = jnp.dot(jnp.where(how.slot, left, 0.0), jnp.ones(len(mine)), precision="highest")
+        return _After(response, backlog, None if how is None else left, ledger, None, completed, elapsed)
 
     def _shared(
         self, task: Task, state: FleetState, action: Int[Array, ""], gap: Float[Array, ""], is_last: Bool[Array, ""]
@@ -279,7 +301,7 @@ class FleetEnv:
         slots, completed, elapsed = sharing.advance(
             how, slots, state.completed, task.speed, state.clock, jnp.where(is_last, jnp.inf, gap)
         )
-        return _After(jnp.full((), jnp.nan), sharing.backlog(slots), None, slots, completed, elapsed)
+        return _After(jnp.full((), jnp.nan), sharing.backlog(slots), None, None, slots, completed, elapsed)
 
     def observe(self, task: Task, state: FleetState) -> dict[str, Array]:
         """What the view shows of a state, raw, in work and time units. Nothing of the future is in it."""
@@ -288,12 +310,12 @@ class FleetEnv:
             speed = jax.vmap(schedules.at, (0, None))(task.speed, state.clock)
             servers = jnp.stack([state.backlog, jnp.where(task.mask, speed, 0.0)], -1)
             return {"servers": servers, "job": jnp.stack([job.size, job.gap]), "mask": mask}
-        count = _in_progress(state)
+        count = _in_progress(state, self.servers)
         if self.view == "counts":
             return {"servers": count.astype(jnp.float32)[:, None], "job": job.gap[None], "mask": mask}
         if self.view == "latency":
-            done = state.completed
-            assert done is not None
+            assert state.completed is not None
+            done = state.completed.of_servers(self.servers)
             rows = jnp.stack([count, done.count, done.total, done.longest, jnp.zeros_like(count), done.since], -1)
             return {"servers": jnp.where(task.mask[:, None], rows, 0.0), "job": job.gap[None], "mask": mask}
         assert state.ledger is not None
@@ -310,11 +332,16 @@ def responses(record: Record, ended: FleetState) -> Float[Array, "J *B"]:
     return record.response if ended.slots is None else jnp.moveaxis(ended.slots.response, -1, 0)
 
 
-def _in_progress(state: FleetState) -> Int[Array, " N"]:
+def known_at_dispatch(task: Task) -> bool:
+    """Whether how long a job will take is known as it is dispatched: not where it shares a server with later ones."""
+    return task.sharing is None or task.sharing.b is None
+
+
+def _in_progress(state: FleetState, servers: int) -> Int[Array, " N"]:
     if state.slots is not None:
         return state.slots.in_progress
     assert state.ledger is not None
-    return state.ledger.count
+    return state.ledger.count.reshape(servers, -1).sum(-1)
 
 
 def members(task: Task, time: Time) -> Bool[Array, " N"]:
@@ -323,22 +350,25 @@ def members(task: Task, time: Time) -> Bool[Array, " N"]:
     return task.mask & (jax.vmap(schedules.at, (0, None))(there, time) > 0)
 
 
-def _worked_off(task: Task, now: Time, backlog: Float[Array, " N"], time: Float[Array, ""]) -> Float[Array, " N"]:
+def _worked_off(
+    task: Task, now: Time, backlog: Float[Array, "N K"], time: Float[Array, ""], pace: Float[Array, " N"]
+) -> Float[Array, "N K"]:
     """What is left of the backlogs after `time`."""
     capacity = jax.vmap(schedules.integral, (0, None, None))(task.speed, now, time)  # [N]
-    return jnp.maximum(backlog - capacity, 0.0)
+    return jnp.maximum(backlog - (capacity / pace)[:, None], 0.0)
 
 
 def _with_others(
     task: Task,
     others: Others,
     now: Time,
-    backlog: Float[Array, " N"],
+    backlog: Float[Array, "N 1"],
     gap: Float[Array, ""],
     stream: Key[Array, ""],
     dispatched: Int[Array, ""],
-) -> Float[Array, " N"]:
+) -> Float[Array, "N 1"]:
     """The backlogs after `gap`, in which jobs of others have come as well: the same ones whatever we do."""
+    pace = jnp.ones((len(backlog),))
     key = jax.random.fold_in(jax.random.fold_in(stream, 2**31 - 1), dispatched)
 
     def until_next(number: Int[Array, ""]) -> Float[Array, ""]:
@@ -346,17 +376,17 @@ def _with_others(
 
     def arrive(carry: tuple) -> tuple:
         number, passed, wait, backlog = carry
-        backlog = _worked_off(task, schedules.later(now, passed), backlog, wait)
+        backlog = _worked_off(task, schedules.later(now, passed), backlog, wait, pace)
         place, size = jax.random.uniform(jax.random.fold_in(key, 2 * number + 1), (2,))
         upto = jnp.cumsum(others.weights)
         server = (place * upto[-1] >= upto).sum()
         brings = workloads.sample_size(others.sizes, 1 - size)
-        backlog = backlog + jnp.where(jnp.arange(backlog.shape[0]) == server, brings, 0.0)
+        backlog = backlog + jnp.where(jnp.arange(len(backlog))[:, None] == server, brings, 0.0)
         return number + 1, passed + wait, until_next(number + 1), backlog
 
     begin = (jnp.int32(0), jnp.zeros(()), until_next(jnp.int32(0)), backlog)
     _, passed, _, backlog = jax.lax.while_loop(lambda carry: carry[1] + carry[2] < gap, arrive, begin)
-    return _worked_off(task, schedules.later(now, passed), backlog, gap - passed)
+    return _worked_off(task, schedules.later(now, passed), backlog, gap - passed, pace)
 
 
 def fleet_task(
@@ -391,6 +421,7 @@ def stack_fleets(tasks: Sequence[Task]) -> Task:
     prompts = any(task.workload.recording.prompt is not None for task in tasks)
     others = any(task.others is not None for task in tasks)
     slots = max(0 if task.sharing is None else task.sharing.slot.shape[-1] for task in tasks)
+    foreseen = all(known_at_dispatch(task) for task in tasks)
     return stack_tasks(
         [
             Task(
@@ -401,7 +432,7 @@ def stack_fleets(tasks: Sequence[Task]) -> Task:
                     jnp.asarray(np.pad(task.member, [(0, 0), (0, segments - task.member.shape[-1])], "edge")), servers
                 ),
                 _padded_others(task, servers) if others else None,
-                _padded_sharing(task, servers, slots) if slots else None,
+                _padded_sharing(task, servers, slots, foreseen) if slots else None,
             )
             for task in tasks
         ]
@@ -414,9 +445,10 @@ def _padded_others(task: Task, servers: int) -> Others:
     return others._replace(weights=jnp.pad(others.weights, (0, servers - others.weights.shape[-1])))
 
 
-def _padded_sharing(task: Task, servers: int, slots: int) -> Sharing:
+def _padded_sharing(task: Task, servers: int, slots: int, foreseen: bool) -> Sharing:
     """How the servers of a task serve, in that many rows and slots; one by one unless it says otherwise."""
     how = task.sharing or sharing.one_by_one(task.mask)
+    how = how if foreseen or how.b is not None else how._replace(b=jnp.zeros_like(how.a))
     how = how._replace(slot=jnp.pad(how.slot, [(0, 0), (0, slots - how.slot.shape[-1])]))
     return _rows(how, servers)
 

@@ -129,14 +129,19 @@ def works(requests: Requests, servers: Sequence[Server]) -> Float[np.ndarray, " 
 
 
 class _Path(NamedTuple):
-    """The requests of one server (M) in the order in which they were sent, and how many were there over time."""
+    """The requests of one server (M) in the order in which they were sent, and how many were there over time, with
+    those that failed (M + F)."""
 
     rows: Int[np.ndarray, " M"]
     """Where they stand in the log."""
     sent: Float[np.ndarray, " M"]
     ended: Float[np.ndarray, " M"]
-    time: Float[np.ndarray, " 2*M"]
-    there: Int[np.ndarray, " 2*M"]
+    all_sent: Float[np.ndarray, " M+F"]
+    all_ended: Float[np.ndarray, " M+F"]
+    counts: Int[np.ndarray, " M"]
+    """Which of these did not fail."""
+    time: Float[np.ndarray, " 2*(M+F)"]
+    there: Int[np.ndarray, " 2*(M+F)"]
     """From each of these times on."""
     at_end: Int[np.ndarray, " M"]
     """How many were there just before each ended."""
@@ -151,24 +156,29 @@ def _path(requests: Requests, server: int) -> _Path:
     rows = np.flatnonzero(requests.server == server)
     rows = rows[np.argsort(requests.sent[rows], kind="stable")]
     sent, ended = requests.sent[rows], requests.ended[rows]
-    time = np.concatenate([ended, sent])  # at one moment, ends come first
+    failed = requests.failed.at(server)
+    all_sent, all_ended = np.append(sent, failed[0]), np.append(ended, failed[1])
+    order = np.argsort(all_sent, kind="stable")
+    all_sent, all_ended, counts = all_sent[order], all_ended[order], np.flatnonzero(order < len(rows))
+    time = np.concatenate([all_ended, all_sent])  # at one moment, ends come first
     order = np.argsort(time, kind="stable")
-    there = np.cumsum(np.where(order < len(rows), -1, 1))
-    at_end = np.searchsorted(sent, ended, "right") - np.searchsorted(np.sort(ended), ended, "left")
-    return _Path(rows, sent, ended, time[order], there, np.maximum(at_end, 1), requests.resolution)
+    there = np.cumsum(np.where(order < len(all_sent), -1, 1))
+    at_end = np.searchsorted(all_sent, ended, "right") - np.searchsorted(np.sort(all_ended), ended, "left")
+    at_end = np.maximum(at_end, 1)
+    return _Path(rows, sent, ended, all_sent, all_ended, counts, time[order], there, at_end, requests.resolution)
 
 
 def _begun(path: _Path, slots: Sequence[int]) -> dict[int, Float[np.ndarray, " M"]]:
     """When each request got a slot, if there are so many: at once, or when all before it but one less had ended."""
-    begun = {count: path.sent.copy() for count in slots}
+    begun = {count: path.all_sent.copy() for count in slots}
     present: list[float] = []  # ends of those before that are still there
-    for j, now in enumerate(path.sent):
+    for j, now in enumerate(path.all_sent):
         del present[: bisect_right(present, now)]
         for count in slots:
             if count <= len(present):
                 begun[count][j] = present[len(present) - count]
-        insort(present, path.ended[j])
-    return begun
+        insort(present, path.all_ended[j])
+    return {count: each[path.counts] for count, each in begun.items()}
 
 
 def _works(

@@ -40,6 +40,11 @@ class Completions(NamedTuple):
             jnp.where(done, -when, self.since),
         )
 
+    def of_servers(self, count: int) -> "Completions":
+        """Of `count` servers, each of them several queues in a row."""
+        number, total, longest, since = (leaf.reshape(count, -1) for leaf in self)
+        return Completions(number.sum(-1), total.sum(-1), longest.max(-1), since.min(-1))
+
     def after(self, gap: Float[Array, "*#B N"] | Float[Array, ""]) -> "Completions":
         """At the end of a gap; of one that is inf, all work has ended."""
         return self._replace(since=jnp.where(jnp.isinf(gap), 0.0, self.since + gap))

@@ -4,7 +4,8 @@ A server has some slots; each job in one is served at the rate v / (a + b n) whi
 none waits, first come, first served. So (1, 0) with one slot is the FIFO server, (k, 0) with k slots are k workers of
 speed v / k, (0, 1) shares the server evenly, and (a, b) in seconds a token is a replica that batches what it generates.
 
-When a job will be finished depends on jobs that are yet to come, so it is known at its departure alone. Time is kept as
+When a job will be finished depends on jobs that are yet to come (unless b is 0 everywhere and nothing is read, which
+`env.py` does without this file), so it is known at its departure alone. Time is kept as
 the work that a server could have done by then, its capacity: in this the jobs in its slots run evenly also while its
 speed changes. A job's prompt, if it has one, is read first, and stops the server for all of them (prefill). What a
 step costs grows with the departures in it, and they are awaited for a whole batch in one loop.
@@ -31,11 +32,16 @@ class Sharing(NamedTuple):
     """How N servers serve: each job in a slot at v / (a + b n), n of the K being taken."""
 
     a: Float[Array, "*B N"]
-    b: Float[Array, "*B N"]
     slot: Bool[Array, "*B N K"]
     """Which of them a server has; the others are padding."""
+    b: Float[Array, "*B N"] | None
+    """None where it is 0 at all servers and nothing stops them: no later job has a say in how long one takes."""
     prefill: Float[Array, "*B N"]
     """How long a token of a prompt stops a server of speed 1."""
+
+    def pace(self, jobs: Int[Array | np.ndarray, "*E N"]) -> Float[Array | np.ndarray, "*E N"]:
+        """How long a unit of work takes at speed 1 while so many jobs are served."""
+        return self.a if self.b is None else self.a + self.b * jobs
 
 
 class Slots(NamedTuple):
@@ -89,20 +95,21 @@ def sharing(a: ArrayLike, b: ArrayLike, slots: ArrayLike, prefill: ArrayLike = 0
         raise ValueError(f"sharing: each server needs a whole number of slots, at least 1; got {slots.tolist()}")
     if not (jnp.isfinite(prefill) & (prefill >= 0)).all():
         raise ValueError(f"sharing: prefill must be finite and not negative, got {prefill.tolist()}")
-    return Sharing(a, b, jnp.arange(int(slots.max())) < slots[:, None], prefill)
+    slot = jnp.arange(int(slots.max())) < slots[:, None]
+    return Sharing(a, slot, b if (b + prefill > 0).any() else None, prefill)
 
 
 def one_by_one(mask: Bool[Array, "*B N"]) -> Sharing:
     """Servers that serve one job at a time."""
     alone = jnp.ones(mask.shape)
-    return Sharing(alone, 0 * alone, alone[..., None] > 0, 0 * alone)
+    return Sharing(alone, alone[..., None] > 0, None, 0 * alone)
 
 
 def most(servers: Sharing, prompt: float = 0.0) -> Float[Array | np.ndarray, "*B N"]:
     """What a server does with all slots taken, per unit of speed: n / (a + b n), where there is no `prompt` to be read
     for a unit of work."""
     n = servers.slot.sum(-1)
-    return 1 / ((servers.a + servers.b * n) / n + servers.prefill * prompt)
+    return 1 / (servers.pace(n) / n + servers.prefill * prompt)
 
 
 def empty(servers: Sharing, jobs: int, prompts: bool = False) -> Slots:
@@ -172,7 +179,7 @@ def advance(
 
 def until_departure(servers: Sharing, slots: Slots, speed: Schedule, now: Time) -> Float[Array, " N"]:
     """How long until each server would finish the next job, if no other came; inf where there is none."""
-    amount = slots.pause + slots.left.min(-1) * (servers.a + servers.b * slots.busy)
+    amount = slots.pause + slots.left.min(-1) * servers.pace(slots.busy)
     busy = slots.busy > 0
     return jnp.where(busy, jax.vmap(schedules.inverse, (0, None, 0))(speed, now, jnp.where(busy, amount, 0.0)), jnp.inf)
 
@@ -226,7 +233,7 @@ def _advance(
     def following(slots: Slots, served: Array, used: Array) -> _Next:
         """The next departure of each server, if one is due."""
         least = slots.left.min(-1)
-        after = used + slots.pause + (least - served) * (servers.a + servers.b * slots.busy)
+        after = used + slots.pause + (least - served) * servers.pace(slots.busy)
         return _Next(least, after, (slots.busy > 0) & (after <= capacity))
 
     def depart(carry: tuple) -> tuple:
@@ -264,7 +271,7 @@ def _advance(
     slots, _, served, used, completed, elapsed = jax.lax.while_loop(lambda carry: carry[1].due.any(), depart, start)
     rest = capacity - used
     read = jnp.minimum(slots.pause, rest)
-    served = served + jnp.where(slots.busy > 0, (rest - read) / (servers.a + servers.b * slots.busy), 0.0)
+    served = served + jnp.where(slots.busy > 0, (rest - read) / servers.pace(slots.busy), 0.0)
     count = slots.in_progress
     elapsed = elapsed + jnp.where(count > 0, count * gap[:, None], 0.0).sum(-1)
     slots = slots._replace(left=jnp.maximum(slots.left - served[..., None], 0.0), pause=slots.pause - read)

@@ -133,6 +133,22 @@ class Trace:
         return replace(self, arrival=self.arrival[jobs] - self.arrival[jobs][0], work=self.work[jobs], columns=columns)
 
 
+class Failed(NamedTuple):
+    """Requests (F) of which only that they were at a server is to be used."""
+
+    server: Int64[np.ndarray, " F"]
+    sent: Float64[np.ndarray, " F"]
+    ended: Float64[np.ndarray, " F"]
+
+    def at(self, server: int) -> tuple[Float64[np.ndarray, " *"], Float64[np.ndarray, " *"]]:
+        """When those of one server were sent, and ended."""
+        mine = self.server == server
+        return self.sent[mine], self.ended[mine]
+
+
+NONE_FAILED = Failed(np.empty(0, np.int64), np.empty(0), np.empty(0))
+
+
 class Requests(NamedTuple):
     """What a balancer's log tells of J requests, in order of arrival; times in seconds from the first arrival."""
 
@@ -151,6 +167,8 @@ class Requests(NamedTuple):
     """What reports call the log."""
     provenance: tuple[tuple[str, str], ...] = ()
     """How it was read, as of a `Trace`."""
+    failed: Failed = NONE_FAILED
+    """Those that a server answered with an error (5xx), which are none of the J."""
 
     def part(self, jobs: slice) -> "Requests":
         """Some of them, with times as they were."""

@@ -26,7 +26,7 @@ from reverie.envs.fleet.formats import (
 )
 from reverie.envs.fleet.formats.core import Jobs, Line, Text
 from reverie.envs.fleet.records import Fault, TraceError, Unit, read_lines, shorten, split_json, stem
-from reverie.envs.fleet.traces import DEFAULT_COST, Requests, TokenCost, Trace
+from reverie.envs.fleet.traces import DEFAULT_COST, Failed, Requests, TokenCost, Trace
 from reverie.ranges import PositiveOrNone, Weight, checked
 
 _READERS = (
@@ -122,7 +122,7 @@ def read_trace(path: str | Path, cost: TokenCost = DEFAULT_COST, reading: Readin
 def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Requests:
     """What a balancer's log, or several of one format, tell of requests and who served them.
 
-    Requests that a server answered with an error (5xx) are left out.
+    Requests that a server answered with an error (5xx) are kept apart: they were there, and their works mean nothing.
 
     Raises:
         TraceError: as for `read_trace`; the log does not name servers, or its times are too coarse.
@@ -136,10 +136,10 @@ def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Request
             "urt=$upstream_response_time msec=$msec, or --columns arrival=NAME,size=NAME,server=NAME"
             + ("" if jobs.at_the_end else ". As a trace it is played as it is: reverie compare --trace")
         )
-    rows = np.flatnonzero(sound & ~served.failed)
+    since = served.came - jobs.seconds[sound].min()
+    within = sound & (since >= reading.start) & (since < (math.inf if reading.end is None else reading.end))
+    rows = np.flatnonzero(within & ~served.failed)
     rows = rows[np.argsort(served.came[rows], kind="stable")]
-    since = served.came[rows] - jobs.seconds[sound].min()
-    rows = rows[(since >= reading.start) & (since < (math.inf if reading.end is None else reading.end))]
     if len(rows) == 0:
         raise TraceError(f"{files} has no request in this stretch that a server answered without an error")
     middle = float(np.median(served.ended[rows] - served.sent[rows]))
@@ -148,14 +148,21 @@ def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Request
             f"{files} has times to {served.resolution:g} s, and half of its requests took {middle:.3g} s or less: "
             "how many were at a server at once cannot be seen. For nginx, add msec=$msec to log_format"
         )
-    names, server = np.unique([served.server[row] for row in rows], return_inverse=True)
+    all_names = np.array(served.server, object)
+    names, server = np.unique(all_names[rows].astype(str), return_inverse=True)
     times = (each[rows] - served.came[rows[0]] for each in (served.came, served.sent, served.ended))
+    errors = np.flatnonzero(within & served.failed)
+    errors = errors[np.isin(all_names[errors].astype(str), names)]
+    there = Failed(
+        np.searchsorted(names, all_names[errors].astype(str)),
+        *(each[errors] - served.came[rows[0]] for each in (served.sent, served.ended)),
+    )
     if failed := int(served.failed[sound].sum()):
         stay = np.where(sound, served.ended - served.sent, 0.0)
         part = stay[served.failed].sum() / max(stay.sum(), 1e-9)
         said = f"{failed:,} of {sound.sum():,}, {part:.1%} of the time at servers"
-        provenance += (("errors of servers (5xx), left out", f"{said}, as if the servers had been free in it"),)
-    return Requests(tuple(map(str, names)), server, *times, served.resolution, stem(paths[0]), provenance)
+        provenance += (("errors of servers (5xx)", f"{said}: counted as there, not as works"),)
+    return Requests(tuple(map(str, names)), server, *times, served.resolution, stem(paths[0]), provenance, there)
 
 
 def _read(
