@@ -3,10 +3,9 @@
 In `merging` among drivers who yield as none before did, in `dispatch` before servers of unknown speeds and loads: a
 sparse grid of tasks to learn from; judged on others between them, and outside, in the third episode on a task. All
 that infer tasks have networks of the same sizes and as many updates, of which more or fewer fall to a real step: so
-MetaDreamer (arXiv 2311.06673) and PEARL are learned from several numbers of real steps. Beside them stand MetaDreamer
-without imagination; SAC in any tasks of the same box, which does not ask which it is (domain randomisation); SAC that
-is told; and in `dispatch` rules that are told speeds, or estimate them by maximum likelihood. Judged are the networks
-after the last update.
+MetaDreamer (arXiv 2311.06673) and PEARL are learned from several numbers of real steps. Beside them stand SAC in any
+tasks of the same box, which does not ask which it is (domain randomisation); SAC that is told; and in `dispatch` rules
+that are told speeds, or estimate them by maximum likelihood. Judged are the networks after the last update.
 
     python experiments/metadreamer.py
     python experiments/metadreamer.py --game dispatch --grid
@@ -62,7 +61,7 @@ GameName = Literal["merging", "dispatch"]
 CLAIM: Mapping[Player, tuple[int, ...]] = MappingProxyType({"metadreamer": (150, 300), "pearl": (150, 300, 900)})
 """Real steps of each stream, of which there are two or one for each task, that agents learn from."""
 FEW, MOST = 300, 4_100
-"""The same in ablations, and where PEARL has experience to spare."""
+"""The same in the grid, and where PEARL has experience to spare."""
 GRID = MappingProxyType(
     {
         f"{imagination}-{decoder}-{encoder}": {"imagination": imagination, "decoder": decoder, "encoder": encoder}
@@ -138,7 +137,6 @@ class Samples(Study):
             learner(game, "pearl", MOST),
             unhindered(game, "sac", "told"),
             unhindered(game, "sac", "box"),
-            learner(game, "metadreamer", FEW, "none", imagination="none"),
         ]
         if self.grid:
             controls += [learner(f"{game}/dense", "pearl", FEW, "pearl-dense"), unhindered(game, "rsac", "")]
