@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import time
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from safetensors import safe_open
@@ -18,6 +20,7 @@ from reverie import cli
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.ppo import PPOConfig
+from reverie.commands import sweep as sweep_command
 from reverie.commands.sweep import parse as parse_sweep
 from reverie.commands.verdict import parse as parse_verdict
 from reverie.envs.fleet.own import Own
@@ -31,7 +34,7 @@ from reverie.settings import presets
 from reverie.settings.config import CurveConfig, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.settings.presets import preset
 from reverie.sweep.board import Board, standing
-from reverie.sweep.engines import Ending, Local, Ray
+from reverie.sweep.engines import Ending, Here, Local
 from reverie.sweep.plans import SweepConfig, VerdictConfig
 from reverie.sweep.side_by_side import RunsFailedError, train_all
 from reverie.sweep.sweep import open_sweep, sweep
@@ -45,7 +48,8 @@ TINY = TrainConfig(
     LoopConfig(steps=8 * CHUNK, evaluate_every=4 * CHUNK),
     CurveConfig(episodes=2, jobs=10),
 )
-LONG = replace(TINY, loop=LoopConfig(steps=400 * CHUNK, evaluate_every=400 * CHUNK, save_every=0.0))
+LONG = replace(TINY, loop=LoopConfig(steps=100 * CHUNK, evaluate_every=100 * CHUNK, save_every=0.0))
+ENDLESS = replace(LONG, loop=replace(LONG.loop, steps=10_000 * CHUNK, evaluate_every=10_000 * CHUNK))
 DIVERGING = replace(TINY, agent=replace(TINY.agent, algorithm=replace(TINY.agent.algorithm, learning_rate=1e30)))
 EXAM = ["--episodes", "6", "--jobs", "30"]
 COMMAND = ["test"]
@@ -130,35 +134,45 @@ DONE, KILLED = Ending("done"), Ending("killed", "its worker was ended by SIGKILL
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """Two runs that were trained side by side."""
+def whole(tmp_path_factory) -> RunFolder:
+    """The long run of one process, which nothing stopped."""
+    return alone(tmp_path_factory.mktemp("whole") / "a2c-0", LONG)
+
+
+class SideBySide(NamedTuple):
+    plans: dict[Path, TrainConfig]
+    shown: str
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> SideBySide:
+    """Two runs that were trained side by side, the worker of the first killed on its way."""
     folder = tmp_path_factory.mktemp("side by side")
-    runs = train_all(plans(folder), Local(2), command=COMMAND, quiet=True)
-    assert [run.path for run in runs] == list(plans(folder))
-    return folder
+    both = {folder / "a2c-0": LONG, folder / "a2c-1": replace(TINY, seed=1)}
+    killer = once_saved(folder / "a2c-0", lambda process: os.kill(process, signal.SIGKILL))
+    with redirect_stderr(io.StringIO()) as shown:
+        runs = train_all(both, Local(2), command=COMMAND)
+    killer.join()
+    assert [run.path for run in runs] == list(both)
+    return SideBySide(both, shown.getvalue())
 
 
-def test_runs_side_by_side_end_with_the_bits_of_runs_one_after_another(trained, tmp_path):
-    for folder, config in plans(trained).items():
-        assert same(RunFolder(folder), alone(tmp_path / folder.name, config))
+def test_runs_side_by_side_end_with_the_bits_of_runs_alone_though_a_worker_was_killed(trained, whole, tmp_path):
+    (killed, _), (sound, config) = trained.plans.items()
+    assert "a2c-0: waiting, its worker was ended by SIGKILL; it is taken up again" in trained.shown
+    assert len(RunFolder(killed).versions()) == 2
+    assert same(RunFolder(killed), whole)
+    assert same(RunFolder(sound), alone(tmp_path / "alone", config))
 
 
 def test_a_second_start_does_no_work(trained):
-    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    paths = [path for folder in trained.plans for path in folder.rglob("*")]
+    before = {path: path.stat().st_mtime_ns for path in paths}
     idle = Scripted(1)
-    assert len(train_all(plans(trained), idle, command=COMMAND)) == 2
+    assert len(train_all(trained.plans, idle, command=COMMAND)) == 2
     assert idle.started == []
-    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
-
-
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_numbers(tmp_path, capsys):
-    whole = alone(tmp_path / "whole", LONG)
-    killer = once_saved(tmp_path / "killed", lambda process: os.kill(process, signal.SIGKILL))
-    (run,) = train_all({tmp_path / "killed": LONG}, Local(1), command=COMMAND)
-    killer.join()
-    assert len(run.versions()) == 2
-    assert "killed: waiting, its worker was ended by SIGKILL; it is taken up again" in capsys.readouterr().err
-    assert same(run, whole)
+    assert {path: path.stat().st_mtime_ns for path in paths} == before
+    assert {path for folder in trained.plans for path in folder.rglob("*")} == set(paths)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
@@ -174,7 +188,7 @@ def test_an_interrupt_stops_the_workers_which_are_bound_to_cores_and_save(tmp_pa
 
     once_saved(tmp_path / "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_all({tmp_path / "run": LONG}, Local(len(mine)), command=COMMAND, quiet=True)
+        train_all({tmp_path / "run": ENDLESS}, Local(len(mine)), command=COMMAND, quiet=True)
     ((process, cores),) = bound
     assert len(cores) == 1
     assert os.sched_getaffinity(0) == mine
@@ -183,33 +197,7 @@ def test_an_interrupt_stops_the_workers_which_are_bound_to_cores_and_save(tmp_pa
     run = RunFolder(tmp_path / "run")
     name, _ = ended_with(run)
     assert name == f"step-{logged(run)[-1]['step']:012d}.safetensors"  # saved where it stood
-    assert logged(run)[-1]["step"] < LONG.loop.steps
-
-
-def test_a_run_that_fails_is_reported_while_the_others_finish(tmp_path, capsys):
-    mixed = {tmp_path / "diverging": DIVERGING, tmp_path / "sound": TINY}
-    with pytest.raises(RunsFailedError, match=r"1 of 2 runs failed, the others are finished") as failed:
-        train_all(mixed, Local(1), command=COMMAND)
-    assert "became infinite or NaN" in failed.value.failures[tmp_path / "diverging"]
-    assert "DivergedError" in (tmp_path / "diverging" / "worker.log").read_text()
-    assert ended_with(RunFolder(tmp_path / "sound"))[0] == "step-000000000512.safetensors"
-    shown = capsys.readouterr().err
-    assert "diverging: failed" in shown
-    assert "1 of 2 runs done, 1 failed" in shown
-
-
-@pytest.mark.slow
-def test_ray_replaces_a_killed_worker_and_ends_with_the_same_bits(tmp_path):
-    skip_without_ray()
-    mixed = {tmp_path / "killed": LONG, tmp_path / "diverging": DIVERGING}
-    killer = once_saved(tmp_path / "killed", lambda process: os.kill(process, signal.SIGKILL))
-    with pytest.raises(RunsFailedError, match=r"became infinite or NaN") as failed:
-        train_all(mixed, Ray(workers=2), command=COMMAND, quiet=True)
-    killer.join()
-    assert list(failed.value.failures) == [tmp_path / "diverging"]
-    run = RunFolder(tmp_path / "killed")
-    assert len(run.versions()) == 2
-    assert same(run, alone(tmp_path / "whole", LONG))
+    assert logged(run)[-1]["step"] < ENDLESS.loop.steps
 
 
 # --- what is next, without processes ---------------------------------------------------------------------------------
@@ -238,10 +226,12 @@ def test_a_failure_is_not_tried_again(tmp_path):
 
 
 def test_a_run_of_another_configuration_is_refused_before_any_work(trained):
-    other = {trained / "new": TINY, **plans(trained, replace(TINY, curve=CurveConfig(episodes=3, jobs=10)))}
+    (_, (folder, config)) = trained.plans.items()
+    new = folder.parent / "new"
+    other = {new: TINY, folder: replace(config, curve=CurveConfig(episodes=3, jobs=10))}
     with pytest.raises(ValueError, match=r"curve.episodes: 2, now 3"):
         train_all(other, Local(1), command=COMMAND)
-    assert not (trained / "new").exists()
+    assert not new.exists()
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
@@ -383,7 +373,7 @@ def test_a_verdict_trains_in_the_view_asked_for_on_the_servers_asked_for(asked, 
     *others, dreamer = VerdictConfig(Examination(own=own), seeds=1, **asked).plans()
     for plan in (*others, dreamer):
         assert (plan.world.view, plan.world.own) == (view, own)
-        assert build(plan).env.servers == 3
+        assert build(replace(plan, world=replace(plan.world, tasks=2))).env.servers == 3
     assert type(dreamer.agent.algorithm.model).__name__ == model
     # What Dreamer is paid, it remembers: where the view hides how long a job will take, so must the reward.
     assert dreamer.world.reward == ("admission" if view == "full" else "elapsed")
@@ -394,11 +384,14 @@ def tables(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder, "tables").glob("*.csv")}
 
 
-@pytest.mark.slow
+SWEEP = ["sweep", "--agent", "a2c", "--agent", "ppo", "--workers", "2", *EXAM]
+
+
 @pytest.mark.usefixtures("_tiny")
-def test_a_sweep_gives_the_same_tables_on_this_machine_and_on_ray_and_goes_on_where_it_was(capsys):
-    words = ["sweep", "--agent", "a2c", "--agent", "ppo", "--seeds", "2", "--workers", "2", "--quiet", *EXAM]
-    words += ["--output", "json"]
+def test_a_sweep_judges_agents_over_their_seeds_and_goes_on_where_it_was(capsys, monkeypatch):
+    """Trained in this process: what engines do is tested above and below."""
+    monkeypatch.setattr(sweep_command, "Local", lambda workers: Here(quiet=True))
+    words = [*SWEEP, "--seeds", "2", "--quiet", "--output", "json"]
     assert cli.main([*words, "--out", "here"]) == 0
     first = json.loads(capsys.readouterr().out)
     agents = [row for row in first["rows"] if row["role"] == "agent" and row["task"] == "hard"]
@@ -407,29 +400,44 @@ def test_a_sweep_gives_the_same_tables_on_this_machine_and_on_ray_and_goes_on_wh
     assert {"results-a2c-0.csv", "results-a2c-1.csv", "results-ppo-0.csv", "results-ppo-1.csv"} < tables("here").keys()
 
     before = tables("here")
+    monkeypatch.setattr(sweep_command, "Local", Scripted)  # would fail if it were asked to train
     assert cli.main([*words, "--out", "here"]) == 0
     assert json.loads(capsys.readouterr().out) == first
     assert tables("here") == before
     assert cli.main([*words, "--out", "here", "--steps", "64"]) == 1
     assert "steps: None, now 64" in capsys.readouterr().err
 
-    skip_without_ray()
-    assert cli.main([*words, "--out", "there", "--engine", "ray"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == first["rows"]
-    assert tables("there") == before
-
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_tiny")
-def test_a_sweep_with_a_failed_run_shows_the_others_and_is_no_success(capsys):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_sweep_with_a_failed_run_shows_the_others_and_is_no_success(engine, capsys, monkeypatch, whole):
+    """On processes of this machine one after the other; on Ray side by side, with the worker of the other run killed:
+    it ends with the bits of a run in this process, and with the tables of a sweep in this process."""
     presets.PRESETS["ppo"]["cpu"] = replace(DIVERGING, label="diverging")
-    words = ["sweep", "--agent", "ppo", "--agent", "a2c", "--seeds", "1", "--quiet", *EXAM]
-    assert cli.main(words) == 1
+    words = ["sweep", "--agent", "ppo", "--agent", "a2c", "--seeds", "1", *EXAM]
+    if engine == "ray":
+        skip_without_ray()
+        presets.PRESETS["a2c"]["cpu"] = LONG
+        once_saved(Path("there/a2c-0"), lambda process: os.kill(process, signal.SIGKILL))
+    assert cli.main([*words, "--workers", "1" if engine == "local" else "2", "--engine", engine, "--out", "there"]) == 1
     captured = capsys.readouterr()
     assert "agent / best rule" in captured.out
     assert "a2c" in captured.out
-    assert "1 of 2 runs failed" in captured.err
-    assert "diverging-0" in captured.err
+    assert "1 of 2 runs failed, the others are finished" in captured.err
+    assert "diverging-0: failed" in captured.err
+    assert "1 of 2 runs done, 1 failed" in captured.err
+    assert "became infinite or NaN" in captured.err.rpartition("there/diverging-0")[2]
+    assert "DivergedError" in Path("there/diverging-0/worker.log").read_text()
+    run = RunFolder(Path("there/a2c-0"))
+    if engine == "local":
+        assert ended_with(run)[0] == "step-000000000512.safetensors"
+    else:
+        assert len(run.versions()) == 2
+        assert same(run, whole)
+        monkeypatch.setattr(sweep_command, "Local", lambda workers: Here(quiet=True))
+        assert cli.main([*words, "--out", "here"]) == 1
+        assert tables("there") == tables("here")
 
 
 @pytest.mark.parametrize("kind", [SweepConfig, VerdictConfig])
