@@ -457,7 +457,8 @@ def _rows[T](of_servers: T, servers: int) -> T:
     """Leaves [N, ...] with the last server repeated until there are `servers` rows; the mask is to leave these out."""
 
     def longer(leaf: Array) -> Array:
-        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], servers - leaf.shape[0], axis=0)])
+        extra = servers - leaf.shape[0]
+        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)]) if extra else leaf
 
     return jax.tree.map(longer, of_servers)
 

@@ -133,13 +133,15 @@ def padded(workload: Workload, rates: int, scales: int, recorded: int, prompts: 
     """The same jobs from schedules of `rates` and `scales` segments and a recording of `recorded` rows, in which jobs
     have `prompts`, empty ones where they had none."""
     recording, extra = workload.recording, recorded - workload.recording.gap.shape[-1]
-    prompt = jnp.zeros_like(recording.gap) if recording.prompt is None else recording.prompt
-    rows = (jnp.pad(leaf, (0, extra)) for leaf in (recording.gap, recording.size, prompt))
-    gap, size, prompt = rows
+    if prompts and recording.prompt is None:
+        recording = recording._replace(prompt=jnp.zeros_like(recording.gap))
+    if extra:
+        gap, size, prompt = jax.tree.map(
+            lambda leaf: jnp.pad(leaf, (0, extra)), (recording.gap, recording.size, recording.prompt)
+        )
+        recording = recording._replace(gap=gap, size=size, prompt=prompt)
     return workload._replace(
-        rate=schedules.padded(workload.rate, rates),
-        scale=schedules.padded(workload.scale, scales),
-        recording=recording._replace(gap=gap, size=size, prompt=prompt if prompts else None),
+        rate=schedules.padded(workload.rate, rates), scale=schedules.padded(workload.scale, scales), recording=recording
     )
 
 
