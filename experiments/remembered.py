@@ -110,13 +110,14 @@ def compared(name: str, rows: Sequence[Row]) -> list[Row]:
     untuned = [who for who in logs if who not in learned and _role(rows, who) == "rule"]
     best = min(untuned, key=lambda who: float(logs[who].mean()))
     found: list[Row] = []
-    for label, part in {str(k + 1): [k] for k in range(EPISODES)} | {"3 to 16": list(range(2, EPISODES))}.items():
+    parts = {str(k + 1): [k] for k in range(EPISODES)} | {"3 to 16": list(range(2, EPISODES))}
+    for label, part in parts.items():
         row: Row = {"task": name, "episode": label, "seeds": len(lives), "trials": lives.shape[1], "best rule": best}
         mine = lives[..., part].mean(-1)
         for who, other in own.items():  # each seed is its own control
             row |= _columns(who, statistics.difference(mine - other[..., part].mean(-1), np.zeros((1, mine.shape[1]))))
-        for who in (*sorted(learned), "jsq-little", "little-root", best):
-            shown = "best rule" if who == best else who
+        others = {who: who for who in (*sorted(learned), "jsq", "little-root")} | {"best rule": best}
+        for shown, who in others.items():
             row |= _columns(f"over {shown}", statistics.difference(mine, logs[who][..., part].mean(-1)))
         found.append(row)
     return found

@@ -111,6 +111,39 @@ def test_the_memory_curve_is_read_from_results(load):
     assert [r["to_rule"] for r in found] == pytest.approx([2 / k for k in range(1, 17)])
 
 
+def test_what_is_remembered_of_servers_is_read_from_results(load):
+    remembered = load("remembered")
+    assert [remembered.plan(kind, "x").agent.algorithm.model.forgets for kind in ("trial", "episode")] == [
+        "trial",
+        "episode",
+    ]
+    rows = []
+    others = {"ends": 2.0, "tuned-adaptive-least-connections": 4.0, "tuned-little": 5.0}
+    rules = {"little-root": 3.0, "jsq": 9.0}
+    for trial, episode in ((t, k) for t in (0, 1) for k in range(16)):
+        base = 1.0 + trial
+
+        def add(who, role, seed, time, trial=trial, episode=episode):
+            rows.append(row(who, role, seed, trial, "task", time) | {"episode": episode})
+
+        for seed in (0, 1):
+            add("lives", "agent", seed, base / (episode + 1))
+            add("lives-wiped", "agent", seed, base)
+            add("lives-swapped", "agent", seed, base * 2)
+            for who, factor in others.items():
+                add(who, "agent", seed, base * factor)
+        for who, factor in rules.items():
+            add(who, "rule", None, base * factor)
+        add("shortest-wait", "oracle", None, base / 100)
+    found = remembered.compared("task", rows)
+    assert [r["episode"] for r in found] == [*map(str, range(1, 17)), "3 to 16"]
+    assert {r["best rule"] for r in found} == {"little-root"}
+    second, later = found[1], found[-1]
+    assert [second["wiped"], second["swapped"], second["over ends"]] == pytest.approx([1 / 2, 1 / 4, 1 / 4])
+    assert second["over best rule"] == second["over little-root"] == pytest.approx(1 / 6)
+    assert later["wiped"] == pytest.approx(np.exp(-np.log(np.arange(3, 17)).mean()))
+
+
 def test_an_untrained_agent_can_be_probed(load, monkeypatch):
     memory, study = load("memory"), load("study")
     monkeypatch.setattr(memory, "PROBED_TRIALS", 6)

@@ -10,7 +10,7 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, fleet_task
 from reverie.evaluate.capacity import changes
-from reverie.evaluate.probes import Wiped, decode, numbers, purity, record, silhouette, standardised
+from reverie.evaluate.probes import Swapped, Wiped, decode, numbers, purity, record, silhouette, standardised
 from reverie.evaluate.trials import Contestant, play
 
 CHANGE = 40.0
@@ -69,6 +69,26 @@ def test_memory_is_that_after_the_moment_was_seen_and_lives_through_the_trial(pl
     assert recorded.observation["servers"].shape == (2, 30, 2, 2, 2)
     wiped = record(FleetEnv(2, 30), Wiped(Counting()), tasks, key, episodes=2)
     np.testing.assert_array_equal(wiped.state[:, :, 0], [np.arange(1, 31)] * 2)
+
+
+class Numbered:
+    """Remembers the number of its trial, and nothing else."""
+
+    view = "full"
+
+    def initial_state(self, batch):
+        return jnp.arange(batch)
+
+    def act(self, state, timestep, key):
+        return jnp.zeros_like(state), state
+
+
+def test_memories_are_swapped_where_episodes_begin_and_nowhere_else(played):
+    _, tasks, key = played
+    own, swapped = (record(FleetEnv(2, 30), p, tasks, key, episodes=2) for p in (Numbered(), Swapped(Numbered())))
+    np.testing.assert_array_equal(own.state, np.broadcast_to([0, 1], (2, 30, 2)))
+    np.testing.assert_array_equal(swapped.state[0], np.broadcast_to([1, 0], (30, 2)))
+    np.testing.assert_array_equal(swapped.state[1], own.state[1])  # and back again
 
 
 def test_changes_are_those_of_values_not_of_padding():
