@@ -93,15 +93,16 @@ def test_from_a_log_to_weights_that_act(tmp_path, capsys, monkeypatch):
         share(running)
         plan = poisson_plan(RATE, 12.0, WORK, seed=13)
         with logged(running) as lines:
-            assert running.play(plan).failed == 0
+            answers = running.play(plan)
+        assert answers.failed == 0
         Path("proxy.log").write_text("\n".join(line for line in lines if "] requests servers/s" in line))
         call = ["fit", "proxy.log", "--drop", "zero,broken", "--out", "ours", "--output", "json"]
         assert cli.main(call) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["placed"] == "fewest"
+        fair = np.quantile(answers.lag, 0.99) <= MOST_LAG * answers.seconds.mean()
+        assert found["placed"] == "fewest" or not fair
         # Of 384 requests, on a machine that may be busy: intervals of so few miss the truth more often than they say.
-        # Where it sends late it answers late too, which makes servers more alike.
-        beyond = 1.3 if np.quantile(answers.lag, 0.99) <= MOST_LAG * answers.seconds.mean() else 2.0
+        beyond = 1.3 if fair else 2.0  # where it sends late it answers late too, which makes servers more alike
         for server, speed in zip(found["servers"], SPEEDS, strict=True):
             assert server["speed"]["low"] / beyond < speed < server["speed"]["high"] * beyond
         slots = [server["slots"] for server in found["servers"]]
