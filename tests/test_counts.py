@@ -103,6 +103,23 @@ def test_dreams_neither_lose_nor_invent_jobs():
         state = after
 
 
+def test_what_outlives_an_episode_does_not_hear_that_all_jobs_are_gone_at_its_end():
+    """A server that held ten jobs behind a giant would pass for the fastest of all."""
+    played, last = playing([1.0, 0.5, 0.25])(KEY), ENV.jobs
+    assert played.is_last[:, last].all()
+    assert played.is_first[:, last + 1].all()
+    for forgets in ("episode", "trial"):
+        model = make(CountsConfig(units=16, deter=16, unit=1.0, forgets=forgets))
+        states = model.observe(model.initial(4), played, KEY)[1]
+        before, after = (jax.tree.map(lambda x, t=t: np.asarray(x[:, t]), states) for t in (last - 1, last + 1))
+        for name in ("servers", "completed", "busy"):
+            kept = getattr(before, name) if forgets == "trial" else 0
+            np.testing.assert_array_equal(getattr(after, name), kept)
+        assert not np.any(after.age)
+        assert not np.any(after.elapsed)
+        assert np.any(before.completed)
+
+
 def test_time_in_the_system_is_nearly_that_of_the_simulator():
     """Counts tell how many jobs there were at both ends of a gap; where none ended, and in the mean, that is enough."""
     model, sequence = make(), played(KEY)

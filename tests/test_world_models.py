@@ -200,7 +200,8 @@ def test_nothing_passes_its_border(case, luck):
 def test_an_episodes_border_is_passed_by_those_alone_that_forget_at_trials(case, luck):
     model, spec = case
     one, other = play(spec), play(spec, seed=4)
-    two = jax.tree.map(lambda a, b: a.at[:, BORDER + 1].set(b[:, BORDER + 1]), one, other)
+    episode = slice(BORDER, BORDER + 2)
+    two = jax.tree.map(lambda a, b: a.at[:, episode].set(b[:, episode]), one, other)
     known = [observe(model, model.initial(B), sequence)[2] for sequence in (one, two)]
     same = jax.tree.map(lambda a, b: bool((a[:, BORDER + 2 :] == b[:, BORDER + 2 :]).all()), *known)
     assert all(jax.tree.leaves(same)) == (model.forgets == "episode")

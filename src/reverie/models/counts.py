@@ -124,13 +124,17 @@ class CountsModel(WorldModel):
         gap = observation[job][..., 0]
 
         def step(state: CountsState, now):
-            count, gap, action, mask, first, forgets = now
+            count, gap, action, mask, first, drains, forgets = now
             state = select(forgets, self.initial(len(gap)), state)._replace(mask=mask)
             fresh = state._replace(count=count, age=jnp.zeros_like(count), gap=gap, elapsed=jnp.zeros_like(gap))
-            state = select(first, fresh, self._after(state, action, gap, count))
+            after = self._after(state, action, gap, count)
+            unread = after._replace(servers=state.servers, completed=state.completed, busy=state.busy)
+            state = select(first, fresh, select(drains, unread, after))
             return state, state
 
-        flags = sequence.is_first, self.borders(sequence)
+        # After an episode's last job all are gone at once: what outlives the episode must not take that for speed.
+        drains = sequence.is_last & (self.forgets == "trial")
+        flags = sequence.is_first, drains, self.borders(sequence)
         return over_time(step, state, (count, gap, action, mask, *flags))
 
     def imagine(self, state: CountsState, action: Float[Array, "B A"], key: Key[Array, ""]) -> CountsState:
