@@ -3,9 +3,9 @@
 Ten servers up to tenfold apart, another fleet, load and law of sizes in each trial; the balancer sees how many jobs
 each holds. `lives` keeps what its model knows of each server through the trial, `ends` until the episode ends; both
 were trained alike. In trials of 16 episodes of 100 jobs each plays as it is; then `lives` once more with its memory
-wiped where an episode begins, and with that of another trial in its place (a policy that is merely good would not
-mind). Loads and spreads of speed that training never had follow. Beside them all rules that see no more, with
-join-shortest-queue and the two that infer speeds, tuned on the same family by evolution.
+wiped where an episode begins, and with that of other trials in its place (a policy that is merely good would not
+mind). Loads that training never had follow, and spreads of speed that it had rarely. Beside them all rules that see no
+more, and two that infer speeds, tuned by evolution on single episodes of 1,000 jobs of the same family.
 
     python experiments/remembered.py
 """
@@ -39,7 +39,7 @@ FAMILIES: dict[str, TaskFamily] = {
     "loads 0.1 to 0.3": unlike(loads=(0.1, 0.3)),
     "loads 1.0 to 1.15": unlike(loads=(1.0, 1.15)),
     "equal speeds": unlike(ratios=(1.0, 1.0)),
-    "speeds 10 to 20 times apart": unlike(ratios=(10.0, 20.0)),
+    "up to 10 to 20 times apart": unlike(ratios=(10.0, 20.0)),
 }
 """Load in training: 0.3 to 1.0; the fastest server is at most 1 to 10 times as fast as the slowest."""
 TUNED = ("adaptive-least-connections", "little")

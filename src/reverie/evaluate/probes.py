@@ -54,8 +54,8 @@ class Wiped(eqx.Module):
 
 
 class Swapped(eqx.Module):
-    """A policy that is given what it remembers of another trial where an episode begins: as good as its own where it
-    only has learned to play well, and worse where it has adapted."""
+    """A policy that is given the memory of the next trial in line where an episode begins, made of as many trials as
+    episodes have gone by: as good as its own where it only has learned to play well, worse where it has adapted."""
 
     policy: Policy
 
