@@ -14,8 +14,7 @@ from reverie.cli import COMMANDS, HELP
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Each command with its help, 80 columns wide."""
-    os.environ["COLUMNS"] = "80"
+    """Each command with its help, as wide as the terminal."""
     for name in COMMANDS:
         printed = io.StringIO()
         try:
@@ -26,5 +25,6 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    os.environ["COLUMNS"] = "80"
     for name, text in texts():
         (HELP / f"{name}.txt").write_text(text, encoding="utf-8")

@@ -137,6 +137,7 @@ def test_the_help_of_a_command_is_quick_and_needs_neither_jax_nor_the_argument_p
 
 def test_the_help_of_each_command_is_what_its_parser_says(monkeypatch):
     monkeypatch.undo()  # with the presets as they are
+    monkeypatch.setenv("COLUMNS", "80")
     program = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "help.py"))
     texts = dict(program["texts"]())
     assert list(texts) == list(cli.COMMANDS)

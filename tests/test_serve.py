@@ -130,6 +130,26 @@ def test_without_jax_it_decides_as_with_jax(name, files):
     assert np.ptp(all_wanted, 0).min() > 0.01  # one that always says the same would agree by chance
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_all_are_allowed_where_nothing_is_said_and_the_numbers_given_may_be_overwritten(name, files):
+    """Beside a policy that is told that all are allowed, and given new arrays each time."""
+    told, untold = (reverie.load_policy(files[name]) for _ in range(2))
+    shapes = {entry: spec["shape"] for entry, spec in told.described["observation"].items() if entry != "mask"}
+    rng, buffers = np.random.default_rng(0), {entry: np.zeros(shape, np.float32) for entry, shape in shapes.items()}
+    for number in range(6):
+        seen = {entry: rng.integers(1, 9, shape).astype(np.float32) for entry, shape in shapes.items()}
+        for entry, buffer in buffers.items():
+            buffer[...] = seen[entry]
+        reward = None if number == 0 else -100.0
+        one, _ = told._logits(seen, reward, np.ones(10, bool))
+        other, _ = untold._logits(buffers, reward, None)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        for policy in (told, untold):
+            policy._twin.done(number)
+        for buffer in buffers.values():
+            buffer[...] = 0
+
+
 def test_acting_is_what_was_compared_and_reset_forgets(files):
     served = reverie.load_policy(files["dreamer-cpu"])
     rng = np.random.default_rng(0)

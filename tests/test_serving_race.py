@@ -315,11 +315,11 @@ def test_in_a_minute_with_drift_no_request_fails_and_means_are_near_leastconns_a
         for name in MINUTE:
             binary(ARMS[name].proxy)  # says which is missing
     out, errors = begun.communicate(timeout=120)
-    lanes = {lane["name"]: lane for lane in json.loads(out)["lanes"]}
-    assert all(lane["failed"] == 0 for lane in lanes.values())
     if begun.returncode:
         assert "too busy" in errors
         pytest.skip(f"this machine is too busy for the race: {errors}")
+    lanes = {lane["name"]: lane for lane in json.loads(out)["lanes"]}
+    assert all(lane["failed"] == 0 for lane in lanes.values())
     assert lanes["serve"]["ratio"][0] < 1.25
     assert 0.75 < lanes["leastconn"]["of_simulated"] < 1.35
     assert 0.75 < lanes["serve"]["of_simulated"] < 1.35

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tyro
 
 _SCRIPT = r"""
-# Commands and options are those that the help prints; it is kept on disk, and so quick from the second time on.
+# Commands and options are those that the help prints.
 _reverie() {
   local words current=${COMP_WORDS[COMP_CWORD]}
   COMPREPLY=()

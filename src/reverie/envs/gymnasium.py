@@ -61,7 +61,7 @@ def no_info(state: State) -> dict[str, Array]:
 def job_info(state: FleetState) -> dict[str, Array]:
     """What became of the job dispatched last: `server`, `size`, `arrival`, `response`, and `clock`, the time of now.
 
-    Where servers share, its response is not known yet, and NaN."""
+    Where jobs slow each other down, its response is not known yet, and NaN."""
     return {**state.record._asdict(), "clock": state.clock.coarse}
 
 

@@ -28,7 +28,7 @@ def lower_bound(task: Task, arrival: Jobs, size: Jobs) -> float:
     """
     value, first = np.asarray(task.speed.value), 1.0
     if task.sharing is not None:
-        first = 1 / np.asarray(task.sharing.pace(np.array(1)))[:, None]
+        first = 1 / np.asarray(task.sharing.pace(np.ones(len(value), int)))[:, None]
         pooled = task.speed.value * sharing.most(task.sharing)[:, None]
         task = task._replace(speed=task.speed._replace(value=pooled))
     fastest = float(np.max((value * first)[np.asarray(task.mask)]))

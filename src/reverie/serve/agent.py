@@ -60,12 +60,12 @@ class Agent:
         """That decisions have taken."""
         self._last: tuple = ()
         self._complaint = ""
-        self._acted = clock()
         self._begin(config)
 
     def _begin(self, config: ServeConfig) -> None:
         self.config, self.rule = config, load_rule(config)
-        self._began = self._clock()
+        self._began = self._acted = self._clock()
+        self._kept_out = False
         self._times: dict[str, list[float]] = {"policy": [], "control": []}
         self._audit.begin(Begin(time.time(), config, self.rule))
         self._give_sign()
@@ -106,6 +106,7 @@ class Agent:
         counts = self._observe()
         self._follow_trial(began)
         if counts is None or self.config.mode == "off":
+            self._acted = began
             self._give_sign()
             return
         healthy = counts is not self.memory.counts
@@ -133,9 +134,10 @@ class Agent:
         """Say it where the configured weights, which an operator may take for the policy's, stay in force."""
         guard = decision.fired[-1] if decision.weights is None else ""
         if guard not in WHY:
-            self._acted = now
-        elif now - self._acted > _LONG:
-            self._complain(f"guard {guard} has kept the policy's weights out for {_LONG:.0f} s: {WHY[guard]}")
+            self._acted, self._kept_out = now, False
+        elif now - self._acted > _LONG and not self._kept_out:
+            self._kept_out = True
+            self._say(f"reverie serve: guard {guard} has kept the policy's weights out for {_LONG:.0f} s: {WHY[guard]}")
 
     def _observe(self) -> Counts | None:
         """What the balancer tells, or told last."""

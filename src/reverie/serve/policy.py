@@ -94,7 +94,9 @@ class ServedPolicy:
     def _entry(self, name: str, shape: tuple[int, ...], observation: Mapping[str, ArrayLike]) -> Array:
         if name not in observation:
             raise ValueError(f"the policy reads {name!r} ({self.units[name]}); the observation has {[*observation]}")
-        value = np.asarray(observation[name], np.float32)
+        value = np.array(
+            observation[name], np.float32
+        )  # a copy: it is remembered, and whoever gave it may go on writing
         if value.shape != shape or not np.isfinite(value).all():
             raise ValueError(
                 f"{name!r} must be finite numbers of shape {list(shape)} ({self.units[name]}), got {value.tolist()}"

@@ -212,10 +212,12 @@ class FleetEnv:
         return state, first(self.observe(task, state))
 
     def _check_sharing(self, task: Task) -> None:
-        if (self.reward != "elapsed" and not known_at_dispatch(task)) or self.view == "park":
+        if self.view == "park":
+            raise ValueError("FleetEnv: the view 'park' has no servers that serve several jobs at once; give another")
+        if self.reward != "elapsed" and not known_at_dispatch(task):
             raise ValueError(
                 "FleetEnv: where servers share, how long a job will take is not known when it is dispatched: give "
-                f"reward='elapsed' and a view other than 'park', got {self.reward!r} and {self.view!r}"
+                f"reward='elapsed', got {self.reward!r}"
             )
         if task.others is not None:
             raise ValueError(

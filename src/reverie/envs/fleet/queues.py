@@ -51,7 +51,8 @@ class Completions(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """The jobs in progress: one queue per server, linked by job number. Only views and rewards that count jobs keep it.
+    """The jobs in progress: one queue per server, or per slot of one, linked by job number. Only views and rewards that
+    count jobs keep it.
 
     Every time in it is a duration, so that nothing is lost to rounding when the clock is far along.
     """

@@ -172,8 +172,11 @@ class Requests(NamedTuple):
 
     def part(self, jobs: slice) -> "Requests":
         """Some of them, with times as they were."""
+        sent = self.sent[jobs]
+        meanwhile = (self.failed.sent >= sent.min()) & (self.failed.sent <= sent.max())
+        failed = Failed(*(each[meanwhile] for each in self.failed))
         return self._replace(
-            server=self.server[jobs], arrival=self.arrival[jobs], sent=self.sent[jobs], ended=self.ended[jobs]
+            server=self.server[jobs], arrival=self.arrival[jobs], sent=sent, ended=self.ended[jobs], failed=failed
         )
 
 
