@@ -309,7 +309,8 @@ def test_a_set_of_servers_has_no_order_and_no_absent_ones(case, luck):
     if model.features(model.initial(1)).servers is None:
         pytest.skip("it shows no servers one by one")
     sequence, order = play(spec), jnp.array([2, 0, 1])
-    turned = {name: x if name == "job" else x[:, :, order] for name, x in sequence.observation.items()}
+    rows = ("servers", "mask")
+    turned = {name: x[:, :, order] if name in rows else x for name, x in sequence.observation.items()}
     other = sequence._replace(observation=turned, action=sequence.action[..., order])
     one, two = (observe(model, model.initial(B), s)[2] for s in (sequence, other))
     close(one[0].servers[:, :, order], two[0].servers)

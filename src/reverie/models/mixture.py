@@ -191,7 +191,8 @@ class Mixture(WorldModel):
         reads = led if c.routing == "token" else told
         self.router = Head(reads, c.experts, c.embedding, 1, key=next(keys)) if routed else None
         self.chance = routes.by_chance(self.tasks, c.experts, c.active, next(more)) if c.routing == "chance" else None
-        self.guess = routes.guesser(c.tells, observation_spec, actions, self.tasks, c.units, c.depth, key=next(more))
+        known = observation_spec, actions, self.tasks
+        self.guess = routes.guesser(c.tells, *known, c.units, c.depth, c.servers, key=next(more))
         self.into_trunk = Linear(c.active * d + told, d, key=next(keys)) if c.trunk else None
         self.trunk = Transformer(d, 2 * d, c.trunk, c.heads, c.window, c.dropout, key=next(keys)) if c.trunk else None
         self.which = Linear(d, self.tasks, key=next(keys)) if several else None

@@ -100,18 +100,30 @@ def switching(routing: Routing, begins: Bool[Array, "B T"]) -> tuple[Float[Array
 
 
 class History(eqx.Module):
-    """How like each known task this is, by what was seen, done and paid since the episode began."""
+    """How like each known task this is, by what was seen, done and paid since the episode began. Where servers are read
+    as a set, what was done is not heard: the number of a server says nothing there."""
 
     encoder: Encoder
     gru: GRU
     output: Linear
+    hears: int = eqx.field(static=True)
+    """Numbers of an action that are heard."""
 
     def __init__(
-        self, spec: Mapping[str, ArraySpec], actions: int, tasks: int, units: int, depth: int, *, key: Key[Array, ""]
+        self,
+        spec: Mapping[str, ArraySpec],
+        actions: int,
+        tasks: int,
+        units: int,
+        depth: int,
+        servers: Literal["flat", "set"] = "flat",
+        *,
+        key: Key[Array, ""],
     ):
         encoder_key, gru_key, output_key = jax.random.split(key, 3)
-        self.encoder = Encoder(spec, units, 1, depth, "flat", key=encoder_key)
-        self.gru = GRU(self.encoder.size + actions + 1, units, key=gru_key)
+        self.encoder = Encoder(spec, units, 1, depth, servers, key=encoder_key)
+        self.hears = actions if servers == "flat" else 0
+        self.gru = GRU(self.encoder.size + self.hears + 1, units, key=gru_key)
         self.output = Linear(units, tasks, key=output_key)
 
     def remember(
@@ -124,7 +136,7 @@ class History(eqx.Module):
     ) -> Float[Array, "B T M"]:
         """What is remembered after each step; nothing passes where an episode begins."""
         paid = jnp.where(begins, 0.0, symlog(reward))[..., None]
-        done = jnp.where(begins[..., None], 0.0, action)
+        done = jnp.where(begins[..., None], 0.0, action[..., : self.hears])
         inputs = self.gru.project(jnp.concatenate([self.encoder(observation), done, paid], -1))
 
         def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -150,6 +162,7 @@ def guesser(
     tasks: int,
     units: int,
     depth: int,
+    servers: Literal["flat", "set"] = "flat",
     *,
     key: Key[Array, ""],
 ) -> Guess | None:
@@ -163,7 +176,7 @@ def guesser(
     if tasks == 1:
         raise ValueError(f"there is one task, and tells is {tells!r}: give it number")
     if tells == "history":
-        return History(shown(spec), actions, tasks, units, depth, key=key)
+        return History(shown(spec), actions, tasks, units, depth, servers, key=key)
     if "descriptor" not in spec:
         raise ValueError("tells is 'descriptor', and no observation describes its task: give it number or history")
     return Head(spec["descriptor"].shape[0], tasks, units, 1, key=key)
