@@ -274,12 +274,12 @@ class Records:
         for index in np.flatnonzero(back > 0).tolist():
             self._complain(int(sound[index + 1]), "order", f"time goes back by {back[index]:g} s")
 
-    def check(self, forgiven: Collection[Fault] | None = None) -> tuple[Bool[np.ndarray, " J"], dict[Fault, int]]:
-        """Which lines are sound, and how many have a fault that is forgiven.
+    def refuse(self, forgiven: Collection[Fault] | None = None) -> None:
+        """Nothing where all faults are forgiven.
 
         Raises:
             TraceError: other faults: the first few with line number and text, the count of all and, where faults can be
-                forgiven, by which option; or no line is sound.
+                forgiven, by which option.
         """
         faulty = [index for index in sorted(self._complaints) if self._complaints[index].fault not in (forgiven or ())]
         if faulty:
@@ -293,6 +293,14 @@ class Records:
                 kinds = dict.fromkeys(self._complaints[index].fault for index in faulty)
                 message.append(f"{'; '.join(_REMEDIES[kind] for kind in kinds)} (and counts them)")
             raise TraceError("\n".join(message))
+
+    def check(self, forgiven: Collection[Fault] | None = None) -> tuple[Bool[np.ndarray, " J"], dict[Fault, int]]:
+        """Which lines are sound, and how many have a fault that is forgiven.
+
+        Raises:
+            TraceError: as for `refuse`, or no line is sound.
+        """
+        self.refuse(forgiven)
         sound = np.ones(len(self.lines), bool)
         counts: dict[Fault, int] = {}
         for index, complaint in self._complaints.items():

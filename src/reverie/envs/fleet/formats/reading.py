@@ -184,7 +184,7 @@ def _read(
     forgiven = reading.forgiven | ({"order"} if jobs.at_the_end or len(paths) > 1 else set())
     if len(paths) > 1:  # what is wrong is said of the file that it is in
         for path, part in zip(paths, parts, strict=True):
-            part.records.check(forgiven)
+            part.records.refuse(forgiven)
             if (part.format, part.records.header) != (jobs.format, jobs.records.header):
                 raise TraceError(
                     f"{path} {_looks(part)}, and {paths[0]} {_looks(jobs)}: expected files that look alike"
