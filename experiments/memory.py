@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from standard import dreamers
 from study import UNTRAINED, ExamOptions, Study, agent, study, untrained
 
+from reverie.envs.core import TaskFamily
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
 from reverie.evaluate import statistics
@@ -72,17 +73,17 @@ def in_trials(plan: TrainConfig, episodes: int = 4) -> TrainConfig:
 # --- what memory is worth ---------------------------------------------------------------------------------------------
 
 
-def of_trials(name: str, exam: Exam) -> Setting:
+def of_trials(name: str, draw: TaskFamily, exam: Exam) -> Setting:
     """Trials of 16 episodes, each on one task of a family: its loads and speeds begin anew with each episode."""
-    tasks = draw_tasks(family(name), exam.episodes, exam.stream)
+    tasks = draw_tasks(draw, exam.episodes, exam.stream)
     repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (EPISODES, *leaf.shape)), tasks)
-    return Setting(f"{EPISODES} episodes of {name}", repeated, experiment="adaptive")
+    return Setting(name, repeated, experiment="adaptive")
 
 
 def played(asked: Memory, runs: Sequence[RunFolder]) -> list[Row]:
     """Results of agents of one kind, with memory kept and wiped, and of the rules, for whole episodes."""
     world = runs[0].config(TrainConfig).fleet
-    place = of_trials(world.family, asked.exam)
+    place = of_trials(f"{EPISODES} episodes of {world.family}", family(world.family), asked.exam)
     rows = asked.examined(asked.exam, place, runs, world.view)
     for run in runs:
         rows += asked.kept(
@@ -102,7 +103,7 @@ def curve(name: str, rows: Sequence[Row]) -> list[Row]:
     best = next(str(row["against"]) for row in verdict(rows))
     found: list[Row] = []
     for episode in range(EPISODES):
-        kept, without, rule = (_logs(rows, who, episode) for who in (name, f"{name}-wiped", best))
+        kept, without, rule = (logs(rows, who)[..., episode] for who in (name, f"{name}-wiped", best))
         # Each seed is its own control.
         paired = statistics.difference(kept - without, np.zeros((1, kept.shape[1])))
         to_rule = statistics.difference(kept, rule)
@@ -113,15 +114,15 @@ def curve(name: str, rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _logs(rows: Sequence[Row], name: str, episode: int) -> np.ndarray:
-    """Logarithms of mean response times, [S, E]."""
+def logs(rows: Sequence[Row], name: str) -> np.ndarray:
+    """Logarithms of mean response times, [S, E, K]."""
     mine = {
-        (row["training_seed"], row["evaluation_seed"]): row["mean"]
+        (row["training_seed"], row["evaluation_seed"], row["episode"]): row["mean"]
         for row in rows
-        if row["agent"] == name and row["episode"] == episode
+        if row["agent"] == name
     }
-    seeds, trials = (list(dict.fromkeys(key[i] for key in mine)) for i in range(2))
-    return np.log([[mine[seed, trial] for trial in trials] for seed in seeds])
+    seeds, trials, episodes = (list(dict.fromkeys(key[i] for key in mine)) for i in range(3))
+    return np.log([[[mine[seed, trial, episode] for episode in episodes] for trial in trials] for seed in seeds])
 
 
 # --- what memory holds ------------------------------------------------------------------------------------------------

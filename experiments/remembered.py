@@ -13,18 +13,16 @@ more, and two that infer speeds, tuned by evolution on single episodes of 1,000 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from memory import EPISODES, wiped
+from memory import EPISODES, logs, of_trials, wiped
 from study import ExamOptions, Study, agent, study
 from tuned import Tuned
 
 from reverie.envs.core import TaskFamily
-from reverie.envs.fleet.families import draw_tasks, unlike
+from reverie.envs.fleet.families import unlike
 from reverie.evaluate import statistics
-from reverie.evaluate.examination import Exam, Setting, hold
+from reverie.evaluate.examination import Exam, hold
 from reverie.evaluate.probes import Swapped
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
@@ -67,15 +65,9 @@ def plan(forgets: str, label: str) -> TrainConfig:
     return replace(hidden, agent=run, world=world, label=label)
 
 
-def place(name: str, exam: Exam) -> Setting:
-    """Trials of 16 episodes, each on one task: its servers and its load stay."""
-    tasks = [draw_tasks(FAMILIES[name], exam.episodes, exam.stream)] * EPISODES
-    return Setting(name, jax.tree.map(lambda *episodes: jnp.stack(episodes), *tasks), experiment="adaptive")
-
-
 def played(asked: Remembered, name: str, runs: Sequence[RunFolder]) -> list[Row]:
     """Results of all, for whole episodes."""
-    where = place(name, asked.exam)
+    where = of_trials(name, FAMILIES[name], asked.exam)
     rows = asked.examined(asked.exam, where, runs, "counts")
     changed = {"wiped": wiped, "swapped": swapped}
     for run in runs:
@@ -103,12 +95,12 @@ def swapped(contestant: Contestant) -> Contestant:
 
 def compared(name: str, rows: Sequence[Row]) -> list[Row]:
     """What `lives` takes as a ratio to each of the others, for every episode and for all from the third on."""
-    logs = {str(who): _logs(rows, str(who)) for who in dict.fromkeys(row["agent"] for row in rows)}  # [S, E, K]
-    lives = logs.pop("lives")
-    own = {who: logs.pop(f"lives-{who}") for who in ("wiped", "swapped")}
+    times = {str(who): logs(rows, str(who)) for who in dict.fromkeys(row["agent"] for row in rows)}
+    lives = times.pop("lives")
+    own = {who: times.pop(f"lives-{who}") for who in ("wiped", "swapped")}
     learned = {"ends", *(f"tuned-{rule}" for rule in TUNED)}
-    untuned = [who for who in logs if who not in learned and _role(rows, who) == "rule"]
-    best = min(untuned, key=lambda who: float(logs[who].mean()))
+    untuned = [who for who in times if who not in learned and _role(rows, who) == "rule"]
+    best = min(untuned, key=lambda who: float(times[who].mean()))
     found: list[Row] = []
     parts = {str(k + 1): [k] for k in range(EPISODES)} | {"3 to 16": list(range(2, EPISODES))}
     for label, part in parts.items():
@@ -118,7 +110,7 @@ def compared(name: str, rows: Sequence[Row]) -> list[Row]:
             row |= _columns(who, statistics.difference(mine - other[..., part].mean(-1), np.zeros((1, mine.shape[1]))))
         others = {who: who for who in (*sorted(learned), "jsq", "little-root")} | {"best rule": best}
         for shown, who in others.items():
-            row |= _columns(f"over {shown}", statistics.difference(mine, logs[who][..., part].mean(-1)))
+            row |= _columns(f"over {shown}", statistics.difference(mine, times[who][..., part].mean(-1)))
         found.append(row)
     return found
 
@@ -130,17 +122,6 @@ def _role(rows: Sequence[Row], who: str) -> str:
 def _columns(name: str, logarithm: statistics.Estimate) -> Row:
     value, low, high = np.exp(logarithm).tolist()
     return {name: value, f"{name}, low": low, f"{name}, high": high}
-
-
-def _logs(rows: Sequence[Row], name: str) -> np.ndarray:
-    """Logarithms of mean response times, [S, E, K]."""
-    mine = {
-        (row["training_seed"], row["evaluation_seed"], row["episode"]): row["mean"]
-        for row in rows
-        if row["agent"] == name
-    }
-    axes = [list(dict.fromkeys(key[i] for key in mine)) for i in range(3)]
-    return np.log([[[mine[seed, trial, episode] for episode in axes[2]] for trial in axes[1]] for seed in axes[0]])
 
 
 def picture(rows: Sequence[Row]) -> Figure:
