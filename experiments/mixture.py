@@ -89,11 +89,19 @@ class Mixtures(Study):
     steps: int = 6_500
     """Environment steps of each task."""
     arms: tuple[str, ...] = ("ensemble", "mixture", "shared-parameters", "shared-operations", *ABLATIONS, "queue")
-    """What is trained."""
+    """What is trained, besides the ensemble."""
 
 
 def plans(asked: Mixtures, arm: str, seed: int) -> list[TrainConfig]:
-    """The trainings that an arm consists of, one or one for each task."""
+    """The trainings that an arm consists of, one or one for each task.
+
+    Raises:
+        ValueError: another scale is asked for, or a number of workers.
+    """
+    if asked.scale != "cpu" or asked.workers is not None:
+        raise ValueError(
+            "this experiment has one scale, and all seeds of an arm in one program: no --scale or --workers"
+        )
     names = SuiteConfig(asked.suite).names
     if arm == "ensemble":
         return [plan(asked, ALONE, f"ensemble-{k}", seed, (name,)) for k, name in enumerate(names)]
@@ -217,7 +225,7 @@ def measured(trials: SuiteTrials, run: RunFolder) -> list[Row]:
     return [score_row(trials, name, played[name][None]) | shares for name in learned]
 
 
-def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np.ndarray, ""] | None) -> Row:
+def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np.ndarray, ""]) -> Row:
     """An arm over its seeds: the mean score over tasks with Student's interval, and the least of any task."""
     scores = np.array([[float(str(row["score"])) for row in seed] for seed in rows])  # [S, K]
     ratios = np.log([[float(str(row["ratio"])) for row in seed] for seed in rows])
@@ -228,7 +236,7 @@ def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np
     }
     row: Row = {"suite": asked.suite, "arm": arm, "seeds": len(rows), "parameters": round(total["parameters"])}
     row |= {"score": value, "score_low": low if len(rows) > 1 else None, "score_high": high if len(rows) > 1 else None}
-    row |= {"of_ensemble": None if ensemble is None else float(value / ensemble)}
+    row |= {"of_ensemble": float(value / ensemble)}
     row |= {"worst": float(scores.mean(0).min()), "ratio": float(np.exp(ratios.mean()))}
     return row | {"cpu_seconds": total["cpu_seconds"]}
 
@@ -263,7 +271,7 @@ def main() -> None:
         return suite_trials(SuiteConfig(asked.suite), exam.episodes, exam.jobs, exam.stream)
 
     found: dict[str, list[list[Row]]] = {}
-    for arm in asked.arms:
+    for arm in dict.fromkeys(("ensemble", *asked.arms)):  # by which others are judged
         say(f"{asked.suite}: {arm}")
         of_seeds = [plans(asked, arm, seed) for seed in range(asked.seeds)]
         runs = trained(asked, [plan for plans in of_seeds for plan in plans])
@@ -276,7 +284,7 @@ def main() -> None:
             [row for run in rows[seed * share : (seed + 1) * share] for row in run] for seed in range(asked.seeds)
         ]
         means = {name: np.mean([float(str(row["score"])) for seed in of for row in seed]) for name, of in found.items()}
-        table = [summary(asked, name, of, means.get("ensemble")) for name, of in found.items()]
+        table = [summary(asked, name, of, means["ensemble"]) for name, of in found.items()]
         asked.draw(f"mixture-{asked.suite}", picture(asked.publish_games(f"mixture-{asked.suite}", table, "arm")))
 
 

@@ -378,6 +378,28 @@ def test_what_an_experiment_cannot_do_is_said_before_it_trains(load, name, words
         asked.plans(*asked.games) if words[0] == "--game" else asked.plans()
 
 
+@pytest.mark.parametrize("words", [["--scale", "gpu"], ["--workers", "2"]])
+def test_the_mixture_is_measured_at_one_scale_and_in_one_program(load, words):
+    mixture = load("mixture")
+    with pytest.raises(ValueError, match="no --scale or --workers"):
+        mixture.plans(tyro.cli(mixture.Mixtures, args=words), "ensemble", 0)
+
+
+def test_all_arms_of_the_mixture_see_as_much_of_each_task_and_learn_as_often(load):
+    mixture = load("mixture")
+    asked = mixture.Mixtures()
+    alone, together = (mixture.plans(asked, arm, 0) for arm in ("ensemble", "mixture"))
+    (whole,), count = together, len(alone)
+    assert {plan.loop.steps * count for plan in alone} == {whole.loop.steps}
+    for name in ("streams", "batch", "capacity"):
+        assert {getattr(plan.agent.experience, name) * count for plan in alone} == {
+            getattr(whole.agent.experience, name)
+        }
+    assert {(plan.agent.experience.ratio, plan.agent.experience.length) for plan in (*alone, whole)} == {
+        (whole.agent.experience.ratio, whole.agent.experience.length)
+    }
+
+
 def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(load):
     metadreamer = load("metadreamer")
     for game, streams in (("merging", 10), ("dispatch", 12)):
