@@ -398,14 +398,18 @@ except RuntimeError as error:
     assert "said: True" in ended.stdout, ended.stderr
 
 
-def test_servers_that_share_are_stepped_as_others_and_not_drawn():
+@pytest.mark.parametrize(
+    ("family", "reward", "foreseen"), [("shared", "elapsed", False), ("workers", "admission", True)]
+)
+def test_servers_that_share_are_stepped_as_others_and_not_drawn(family, reward, foreseen):
+    """What a job will take is known at dispatch where jobs do not slow each other down."""
     env = gymnasium.make(
-        "reverie/Fleet-v0", family="shared", view="counts", reward="elapsed", jobs=5, render_mode="rgb_array"
+        "reverie/Fleet-v0", family=family, view="counts", reward=reward, jobs=5, render_mode="rgb_array"
     )
     env.reset(seed=0)
     for _ in range(5):
         _, reward, terminated, _, told = env.step(0)
-        assert np.isnan(told["response"])
+        assert np.isfinite(told["response"]) == foreseen
     assert terminated
     assert reward < 0
     with pytest.raises(ValueError, match="not known where servers serve several at once"):
