@@ -298,9 +298,7 @@ def test_of_several_files_the_one_at_fault_is_named(second, said, tmp_path):
 
 def test_of_several_files_one_whose_lines_are_all_forgiven_stops_none(tmp_path):
     paths = tmp_path / "1.csv", tmp_path / "2.csv"
-    for path, text in zip(
-        paths, ("time,ms,host\n1,4000,a\n2,5000,a\n", "time,ms,host\n3,?,a\n"), strict=True
-    ):
+    for path, text in zip(paths, ("time,ms,host\n1,4000,a\n2,5000,a\n", "time,ms,host\n3,?,a\n"), strict=True):
         path.write_text(text)
     reading = Reading(columns="arrival=time,size=ms,size_unit=ms,server=host", unit="s", drop="broken")
     assert len(read_requests(paths, reading).arrival) == 2
