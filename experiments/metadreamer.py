@@ -29,14 +29,14 @@ from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARLPolicy
 from reverie.agents.rsac import RSACConfig
 from reverie.envs.core import TimeStep
-from reverie.evaluate.contexts import codes_of, foretelling_error, midpoints
+from reverie.evaluate.contexts import codes_of, foretold, midpoints
 from reverie.evaluate.disentanglement import dci, mig, sap, scatter
+from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
-from reverie.models.tasks import find_dimensions
 from reverie.policies.likely import LikelyDelay
+from reverie.report.imagined_page import codes_of_tasks, world_and_model
 from reverie.report.output import say
-from reverie.report.style import BLUE, GREY, MUTED, ORANGE, setting
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -181,8 +181,7 @@ def imagination(agent: MetaDreamer, world, networks, policy: PEARLPolicy) -> Map
     pairs = midpoints(known)[1]
     between = jnp.asarray(np.repeat([known[[a, b]].mean(0) for a, b in pairs], 64, 0))
     z = np.repeat([of_known[[a, b]].mean(0) for a, b in pairs], 64, 0)
-    off = np.asarray(foretelling_error(world, networks.model, between, jnp.asarray(z), AHEAD, KEY))
-    wrong = np.asarray(foretelling_error(world, networks.model, between, jnp.zeros_like(z), AHEAD, KEY))
+    off, wrong = (foretold(world, networks.model, between, x, AHEAD, KEY).error for x in (jnp.asarray(z), 0 * z))
     return {
         "scatter": scatter(codes),
         "informativeness": dci(mean, dense).informativeness,
@@ -195,48 +194,17 @@ def imagination(agent: MetaDreamer, world, networks, policy: PEARLPolicy) -> Map
     }
 
 
-def picture(run: RunFolder) -> Figure:
-    """Codes of tasks that were not learned from, with those that are imagined; and how speeds go on, in the world and
-    in the model, which was told the code of a context."""
+def pictures(run: RunFolder) -> Mapping[str, Figure]:
+    """What an agent takes tasks for and imagines, and what its model foretells."""
     trainer = build(run.config(TrainConfig))
     _, state = loop.newest_state(trainer, run)
-    agent, world, networks = trainer.agent, trainer.env, state.learning.learner.networks
-    policy = agent.policy(networks, greedy=True)
-    learner, known = state.learning.learner, np.asarray(agent.tasks, np.float32)
-    found, explained = find_dimensions(learner.codes, jnp.asarray(known), learner.known)
-    steps, shown = agent.config.pearl.evidence, np.array([[-0.8], [0.0], [0.8]], np.float32)
-    dense = np.random.default_rng(2).uniform(known.min(), known.max(), (300, 1)).astype(np.float32)
-    codes = np.asarray(codes_of(world, policy, jnp.asarray(dense), 1, steps, KEY))[:, 0]
-    imagined = np.asarray(agent.interpolation.codes(learner.codes, found, 0.0, 200, KEY))
-    others = int(np.argmax(np.where(np.arange(codes.shape[1]) == int(found[0]), -1, codes.std(0))))
-    of_shown = np.asarray(codes_of(world, policy, jnp.asarray(shown), 16, steps, KEY)).mean(1)
-    with setting():
-        figure = Figure(figsize=(8.8, 3.4))
-        left, *right = figure.subplots(1, 4, width_ratios=(2, 1, 1, 1))
-        dots = left.scatter(codes[:, int(found[0])], codes[:, others], c=dense[:, 0], s=8, cmap="viridis")
-        left.plot(imagined[:, int(found[0])], imagined[:, others], "x", color=MUTED, markersize=4)
-        left.set(xlabel=f"z {int(found[0])}: yielding, R² {float(explained[0]):.2f}", ylabel=f"z {others}")
-        figure.colorbar(dots, ax=left, label="yielding")
-        for axis, task, z in zip(right, shown, of_shown, strict=True):
-            real, foretold = speeds(world, networks.model, jnp.asarray(task), jnp.asarray(z))
-            for car, colour in enumerate((BLUE, ORANGE, GREY)):
-                axis.plot(real[:, car], color=colour)
-                axis.plot(foretold[:, car], "--", color=colour)
-            axis.set(title=f"yielding {task[0]:.1f}", xlabel="steps")
-        right[0].set_ylabel("speed of the others, in 25 m/s")
-    return figure
-
-
-def speeds(world, model, task: jax.Array, z: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Of the other cars, while one coasts along the ramp: in the world and in the model [25, 3]."""
-    state, timestep = world.reset(task, KEY)
-    numbers, real, foretold = timestep.observation["road"], [], []
-    for _ in range(25):
-        real.append(timestep.observation["road"][5:])
-        foretold.append(numbers[5:])
-        state, timestep = world.step(task, state, jnp.zeros(1), KEY)
-        numbers = model(numbers, jnp.zeros(1), z, timestep.observation["road"])[0].observation
-    return np.stack(real), np.stack(foretold)
+    agent, world, learner = trainer.agent, trainer.env, state.learning.learner
+    _, between = GameConfig("merging").open(TRIALS, "interpolated")
+    codes = code_rows(agent, learner, world, {"interpolated": np.asarray(between)}, 1)
+    return {
+        "metadreamer-tasks": codes_of_tasks(codes, agent.factors),
+        "metadreamer-foretelling": world_and_model(foretold_rows(agent, learner, world, 1)),
+    }
 
 
 class Expected(eqx.Module):
@@ -327,7 +295,8 @@ def main() -> None:
     asked = study(Samples, __doc__)
     runs = asked.train(asked.plans(), asked.game)
     if asked.game == "merging":
-        asked.draw("metadreamer", picture(runs[len(CLAIM["metadreamer"]) - 1]))
+        for name, figure in pictures(runs[len(CLAIM["metadreamer"]) - 1]).items():
+            asked.draw(name, figure)
         asked.publish("metadreamer", whole(rows(asked, runs)))
     else:
         asked.publish("metadreamer_dispatch", whole([*rows(asked, runs), *rules()]))

@@ -11,7 +11,7 @@ from reverie.agents.pearl import PEARL, PEARLConfig
 from reverie.envs.factors import grid
 from reverie.envs.merging import Merging, unseen
 from reverie.envs.point_robot import PointRobot
-from reverie.evaluate.contexts import codes_of, foretelling_error, midpoints
+from reverie.evaluate.contexts import codes_of, foretold, midpoints
 from reverie.models.generative import GenerativeModel
 from reverie.nn.distributions import symexp
 from reverie.policies.rollout import rollout
@@ -67,11 +67,11 @@ def knowing(more: float) -> GenerativeModel:
 
 def test_a_model_that_knows_the_world_is_not_off_and_one_told_another_task_is_ever_more():
     world, tasks = Merging(), jnp.linspace(-0.8, 0.8, 32)[:, None]
-    right = foretelling_error(world, knowing(0.0), tasks, tasks, 12, KEY)
+    right = foretold(world, knowing(0.0), tasks, tasks, 12, KEY).error
     assert right.max() < 1e-3
-    wrong = np.asarray(foretelling_error(world, knowing(0.0), tasks, -tasks, 12, KEY))
+    wrong = np.asarray(foretold(world, knowing(0.0), tasks, -tasks, 12, KEY).error)
     assert wrong[-1] > 20 * right[-1]
     assert all(a <= b + 1e-6 for a, b in pairwise(wrong))
-    constant = float(foretelling_error(world, knowing(-0.5), tasks, tasks, 12, KEY)[0])
+    constant = float(foretold(world, knowing(-0.5), tasks, tasks, 12, KEY).error[0])
     most = np.sqrt(3 * ((0.5 * 0.2 / 25) ** 2 + (0.5 * 0.2**2 / 2 / 50) ** 2) / 8)  # 3 speeds and 3 places of 8 numbers
     assert 0.7 * most < constant < most, "some brake as hard as they can in any case"

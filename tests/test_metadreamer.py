@@ -12,19 +12,22 @@ import pytest
 from jaxtyping import Array
 
 from reverie.agents.core import OffPolicyAgent, Row, Studied
-from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
+from reverie.agents.metadreamer import Learner, MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARL, PEARLConfig
+from reverie.cli import main
 from reverie.commands.train import parse
 from reverie.envs.core import Continuous, Discrete, TimeStep, batch_reset
 from reverie.envs.dispatch import Dispatch
 from reverie.envs.factors import Physics, grid
 from reverie.envs.games import find_game
 from reverie.envs.merging import Merging, unseen
+from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.models.context import RecurrentEncoder, Transition
 from reverie.models.generative import GenerativeModel, Numbers
 from reverie.models.tasks import Interpolation, find_dimensions
-from reverie.runs import checkpoint
+from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.trainers import WorldTrainer
 
@@ -461,3 +464,59 @@ def test_only_numbers_can_be_foretold():
         GenerativeModel(game.world.observation_spec, Discrete(4), 2, 8, 1, None, key=KEY)
     assert Numbers.of(SPARSE.world.observation_spec).width == 2
     assert SPARSE.world.action_spec == Continuous(2)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def knowing() -> tuple[MetaDreamer, Learner]:
+    """One whose known tasks, nine of two factors, all have a code: the factors, in the last two numbers of z."""
+    a = agent("merging/hidas", decoder="physics")
+    known = jnp.asarray(a.tasks)
+    codes = jnp.concatenate([jnp.zeros((len(known), 1)), known], 1)
+    return a, a.init(KEY)._replace(codes=codes, known=jnp.ones(len(known), bool))
+
+
+def test_rows_of_codes_have_each_factor_in_the_number_of_z_where_it_was_found():
+    a, learner = knowing()
+    world = find_game("merging/hidas").world
+    new = np.array(a.tasks, np.float32)[:5] + 0.01
+    rows = code_rows(a, learner, world, {"between": new}, 0)
+    of = {kind: [row for row in rows if row["tasks"] == kind] for kind in ("known", "between", "imagined")}
+    assert [len(each) for each in of.values()] == [len(a.tasks), 5, 200]
+    assert np.array([[row[name] for name in a.factors] for row in of["between"]]) == pytest.approx(new)
+    told = np.array([[row[f"z/{name}"] for name in a.factors] for row in of["imagined"]])
+    low, high = np.min(a.tasks, 0), np.max(a.tasks, 0)
+    assert ((told > low - 0.5 * (high - low)) & (told < high + 0.5 * (high - low))).all(), "made of known codes"
+    assert {row["z/other"] for row in of["imagined"]} == {0.0}
+    assert {row[name] for row in of["imagined"] for name in a.factors} == {None}
+    assert len({row["z/other"] for row in of["between"]}) == 5, "read off contexts"
+
+
+def test_rows_of_foretelling_are_the_world_and_the_model_step_by_step():
+    a, learner = knowing()
+    rows = foretold_rows(a, learner, find_game("merging/hidas").world, 0)
+    assert len({row["task"] for row in rows}) == 3
+    assert {row["number"] for row in rows} == {f"road {i}" for i in range(8)}
+    first = [row for row in rows if row["ahead"] == 1]
+    assert all(abs(row["came"] - row["foretold"]) < 0.05 for row in first), "physics does most of it"
+    assert max(row["error"] for row in rows) > 2 * max(row["error"] for row in first)
+    assert any(row["error"] != row["unknowing"] for row in rows)
+
+
+def test_the_page_of_a_run_shows_tasks_and_what_is_foretold(tmp_path):
+    """Of one that learned nothing: as it begins."""
+    small = "--agent.units 8 --agent.encoder-units 8 --agent.layers 1 --agent.encoder-layers 1 --agent.rollouts 4"
+    config = parse(f"--agent metadreamer --game merging {small} --agent.prefill 700".split()).config
+    run, trainer = RunFolder.create(tmp_path / "run", config), build(config)
+    with run.writer([]) as writer:
+        _, saved = writer.restore(loop._Saved(jax.jit(trainer.init)(KEY), 0, 0.0, 0.0))
+        writer.save(700, saved)
+        line = {"updates": 0, "cpu_seconds": 1.0, "wall_seconds": 1.0, "evaluation/return": 2.0}
+        writer.log(700, line | {"explained/yielding": 0.25})
+    assert main(["report", str(run.path)]) == 0
+    page = run.report.read_text()
+    for said in ("Where tasks lie", "known tasks (R²): yielding 0.25", "How far the model is off", "extrapolated"):
+        assert said in page
+    assert page.count("<figure") >= 3

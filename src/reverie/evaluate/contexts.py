@@ -6,12 +6,13 @@ multiple factors without a definition that is public; the ones here are ours.
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from reverie.agents.pearl import PEARLPolicy
 from reverie.envs.core import ActionSpec, Continuous, Discrete, Environment, batch_reset, batch_step
@@ -49,32 +50,43 @@ def midpoints(factors: Float[np.ndarray, "K F"]) -> Mapping[int, list[tuple[int,
     return found
 
 
+class Foretold(NamedTuple):
+    """What came after 1 .. H steps in B episodes, as numbers of an observation, and what was foretold."""
+
+    came: Float[Array, "H B D"]
+    said: Float[Array, "H B D"]
+    counts: Bool[Array, "H B"]
+    """Whether the episode had not ended before, in the world or in the model."""
+
+    @property
+    def error(self) -> Float[Array, " H"]:
+        """The root of the mean squared difference of a number; NaN where no episode is left."""
+        off = jnp.square(self.said - self.came).mean(-1)
+        return jnp.sqrt(jnp.where(self.counts, off, 0.0).sum(1) / self.counts.sum(1))
+
+
 @eqx.filter_jit
-def foretelling_error(
+def foretold(
     world: Environment,
     model: GenerativeModel,
     tasks: Float[Array, "B F"],
     z: Float[Array, "B Z"],
     steps: int,
     key: Key[Array, ""],
-) -> Float[Array, " H"]:
-    """How far the model, told z, is off the world in these tasks after 1 .. `steps` (H) steps of the same actions,
-    drawn evenly: the root of the mean squared difference of an observation's numbers. Physics is told what chance
-    brought in the world, and is not judged by it; `free` foretells that too. Episodes that have ended, in the world or
-    in the model, no longer count; NaN where none is left."""
+) -> Foretold:
+    """The world in these tasks, and the model that is told z, in `steps` (H) steps of the same actions, drawn evenly.
+    Physics is told what chance brought in the world, and is not judged by it; `free` foretells that too."""
     reset_key, key = jax.random.split(key)
 
-    def step(now: tuple, key: Key[Array, ""]) -> tuple[tuple, Float[Array, ""]]:
+    def step(now: tuple, key: Key[Array, ""]) -> tuple[tuple, Foretold]:
         states, timestep, numbers, going = now
         act_key, step_key = jax.random.split(key)
         action = anything(world.action_spec, len(z), act_key)
         states, timestep = batch_step(world, tasks, states, timestep, action, step_key)
         came = model.numbers.flat(timestep.observation)
         led, *_ = model(numbers, action, z, came)
-        off = jnp.square(led.observation - came).mean(-1)
-        error = jnp.sqrt(jnp.where(going, off, 0.0).sum() / going.sum())
-        going &= ~timestep.is_last & (led.ends < 0.5)
-        return (states, timestep, led.observation, going), error
+        after = going & ~timestep.is_last & (led.ends < 0.5)
+        return (states, timestep, led.observation, after), Foretold(came, led.observation, going)
 
     states, timestep = batch_reset(world, tasks, reset_key)
     begun = states, timestep, model.numbers.flat(timestep.observation), jnp.ones(len(z), bool)

@@ -3,6 +3,9 @@
 import jax
 import numpy as np
 
+from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
+from reverie.envs.factors import Factored
+from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
 from reverie.files import is_sealed, locked, seal
@@ -14,6 +17,10 @@ from reverie.tables import Row, write_csv
 
 RETURNS = "returns.csv"
 """In `tables/` of a run: the mean return of the agent, in each set of tasks and each episode of a trial."""
+CODES, FORETOLD = "codes.csv", "foretold.csv"
+"""Of a MetaDreamer besides (`imagined.py`)."""
+CODED = 200
+"""Tasks of each set whose codes are kept."""
 
 
 def game_of(run: RunFolder) -> GameConfig | None:
@@ -31,7 +38,8 @@ def training_of(run: RunFolder) -> TrainConfig | None:
 
 def evaluate_player(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool = False) -> list[Row]:
     """Play whole trials with the agent of a run, as its newest checkpoint has it, and keep the mean returns: of the
-    tasks that it learned from and of those that it is tested on, in each episode of a trial.
+    tasks that it learned from and of those that it is tested on, in each episode of a trial. Of a MetaDreamer keep what
+    it takes tasks for too, and what it foretells.
 
     Arguments: `episodes`, how many trials of each set of tasks.
 
@@ -44,8 +52,16 @@ def evaluate_player(run: RunFolder, game: GameConfig, episodes: int, seed: int, 
 
 
 def was_evaluated(run: RunFolder) -> bool:
-    """Whether the mean return is there, as it was written."""
-    return is_sealed(run.tables, RETURNS)
+    """Whether all tables are there, as they were written."""
+    return all(is_sealed(run.tables, name) for name in tables_of(run.config(TrainConfig)))
+
+
+def tables_of(config: TrainConfig) -> list[str]:
+    """The tables that `evaluate_player` makes of a run."""
+    match config.agent.algorithm:
+        case MetaDreamerConfig():
+            return [RETURNS, CODES, FORETOLD]
+    return [RETURNS]
 
 
 def _evaluate(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust: bool) -> list[Row]:
@@ -63,5 +79,11 @@ def _evaluate(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust:
             row |= dict(zip(("mean", "mean_low", "mean_high"), estimate, strict=True))
             rows.append(row | {"best": getattr(world, "optimal_return", None)})
     write_csv(run.tables / RETURNS, rows)
-    seal(run.tables, [RETURNS])
+    match trainer.agent, trainer.env:
+        case MetaDreamer() as agent, Factored() as world:
+            sets = {test: np.asarray(game.open(CODED, test)[1]) for test in game.tests}
+            learner = state.learning.learner  # the networks after the last update, and the codes of known tasks
+            write_csv(run.tables / CODES, code_rows(agent, learner, world, sets, seed))
+            write_csv(run.tables / FORETOLD, foretold_rows(agent, learner, world, seed))
+    seal(run.tables, tables_of(config))
     return rows

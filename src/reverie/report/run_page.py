@@ -8,10 +8,11 @@ from reverie.envs.fleet.traces import describe
 from reverie.envs.fleet.weights import View
 from reverie.evaluate.about import about_view
 from reverie.evaluate.curve import curve_rules
-from reverie.evaluate.players import RETURNS
+from reverie.evaluate.players import CODES, RETURNS, tables_of
 from reverie.evaluate.results import Results
 from reverie.evaluate.statistics import verdict
 from reverie.report import figures, page
+from reverie.report.imagined_page import imagined_sections
 from reverie.report.page import Picture, Section, write_page
 from reverie.report.tables import TextTable, word
 from reverie.report.traces import draw_trace
@@ -181,12 +182,13 @@ def returns_table(rows: Sequence[Row]) -> TextTable:
         columns=["agent", "game", "tasks", "episode of a trial", "environment steps", "mean return", "best possible"],
         rows=lines,
         caption="The likeliest action is taken; in brackets 95 % intervals over episodes.",
-        emphasis=["agent"],
+        emphasis=["agent"] * len(lines),
     )
 
 
 def write_player_report(run: RunFolder) -> None:
-    """Write the page of a run that learned a game: returns, learning curve, configuration."""
+    """Write the page of a run that learned a game: returns, learning curve, of a MetaDreamer what it takes tasks
+    for and what it imagines, configuration."""
     rows = read_csv(run.tables / RETURNS)
     curve = [line for line in run.metrics() if "evaluation/return" in line]
     caption = "Mean return of the same few episodes while training went on."
@@ -196,6 +198,7 @@ def write_player_report(run: RunFolder) -> None:
     sections = [
         Section("Returns", tables=[returns_table(rows)]),
         Section("Learning", pictures=pictures, tables=[training_table([run])]),
+        *(imagined_sections(run) if CODES in tables_of(run.config(TrainConfig)) else []),
         run_section(run, []),
     ]
     said = f"{row['agent']} in {row['game']}: mean return {with_interval(row, 'mean')} over {row['episodes']} episodes."
