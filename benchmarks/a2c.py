@@ -76,7 +76,10 @@ def main() -> None:
     before = time.perf_counter()
 
     def updates(state):
-        return jax.lax.scan(lambda s, _: update(agent, config, env, pool, s), state, None, length=UPDATES)
+        def one(s, _):
+            return update(agent, config, env, pool, s, None, 1.0)[::2]
+
+        return jax.lax.scan(one, state, None, length=UPDATES)
 
     program = jax.jit(updates, donate_argnums=0)
     program = program.lower(state).compile()

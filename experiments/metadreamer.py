@@ -153,7 +153,7 @@ def judged(run: RunFolder) -> Row:
     assert isinstance(config.world, GameConfig)
     trainer = build(config)
     _, state = loop.newest_state(trainer, run)
-    networks = state.learning.learner.networks  # averages go back twenty rounds: the longer, the fewer real steps
+    networks = state.learning.learner.networks  # those of the last update, not their average
     policy, found = trainer.agent.policy(networks, greedy=True), {}
     for name in TESTS:
         world, tasks = config.world.open(TRIALS, name)

@@ -369,7 +369,7 @@ def test_rollouts_put_rewards_beside_what_they_led_to_and_workers_side_by_side()
 
 def compiled(agent, config, env, pool, updates):
     def one_update(state, _):
-        return update(agent, config, env, pool, state)
+        return update(agent, config, env, pool, state, None, 1.0)[::2]
 
     return jax.jit(lambda state: jax.lax.scan(one_update, state, None, length=updates))
 
@@ -475,8 +475,8 @@ def test_rl2_learns_where_a_goal_is_and_goes_there_in_the_next_episode():
 
     @eqx.filter_jit
     def trained(key):
-        state = init(agent, config, env, pool, key)
-        return jax.lax.scan(lambda s, _: (update(agent, config, env, pool, s)[0], None), state, None, length=60)[0]
+        state, step = init(agent, config, env, pool, key), partial(update, agent, config, env, pool)
+        return jax.lax.scan(lambda s, _: (step(s, None, 1.0)[0], None), state, None, length=60)[0]
 
     networks = trained(jax.random.key(0)).learner.networks
     found = np.asarray(returns(env, agent.policy(networks, True), jnp.tile(pool, (32, 1)), jax.random.key(1), 3))

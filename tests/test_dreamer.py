@@ -42,7 +42,7 @@ def agent(config: DreamerConfig) -> Dreamer:
 def learned(config: DreamerConfig):
     """An agent, its state after 3 updates, the jitted function of one update, and what the last one measured."""
     a = agent(config)
-    train = jax.jit(lambda state: off_policy.update(a, GATHERING, ENV, POOL, state))
+    train = jax.jit(lambda state: off_policy.update(a, GATHERING, ENV, POOL, state, None, 1.0)[::2])
     state = jax.jit(lambda key: off_policy.init(a, GATHERING, ENV, POOL, key))(jax.random.key(0))
     for _ in range(3):
         state, metrics = train(state)

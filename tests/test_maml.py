@@ -93,7 +93,7 @@ def test_one_step_finds_the_goal_that_rewards_tell_of():
     def trained(key):
         state = init(agent, config, ROBOT, GOALS, key)
         step = partial(update, agent, config, ROBOT, GOALS)
-        return jax.lax.scan(lambda s, _: (step(s)[0], None), state, None, length=150)[0].learner.networks
+        return jax.lax.scan(lambda s, _: (step(s, None, 1.0)[0], None), state, None, length=150)[0].learner.networks
 
     found = np.asarray(returns(ROBOT, agent.policy(trained(KEY), True), jnp.tile(GOALS, (256, 1)), KEY, 5))
     blind = -0.6 * 8

@@ -76,7 +76,7 @@ def test_it_finds_out_in_one_episode_which_arm_pays_and_takes_it_in_the_next():
     @eqx.filter_jit
     def trained(key):
         state = off_policy.init(agent, gathering, env, pool, key)
-        step = lambda s, _: (off_policy.update(agent, gathering, env, pool, s)[0], None)  # noqa: E731
+        step = lambda s, _: (off_policy.update(agent, gathering, env, pool, s, None, 1.0)[0], None)  # noqa: E731
         return jax.lax.scan(step, state, None, length=300)[0].learner.networks
 
     found = np.asarray(returns(env, agent.policy(trained(KEY), True), jnp.tile(pool, 32), KEY, 3))

@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
@@ -22,15 +24,17 @@ from reverie.evaluate.trials import Contestant, play
 from reverie.models.counts import CountsConfig
 from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
+from reverie.policies.rules import Random
 from reverie.runs.build import build
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.settings.presets import preset
 from reverie.sweep.training import train_run
+from reverie.train.averaging import follow
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
-from reverie.train.trainers import follow
+from reverie.train.trainers import WorldTrainer
 
 EXPERIENCE = OffPolicyConfig(streams=2, batch=2, length=4, ratio=4.0, capacity=200)
 SMALL = DreamerConfig(
@@ -186,3 +190,37 @@ def test_averaged_weights_follow_each_update_however_often_one_logs_and_counters
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
     weights, counter = follow((jnp.zeros(()), jnp.int32(1)), (jnp.ones(()), jnp.int32(8)), 0.25)
     assert (float(weights), int(counter), counter.dtype) == (0.25, 8, jnp.int32)
+
+
+class Counts(NamedTuple):
+    networks: Array
+
+
+class Counting:
+    """An agent whose networks are the number of its updates."""
+
+    context, evidence = 1, None
+
+    def init(self, key):
+        return Counts(jnp.zeros(()))
+
+    def policy(self, networks, greedy=False):
+        return Random(np.ones(10))
+
+    def keep(self, networks, state):
+        return None
+
+    def update(self, learner, rows, key):
+        return Counts(learner.networks + 1), None, {"networks": learner.networks}
+
+
+def test_the_average_follows_each_of_several_updates_of_a_round():
+    env, pool = WORLD.open(0)
+    trainer = WorldTrainer(Counting(), replace(EXPERIENCE, repeats=3), env, pool, updates=2, averaging=0.25)
+    state, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
+    expected = 0.0
+    for update in range(1, 7):
+        rate = max(0.25, 1 / update)
+        expected = (1 - rate) * expected + rate * update
+    assert float(state.averaged) == pytest.approx(expected)
+    np.testing.assert_allclose(metrics["networks"], [1.0, 4.0])

@@ -199,17 +199,18 @@ PEARL = PEARLConfig(
     units=128, layers=2, encoder_units=128, encoder_layers=2, learning_rate=1e-3, recent=200, sees_next=True
 )
 PEARL_EXPERIENCE = OffPolicyConfig(batch=512, length=1, repeats=20, capacity=500_000, episodes=4)
-"""PEARL's, of games of many tasks, at a size for two cores; `pearl_plan` has as many streams as there are tasks."""
+"""PEARL's, of games of many tasks, at a size for two cores; `inferring_plan` has as many streams as there are tasks."""
 
 Player = Literal["dreamer", "sac", "rsac", "ppo", "maml", "pearl", "metadreamer"]
 """Agents that games have settings for."""
 
 
-def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
-    """PEARL's settings for a game of many tasks. For the point robot, where rewards alone differ, they are the authors'
-    but for the scale of rewards (theirs is 100, which as few updates as these never reach), a KL that weighs as much
-    beside its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which
-    say too little of a point in the plane.
+def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) -> TrainConfig:
+    """PEARL's settings for a game of many tasks, or MetaDreamer's: networks of the same sizes, on as much experience,
+    and physics where the world tells some. For the point robot, where rewards alone differ, they are the authors' but
+    for the scale of rewards (theirs is 100, which as few updates as these never reach), a KL that weighs as much beside
+    its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which say too
+    little of a point in the plane.
 
     Raises:
         ValueError: the game has one task.
@@ -221,10 +222,10 @@ def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
     algorithm, experience, averaging = PEARL, PEARL_EXPERIENCE, 1.0
     if world.game.startswith("merging"):  # few tasks
         algorithm = replace(algorithm, tasks=10, units=64, encoder_units=64)
-        experience, averaging = replace(experience, batch=320), 0.05
+        experience, averaging = replace(experience, batch=320), 0.0025
     if world.game.startswith("dispatch"):
         algorithm = replace(algorithm, tasks=12, units=64, encoder_units=64, discount=0.95, reward_scale=2.0)
-        experience, averaging = replace(experience, batch=384), 0.05
+        experience, averaging = replace(experience, batch=384), 0.0025
     streams = world.variants * -(-algorithm.tasks // world.variants)
     experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / streams)
     if world.game.startswith("point_robot"):
@@ -232,11 +233,18 @@ def pearl_plan(world: GameConfig, agent: Player = "pearl") -> TrainConfig:
             algorithm, reward_scale=20.0, kl=0.004, prior_episodes=10, test_episodes=10, sees_next=False
         )
         experience = replace(experience, episodes=20)
+    inferring, curve = algorithm, CurveConfig(episodes=64, trial=1 + algorithm.test_episodes)
+    if agent == "metadreamer":
+        algorithm = replace(algorithm, kl=1.0, sees_next=True, recent=1_000)
+        experience = replace(experience, prefill=100 * streams)
+        physics = isinstance(find_game(world.game).world, Physics)
+        coarse = 0.3 if world.game.startswith("dispatch") else 0.0  # gaps and sizes have laws that tasks decide
+        inferring = MetaDreamerConfig(pearl=algorithm, decoder="physics" if physics else "free", coarse=coarse)
     return TrainConfig(
-        agent=OffPolicyRun(algorithm=algorithm, experience=experience, chunk=25, averaging=averaging),
+        agent=OffPolicyRun(algorithm=inferring, experience=experience, chunk=25, averaging=averaging),
         world=world,
         loop=LoopConfig(steps=60_000, evaluate_every=10_000),
-        curve=CurveConfig(episodes=64, trial=1 + algorithm.test_episodes),
+        curve=curve,
     )
 
 
@@ -268,20 +276,6 @@ def maml_plan(world: GameConfig) -> TrainConfig:
     )
 
 
-def metadreamer_plan(pearl: TrainConfig) -> TrainConfig:
-    """MetaDreamer's settings where PEARL's are these: with networks of the same sizes, on as much experience, and with
-    physics where the world tells some."""
-    assert isinstance(pearl.agent, OffPolicyRun)
-    assert isinstance(pearl.agent.algorithm, PEARLConfig)
-    shared = replace(pearl.agent.algorithm, kl=1.0, sees_next=True, recent=1_000)
-    experience = replace(pearl.agent.experience, prefill=100 * pearl.agent.experience.streams)
-    assert isinstance(pearl.world, GameConfig)
-    physics = isinstance(find_game(pearl.world.game).world, Physics)
-    coarse = 0.3 if pearl.world.game.startswith("dispatch") else 0.0  # gaps and sizes have laws that tasks decide
-    algorithm = MetaDreamerConfig(pearl=shared, decoder="physics" if physics else "free", coarse=coarse)
-    return replace(pearl, agent=replace(pearl.agent, algorithm=algorithm, experience=experience))
-
-
 def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     """The settings for a game or a world outside.
 
@@ -291,8 +285,7 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     world = GameConfig(game)
     many = bool(world.tests)
     if agent in ("pearl", "metadreamer"):
-        plan = pearl_plan(world, agent)
-        return plan if agent == "pearl" else metadreamer_plan(plan)
+        return inferring_plan(world, agent)
     if agent == "sac":
         return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
     if agent == "maml":

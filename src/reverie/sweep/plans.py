@@ -126,7 +126,6 @@ def _with_memory(plan: TrainConfig, dreamer: TrainConfig) -> TrainConfig:
 
 def _with_steps_of(dreamer: TrainConfig, a2c: TrainConfig) -> TrainConfig:
     """A2C for as many environment steps as Dreamer, from as few streams: so it learns as often from as much."""
-    assert isinstance(a2c.agent, OnPolicyRun)
     experience = replace(a2c.agent.experience, streams=dreamer.agent.experience.streams)
     steps = dreamer.loop.steps or 0
     chunk = -(-steps // (20 * experience.env_steps))  # a twentieth of the whole

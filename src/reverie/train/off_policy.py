@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Key, PyTree
 
 from reverie.agents.core import Evidence, OffPolicyAgent, Row, Studied
 from reverie.envs.core import Task, World
 from reverie.models.routing import USE
 from reverie.ranges import Count, Positive, Weight, Whole, at_least, checked
 from reverie.train import replay as replays
+from reverie.train.averaging import average
 from reverie.train.collect import Collector, collect, finished_returns, open_streams, pool_size
 from reverie.train.replay import Place, Replay
 
@@ -123,18 +124,31 @@ def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task,
 
 
 def update(
-    agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task, state: OffPolicy
-) -> tuple[OffPolicy, dict[str, Array]]:
-    """Some experience, and updates on what replay holds by then; also returns metrics."""
+    agent: OffPolicyAgent,
+    config: OffPolicyConfig,
+    env: World,
+    pool: Task,
+    state: OffPolicy,
+    averaged: PyTree,
+    rate: float,
+) -> tuple[OffPolicy, PyTree, dict[str, Array]]:
+    """Some experience, and updates on what replay holds by then; also returns networks `averaged` over updates, which
+    follow each at `rate`, and metrics."""
     collector, rows, scores = gather(agent, config, env, pool, state.learner, state.collector, config.steps)
     state = state._replace(collector=collector, replay=replays.add(state.replay, rows))
-    learning = partial(learn, agent, config, named_tasks(env, pool))
+    tasks = named_tasks(env, pool)
+
+    def one(before: tuple[OffPolicy, PyTree], _: None) -> tuple[tuple[OffPolicy, PyTree], dict[str, Array]]:
+        state, averaged = before
+        state, metrics = learn(agent, config, tasks, state)
+        return (state, average(averaged, state.learner.networks, rate, state.updates)), metrics
+
     if config.repeats == 1:
-        state, metrics = learning(state)
+        (state, averaged), metrics = one((state, averaged), None)
     else:
-        state, metrics = jax.lax.scan(lambda now, _: learning(now), state, None, length=config.repeats)
+        (state, averaged), metrics = jax.lax.scan(one, (state, averaged), None, length=config.repeats)
         metrics = over_updates(metrics)
-    return state, metrics | scores
+    return state, averaged, metrics | scores
 
 
 def over_updates(metrics: dict[str, Array]) -> dict[str, Array]:

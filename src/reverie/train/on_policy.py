@@ -15,6 +15,7 @@ from reverie.agents.actor_critic import Rollout
 from reverie.agents.core import OnPolicyAgent
 from reverie.envs.core import Task, World
 from reverie.ranges import Count, at_least, checked
+from reverie.train.averaging import average
 from reverie.train.collect import Collector, Experience, collect, finished_returns, open_streams
 
 
@@ -82,16 +83,24 @@ def init(agent: OnPolicyAgent, config: OnPolicyConfig, env: World, pool: Task, k
 
 
 def update(
-    agent: OnPolicyAgent, config: OnPolicyConfig, env: World, pool: Task, state: OnPolicy
-) -> tuple[OnPolicy, dict[str, Array]]:
-    """Some experience, and one update on it; also returns metrics."""
+    agent: OnPolicyAgent,
+    config: OnPolicyConfig,
+    env: World,
+    pool: Task,
+    state: OnPolicy,
+    averaged: PyTree,
+    rate: float,
+) -> tuple[OnPolicy, PyTree, dict[str, Array]]:
+    """Some experience, and one update on it; also returns networks `averaged` over updates, which follow each at
+    `rate`, and metrics."""
     key, update_key = jax.random.split(state.key)
     policy = agent.policy(state.learner.networks)
     gathered = [collect(env, pool, policy, c, config.steps, config.episodes) for c in state.collectors]
     collectors, seen = zip(*gathered, strict=True)
     rollout = side_by_side(list(map(as_rollout, state.collectors, collectors, seen)))
     learner, metrics = agent.update(state.learner, rollout, update_key)
-    return OnPolicy(learner, collectors, state.updates + 1, key), metrics | finished_returns(concatenate(seen, axis=1))
+    averaged = average(averaged, learner.networks, rate, updates := state.updates + 1)
+    return OnPolicy(learner, collectors, updates, key), averaged, metrics | finished_returns(concatenate(seen, axis=1))
 
 
 def as_rollout(before: Collector, after: Collector, seen: Experience) -> Rollout:

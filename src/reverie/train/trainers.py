@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from reverie.envs.core import Task, World, check
 from reverie.envs.outside.worlds import OutsideWorlds
@@ -44,7 +44,8 @@ class WorldTrainer:
     pool: Task
     updates: int
     averaging: float = 1.0
-    """Rate at which the averaged weights follow those in training, each update; 1 is the weights of now."""
+    """Rate at which the averaged weights follow those in training, each update of the agent; 1 is the weights of
+    now."""
 
     @property
     def first_steps(self) -> int:
@@ -67,11 +68,9 @@ class WorldTrainer:
 
     def train(self, state: InWorld) -> tuple[InWorld, dict[str, Shaped[Array, " U"]]]:
         def update(before: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], dict[str, Array]]:
-            learning, averaged = before
-            learning, metrics = WAYS[type(self.config)].update(self.agent, self.config, self.env, state.pool, learning)
-            rate = jnp.maximum(self.averaging, 1 / learning.updates)  # at first the mean of all so far
-            now = learning.learner.networks
-            return (learning, now if self.averaging == 1 else follow(averaged, now, rate)), metrics
+            update = WAYS[type(self.config)].update
+            *after, metrics = update(self.agent, self.config, self.env, state.pool, *before, self.averaging)
+            return tuple(after), metrics
 
         after, metrics = jax.lax.scan(update, (state.learning, state.averaged), None, length=self.updates)
         return InWorld(*after, state.pool), metrics
@@ -120,18 +119,6 @@ class WorldTrainer:
         # Buffers of their own, so that training may be given them.
         averaged, pool = jax.tree.map(jnp.copy, (learning.learner.networks, pool))
         return InWorld(learning, averaged, pool)
-
-
-def follow[T: PyTree](averaged: T, now: T, rate: Float[Array, ""] | float) -> T:
-    """The running average of weights, moved by `rate` towards those of now; counters and other integers are those of
-    now."""
-
-    def leaf(old: Array, new: Array) -> Array:
-        if not jnp.issubdtype(new.dtype, jnp.inexact):
-            return new
-        return ((1 - rate) * old + rate * new).astype(new.dtype)
-
-    return jax.tree.map(leaf, averaged, now)
 
 
 def lives_outside(env: World) -> TypeGuard[OutsideWorlds]:
