@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.agents import dreamer
+from reverie.agents import dreamer, rl2
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.optimisers import GroupsConfig
 from reverie.envs.core import stack_tasks
@@ -99,12 +99,12 @@ def test_memory_of_a_sequence_equals_memory_while_acting(trained):
         before = networks.model.resume(batch.model, batch.lent, jax.random.key(6))
         _, states = networks.model.observe(before, sequence, jax.random.key(7))
         features = networks.model.features(states)
-        return features, dreamer.remember_sequence(networks.memory, batch.recurrent, features, sequence)
+        return features, rl2.remember_sequence(networks.memory, batch.recurrent, features, sequence)
 
     @jax.jit
     def step(h, features, now):
-        inputs = dreamer.memory_inputs(features, now.action, now.reward, now.is_first)
-        return dreamer.remember(networks.memory, jnp.where(now.is_trial_first[:, None], 0.0, h), inputs)
+        inputs = rl2.memory_inputs(features, now.action, now.reward, now.is_first)
+        return rl2.remember(networks.memory, jnp.where(now.is_trial_first[:, None], 0.0, h), inputs)
 
     features, together = at_once()
     h = batch.recurrent
@@ -123,7 +123,7 @@ def test_memory_is_emptied_at_trials_and_not_at_episodes():
     @jax.jit
     def after(state, is_trial_first):
         given = {}, jnp.zeros((1, 6, 3)), jnp.zeros((1, 6)), first, flags, flags, is_trial_first, jnp.zeros((1, 6), int)
-        return dreamer.remember_sequence(networks.memory, state, features, Sequence(*given))[0, -1]
+        return rl2.remember_sequence(networks.memory, state, features, Sequence(*given))[0, -1]
 
     one, other = jnp.zeros((1, 8)), jnp.ones((1, 8))
     assert not np.allclose(after(one, flags), after(other, flags)), "an episode's end emptied the memory"

@@ -24,7 +24,7 @@ from reverie.agents.actor_critic import (
     Rollout,
     critic_loss,
     descend,
-    explained_variance,
+    foreseen,
     fresh,
     judge,
     mean,
@@ -79,7 +79,5 @@ class A2C:
             "actor/loss": actor_loss,
             "actor/entropy": entropy,
             "critic/loss": judging_loss,
-            "critic/value": mean(value[:-1], judged.counts),
-            "critic/explained_variance": explained_variance(value[:-1], judged),
-        }
+        } | foreseen(value, judged)
         return actor_loss - c.entropy * entropy + c.critic * judging_loss, metrics

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from reverie.agents.heads import SetTower, Tower, numbers_of, per_action
 from reverie.agents.inputs import Inputs, Reading
-from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep, select
+from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import BoundedNormal, Categorical, symlog
 from reverie.nn.layers import GRU
@@ -261,14 +261,7 @@ def remember(networks: ActorCritic, rollout: Rollout, reward_scale: float) -> Fe
         return seen
     done = jnp.concatenate([rollout.before.action[None], rollout.action])
     inputs = memory.project(networks.told(seen, done, ts.reward * reward_scale, ts.is_first))
-
-    def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        row, is_trial_first = now
-        h = memory.step(select(is_trial_first, jnp.zeros_like(h), h), row)
-        return h, h
-
-    _, recurrent = jax.lax.scan(step, rollout.before.recurrent, (inputs, rollout.is_trial_first))
-    return networks.with_memory(seen, recurrent)
+    return networks.with_memory(seen, memory.over(rollout.before.recurrent, inputs, rollout.is_trial_first))
 
 
 def judge(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeStep) -> Judgement:
@@ -332,6 +325,14 @@ def explained_variance(value: Float[Array, "T B"], judged: Judgement) -> Float[A
         return mean(jnp.square(x - mean(x, judged.counts)), judged.counts)
 
     return 1 - variance(error) / (variance(target) + 1e-8)
+
+
+def foreseen(value: Float[Array, "G B"], judged: Judgement) -> dict[str, Float[Array, ""]]:
+    """Metrics of the critic, before it learns."""
+    return {
+        "critic/value": mean(value[:-1], judged.counts),
+        "critic/explained_variance": explained_variance(value[:-1], judged),
+    }
 
 
 def optimiser(config: ActorCriticConfig) -> optax.GradientTransformation:

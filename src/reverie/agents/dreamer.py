@@ -5,7 +5,7 @@ loss (model, dreams, actor, critic, critic on replay), update. Between the model
 a recurrent layer (Redovian 2025, arXiv 2503.08872; Duan et al. 2016, arXiv 1611.02779) whose state lives through the
 episodes of a trial, so that the policy adapts without a gradient step. Any `WorldModel` will do.
 
-Axes: B streams or sequences, T replayed steps, H imagined steps, n dreams, A actions, M memory units.
+Axes: B streams or sequences, T replayed steps, H imagined steps, G = H + 1, n dreams, A actions, M memory units.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +23,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 from reverie.agents.core import Row
 from reverie.agents.heads import Actor, Critic, Critics, critic_for
 from reverie.agents.optimisers import GroupsConfig, optimiser
+from reverie.agents.rl2 import memory_inputs, remember, remember_dream, remember_sequence
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
 from reverie.models.rssm import RSSMConfig
-from reverie.nn.distributions import TwoHot, symlog
-from reverie.nn.layers import GRU, over_time, time_first
+from reverie.nn.distributions import TwoHot
+from reverie.nn.layers import GRU, time_first
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Count, Layers, Positive, Share, Weight, Whole, Width, WidthOr0, at_least, checked
 
@@ -265,7 +266,8 @@ class Dreamer:
         start, start_memory = model.starts(before, states, family), memories.reshape(b * t, -1)[family]
         dreams = stop_gradient(dream(networks, start, start_memory, c.dream_length, c.siblings, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
-        dreamt = remember_dream(networks.memory, start_memory, dreams)  # [H + 1, n, M]
+        arrived = jax.tree.map(lambda x: x[1:], dreams.features)
+        dreamt = remember_dream(networks.memory, start_memory, arrived, dreams.encoded, dreams.reward[1:])  # [G, n, M]
 
         # Judge the dreams.
         value = networks.critic(dreams.features, dreamt)  # [H + 1, n]
@@ -349,57 +351,6 @@ class DreamerPolicy(eqx.Module):
         action = policy.mode() if self.greedy else policy.sample(action_key)
         done, seen = self.action_spec.encode(action), jnp.zeros_like(state.is_trial_first)
         return action, Carry(model_state, recurrent, done, seen)
-
-
-# --- the recurrent policy's memory ---------------------------------------------------------------------------------
-
-
-def memory_inputs(
-    features: Features, action: Float[Array, "*B A"], reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
-) -> Float[Array, "*B I"]:
-    """What the memory is told at each step: the model's features (unchanged by what it learns from them), the action
-    and reward that led here, and whether an episode begins (RL2, section 2.2). Where the model keeps servers apart,
-    the action is told as what the chosen one looks like now: so a fleet may have any size, in any order."""
-    if features.servers is not None:
-        action = (action[..., None] * features.servers).sum(-2)  # [*B, G]
-    told = jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
-    return jnp.concatenate([stop_gradient(features.context), stop_gradient(action), told], -1)
-
-
-def remember(memory: GRU | None, state: Float[Array, "*B M"], inputs: Float[Array, "*B I"]) -> Float[Array, "*B M"]:
-    """One step of the memory; without one, the empty state stays empty."""
-    return state if memory is None else memory(state, inputs)
-
-
-def remember_sequence(
-    memory: GRU | None, state: Float[Array, "B M"], features: Features, sequence: Sequence
-) -> Float[Array, "B T M"]:
-    """The memory after each replayed step. It is emptied where a trial begins, not where an episode does."""
-    if memory is None:
-        return jnp.zeros((*sequence.reward.shape, 0))
-    inputs = memory.project(memory_inputs(features, sequence.action, sequence.reward, sequence.is_first))
-
-    def step(h, now):
-        row, begins = now
-        h = memory.step(jnp.where(begins[:, None], 0.0, h), row)
-        return h, h
-
-    return over_time(step, state, (inputs, sequence.is_trial_first))[1]
-
-
-def remember_dream(memory: GRU | None, state: Float[Array, "n M"], dreams: Dreams) -> Float[Array, "G n M"]:
-    """The memory at each step of a dream, the start included; gradients reach `memory` and `state`."""
-    if memory is None:
-        return jnp.zeros((*dreams.reward.shape, 0))
-    later = jax.tree.map(lambda x: x[1:], dreams.features)
-    inputs = memory_inputs(later, dreams.encoded, dreams.reward[1:], jnp.zeros(dreams.reward[1:].shape, bool))
-
-    def step(h, row):
-        h = memory.step(h, row)
-        return h, h
-
-    _, states = jax.lax.scan(step, state, memory.project(inputs))
-    return jnp.concatenate([state[None], states])
 
 
 # --- dreams and returns --------------------------------------------------------------------------------------------

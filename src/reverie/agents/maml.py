@@ -32,14 +32,13 @@ from reverie.agents.actor_critic import (
     Learner,
     Rollout,
     critic_loss,
-    descend,
-    explained_variance,
+    foreseen,
     fresh,
     judge,
     mean,
 )
 from reverie.agents.heads import SetTower, Tower
-from reverie.agents.ppo import PPOConfig, surrogate
+from reverie.agents.ppo import PPOConfig, in_minibatches, surrogate
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep, select
 from reverie.ranges import Count, Positive, checked
 
@@ -99,9 +98,7 @@ class MAML:
         Errors: ValueError where the streams cannot be cut into equal minibatches, or a rollout is no longer than
         adaptation takes; RuntimeError where rollouts are not whole trials.
         """
-        c, streams, length = self.config.ppo, rollout.action.shape[1], rollout.action.shape[0]
-        if streams % c.minibatches:
-            raise ValueError(f"MAML: {streams} streams cannot be cut into {c.minibatches} equal minibatches")
+        c, (length, streams) = self.config.ppo, rollout.action.shape[:2]
         if length <= self.config.inner_steps:
             raise ValueError(
                 f"MAML: a rollout has {length} steps, and adaptation takes {self.config.inner_steps} (inner_steps): "
@@ -124,17 +121,11 @@ class MAML:
         did = jax.vmap(lambda actor, lived: log_prob(net, actor, lived)[0], (0, 1), 1)(adapted, after)
         rows = before, after, judged, later, was, did
 
-        def step(learner: Learner, chosen: Array) -> tuple[Learner, dict[str, Array]]:
-            part = jax.tree.map(lambda x: x[:, chosen], rows)
-            gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, *part)
-            return descend(c, learner, gradient), metrics | {"gradient/norm": optax.tree.norm(gradient)}
+        def part(chosen: Array) -> tuple:
+            return jax.tree.map(lambda x: x[:, chosen], rows)
 
-        shuffled = jax.vmap(lambda k: jax.random.permutation(k, streams))(jax.random.split(key, c.epochs))
-        learner, metrics = jax.lax.scan(step, learner, shuffled.reshape(c.epochs * c.minibatches, -1))
-        return learner, jax.tree.map(jnp.mean, metrics) | {
-            "critic/value": mean(value[:-1], judged.counts),
-            "critic/explained_variance": explained_variance(value[:-1], judged),
-        }
+        learner, metrics = in_minibatches(c, learner, self.loss, part, streams, key)
+        return learner, metrics | foreseen(value, judged)
 
     def parts(self, timestep: TimeStep, action: Array) -> tuple[Lived, Lived]:
         """What was lived before adaptation, and after it; the moment of adaptation belongs to both."""

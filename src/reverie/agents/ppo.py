@@ -8,7 +8,7 @@ Metrics: those of A2C, and `actor/ratio_clipped`, the share of actions beyond th
 but `critic/value` and `critic/explained_variance`, which are from before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from reverie.agents.actor_critic import (
     ActorCritic,
@@ -27,7 +27,7 @@ from reverie.agents.actor_critic import (
     Rollout,
     critic_loss,
     descend,
-    explained_variance,
+    foreseen,
     fresh,
     judge,
     mean,
@@ -77,28 +77,19 @@ class PPO:
         Errors: ValueError where the streams cannot be cut into equal minibatches.
         """
         c = self.config
-        streams = rollout.action.shape[1]
-        if streams % c.minibatches:
-            raise ValueError(f"PPO: {streams} streams cannot be cut into {c.minibatches} equal minibatches")
         features = remember(learner.networks, rollout, c.reward_scale)
         value = learner.networks.value(features)
         judged = judge(c, value, rollout.timestep)
         before = self.log_prob(learner.networks, features, rollout)[0]
 
-        def step(learner: Learner, chosen: Array) -> tuple[Learner, dict[str, Array]]:
+        def part(chosen: Array) -> tuple[Rollout, Judgement, Array]:
             carried = jax.tree.map(lambda x: x[chosen], rollout.before)
             rows = rollout._replace(before=None), judged, before
             part, *judgement = jax.tree.map(lambda x: x[:, chosen], rows)
-            part = part._replace(before=carried)
-            gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, part, *judgement)
-            return descend(c, learner, gradient), metrics | {"gradient/norm": optax.tree.norm(gradient)}
+            return part._replace(before=carried), *judgement
 
-        shuffled = jax.vmap(lambda k: jax.random.permutation(k, streams))(jax.random.split(key, c.epochs))
-        learner, metrics = jax.lax.scan(step, learner, shuffled.reshape(c.epochs * c.minibatches, -1))
-        return learner, jax.tree.map(jnp.mean, metrics) | {
-            "critic/value": mean(value[:-1], judged.counts),
-            "critic/explained_variance": explained_variance(value[:-1], judged),
-        }
+        learner, metrics = in_minibatches(c, learner, self.loss, part, rollout.action.shape[1], key)
+        return learner, metrics | foreseen(value, judged)
 
     def loss(
         self, networks: ActorCritic, rollout: Rollout, judged: Judgement, before: Float[Array, "T B"]
@@ -125,6 +116,32 @@ class PPO:
         acted, observation = jax.tree.map(lambda x: x[:-1], (features, rollout.timestep.observation))
         policy = networks.act(acted, observation)
         return policy.log_prob(rollout.action), policy.entropy()
+
+
+def in_minibatches(
+    c: PPOConfig,
+    learner: Learner,
+    loss: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]],
+    part: Callable[[Int[Array, " S"]], tuple[PyTree, ...]],
+    streams: int,
+    key: Key[Array, ""],
+) -> tuple[Learner, dict[str, Float[Array, ""]]]:
+    """`epochs` times `minibatches` gradient steps, each on a `part` of all streams, and the means of metrics.
+
+    Arguments: `loss`, that of networks on what `part` returns for some streams, and metrics.
+
+    Errors: ValueError where the streams cannot be cut into equal minibatches.
+    """
+    if streams % c.minibatches:
+        raise ValueError(f"PPO: {streams} streams cannot be cut into {c.minibatches} equal minibatches")
+
+    def step(learner: Learner, chosen: Array) -> tuple[Learner, dict[str, Array]]:
+        gradient, metrics = eqx.filter_grad(loss, has_aux=True)(learner.networks, *part(chosen))
+        return descend(c, learner, gradient), metrics | {"gradient/norm": optax.tree.norm(gradient)}
+
+    shuffled = jax.vmap(lambda k: jax.random.permutation(k, streams))(jax.random.split(key, c.epochs))
+    learner, metrics = jax.lax.scan(step, learner, shuffled.reshape(c.epochs * c.minibatches, -1))
+    return learner, jax.tree.map(jnp.mean, metrics)
 
 
 def surrogate(

@@ -28,12 +28,12 @@ from tyro.conf import arg
 from reverie.agents.core import Row
 from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for
 from reverie.agents.inputs import Inputs
-from reverie.agents.sac import SAC, SACConfig, losses
-from reverie.agents.soft import considered, distribution, followed
-from reverie.envs.core import ActionSpec, ArraySpec, TimeStep, select
+from reverie.agents.sac import SAC, Learner, SACConfig, begun, descended, losses
+from reverie.agents.soft import considered, distribution
+from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal, symlog
-from reverie.nn.layers import GRU, over_time
+from reverie.nn.layers import GRU, time_first
 from reverie.ranges import Width, checked
 
 
@@ -122,23 +122,8 @@ def remember(
 ) -> Float[Array, "S G M"]:
     """The memory after each moment, as acting would have it, where it was `first` after the first of them. It is
     emptied where a trial `begins`."""
-
-    def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        row, anew = now
-        h = memory.step(select(anew, jnp.zeros_like(h), h), row)
-        return h, h
-
-    _, after = over_time(step, first, (memory.project(told[:, 1:]), begins[:, 1:]))
-    return jnp.concatenate([first[:, None], after], 1)
-
-
-class Learner(NamedTuple):
-    """All that training changes."""
-
-    networks: Networks
-    targets: Critics
-    """Critics that follow slowly."""
-    optimiser: optax.OptState
+    after = memory.over(first, time_first(memory.project(told[:, 1:])), time_first(begins[:, 1:]))
+    return jnp.concatenate([first[:, None], time_first(after)], 1)
 
 
 @dataclass(frozen=True)
@@ -154,9 +139,7 @@ class RSAC:
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks."""
-        networks = Networks(self.config, self.observation_spec, self.action_spec, key=key)
-        targets = jax.tree.map(jnp.copy, networks.critics)  # their own buffers, so that training may donate them
-        return Learner(networks, targets, self.optimiser.init(eqx.filter(networks, eqx.is_inexact_array)))
+        return begun(self.config.sac, Networks(self.config, self.observation_spec, self.action_spec, key=key))
 
     def policy(self, networks: Networks, greedy: bool = False) -> "RSACPolicy":
         """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
@@ -174,11 +157,8 @@ class RSAC:
         gradient, (metrics, remembered) = eqx.filter_grad(self.loss, has_aux=True)(
             learner.networks, learner.targets, rows, key
         )
-        step, optimiser = self.optimiser.update(gradient, learner.optimiser)
-        networks = eqx.apply_updates(learner.networks, step)
-        targets = followed(learner.targets, networks.critics, self.config.sac.slow_rate)
-        kept = jax.tree.map(lambda x: x[:, 1:], remembered)
-        return Learner(networks, targets, optimiser), kept, metrics | {"gradient/norm": optax.tree.norm(gradient)}
+        metrics |= {"gradient/norm": optax.tree.norm(gradient)}
+        return descended(self.config.sac, learner, gradient), jax.tree.map(lambda x: x[:, 1:], remembered), metrics
 
     def loss(
         self, networks: Networks, targets: Critics, rows: Row, key: Key[Array, ""]
@@ -209,10 +189,6 @@ class RSAC:
             shared.config, shared.target_entropy, networks.log_temperature, q, ours, led, later, counts
         )
         return loss, (metrics, stop_gradient(remembered))
-
-    @property
-    def optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.config.sac.learning_rate)
 
 
 class RSACState(NamedTuple):

@@ -14,14 +14,14 @@ Axes: S sequences, T steps, A actions, a the actions that stand for all: A discr
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from reverie.agents.core import Row
 from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for
@@ -94,10 +94,24 @@ class Networks(eqx.Module):
 class Learner(NamedTuple):
     """All that training changes."""
 
-    networks: Networks
-    targets: tuple[QNetwork, QNetwork]
+    networks: Any
+    """Those of SAC or of recurrent SAC; both have `critics`."""
+    targets: Any
     """Critics that follow slowly."""
     optimiser: optax.OptState
+
+
+def begun(c: SACConfig, networks: Any) -> Learner:
+    """Of fresh networks with `critics`."""
+    targets = jax.tree.map(jnp.copy, networks.critics)  # their own buffers, so that training may donate them
+    return Learner(networks, targets, optax.adam(c.learning_rate).init(eqx.filter(networks, eqx.is_inexact_array)))
+
+
+def descended(c: SACConfig, learner: Learner, gradient: PyTree) -> Learner:
+    """After one step of Adam, and one of the targets."""
+    step, optimiser = optax.adam(c.learning_rate).update(gradient, learner.optimiser)
+    networks = eqx.apply_updates(learner.networks, step)
+    return Learner(networks, followed(learner.targets, networks.critics, c.slow_rate), optimiser)
 
 
 @dataclass(frozen=True)
@@ -113,9 +127,7 @@ class SAC:
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. The critics start near 0, the actor near the widest it can be."""
-        networks = Networks(self.config, self.observation_spec, self.action_spec, key=key)
-        targets = jax.tree.map(jnp.copy, networks.critics)  # their own buffers, so that training may donate them
-        return Learner(networks, targets, self.optimiser.init(eqx.filter(networks, eqx.is_inexact_array)))
+        return begun(self.config, Networks(self.config, self.observation_spec, self.action_spec, key=key))
 
     def policy(self, networks: Networks, greedy: bool = False) -> "SACPolicy":
         """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
@@ -129,10 +141,8 @@ class SAC:
     ) -> tuple[Learner, None, dict[str, Float[Array, ""]]]:
         """One step of Adam on the transitions within rows [S, 1 + T, ...], and one of the targets."""
         gradient, metrics = eqx.filter_grad(self.loss, has_aux=True)(learner.networks, learner.targets, rows, key)
-        step, optimiser = self.optimiser.update(gradient, learner.optimiser)
-        networks = eqx.apply_updates(learner.networks, step)
-        targets = followed(learner.targets, networks.critics, self.config.slow_rate)
-        return Learner(networks, targets, optimiser), None, metrics | {"gradient/norm": optax.tree.norm(gradient)}
+        metrics |= {"gradient/norm": optax.tree.norm(gradient)}
+        return descended(self.config, learner, gradient), None, metrics
 
     def loss(
         self, networks: Networks, targets: tuple[QNetwork, QNetwork], rows: Row, key: Key[Array, ""]
@@ -166,10 +176,6 @@ class SAC:
                 return 0.98 * math.log(n)
             case Continuous(size):
                 return -float(size)
-
-    @property
-    def optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.config.learning_rate)
 
 
 def losses(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from reverie.envs.core import ArraySpec
 from reverie.models.encoders import Encoder
 from reverie.nn.distributions import Categorical, symlog
-from reverie.nn.layers import GRU, Head, Linear, over_time
+from reverie.nn.layers import GRU, Head, Linear, time_first
 
 
 class Place(NamedTuple):
@@ -109,23 +109,6 @@ class History(eqx.Module):
     hears: int = eqx.field(static=True)
     """Numbers of an action that are heard."""
 
-    def __init__(
-        self,
-        spec: Mapping[str, ArraySpec],
-        actions: int,
-        tasks: int,
-        units: int,
-        depth: int,
-        servers: Literal["flat", "set"] = "flat",
-        *,
-        key: Key[Array, ""],
-    ):
-        encoder_key, gru_key, output_key = jax.random.split(key, 3)
-        self.encoder = Encoder(spec, units, 1, depth, servers, key=encoder_key)
-        self.hears = actions if servers == "flat" else 0
-        self.gru = GRU(self.encoder.size + self.hears + 1, units, key=gru_key)
-        self.output = Linear(units, tasks, key=output_key)
-
     def remember(
         self,
         memory: Float[Array, "B M"],
@@ -138,13 +121,7 @@ class History(eqx.Module):
         paid = jnp.where(begins, 0.0, symlog(reward))[..., None]
         done = jnp.where(begins[..., None], 0.0, action[..., : self.hears])
         inputs = self.gru.project(jnp.concatenate([self.encoder(observation), done, paid], -1))
-
-        def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-            row, begins = now
-            h = self.gru.step(jnp.where(begins[:, None], 0.0, h), row)
-            return h, h
-
-        return over_time(step, memory, (inputs, begins))[1]
+        return time_first(self.gru.over(memory, time_first(inputs), time_first(begins)))
 
     def __call__(self, memory: Float[Array, "*B M"]) -> Float[Array, "*B K"]:
         """Logits of the tasks."""
@@ -176,7 +153,10 @@ def guesser(
     if tasks == 1:
         raise ValueError(f"there is one task, and tells is {tells!r}: give it number")
     if tells == "history":
-        return History(shown(spec), actions, tasks, units, depth, servers, key=key)
+        encoder_key, gru_key, output_key = jax.random.split(key, 3)
+        encoder, hears = Encoder(shown(spec), units, 1, depth, servers, key=encoder_key), actions * (servers == "flat")
+        gru = GRU(encoder.size + hears + 1, units, key=gru_key)
+        return History(encoder, gru, Linear(units, tasks, key=output_key), hears)
     if "descriptor" not in spec:
         raise ValueError("tells is 'descriptor', and no observation describes its task: give it number or history")
     return Head(spec["descriptor"].shape[0], tasks, units, 1, key=key)

@@ -204,6 +204,21 @@ class GRU(eqx.Module):
         update = jax.nn.sigmoid(update - 1)
         return update * jax.nn.silu(jax.nn.sigmoid(reset) * candidate) + (1 - update) * h
 
+    def over(
+        self, h: Float[Array, "B *N U"], projected: Float[Array, "T B *N C"], anew: Bool[Array, "T B"] | None = None
+    ) -> Float[Array, "T B *N U"]:
+        """The state after each row of a sequence, time first, that follows state h; it is emptied before rows where
+        something begins `anew`."""
+
+        def step(h: Array, now: tuple[Array, Array | None]) -> tuple[Array, Array]:
+            row, begins = now
+            if begins is not None:
+                h = jnp.where(begins.reshape(-1, *[1] * (h.ndim - 1)), 0.0, h)
+            h = self.step(h, row)
+            return h, h
+
+        return jax.lax.scan(step, h, (projected, anew))[1]
+
     def __call__(self, h: Float[Array, "*B U"], x: Float[Array, "*B I"]) -> Float[Array, "*B U"]:
         return self.step(h, self.project(x))
 
