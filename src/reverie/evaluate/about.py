@@ -5,22 +5,13 @@ from jaxtyping import Float
 
 from reverie.envs.fleet.families import PARK_SPEEDS, Load, at_load
 from reverie.envs.fleet.traces import Trace, tenths
-from reverie.envs.fleet.weights import View
+from reverie.envs.fleet.views import VIEWS, View
 from reverie.evaluate.statistics import WINDOWS_FOR_A_CLAIM
-
-_SEEN: dict[str, str] = {
-    "full": "speeds and remaining work of all servers and the size of each job; no proxy knows them "
-    "(--view counts and --view latency are what one sees)",
-    "counts": "how many jobs each server holds, as a proxy does",
-    "latency": "how many jobs each server holds and how long those took that it has finished, as a proxy does",
-    "weights": "what a proxy counts in an interval, by whoever sets its weights for the next; it sends each job itself",
-    "park": "Park's vector: the work at each server and the size of the job; no proxy knows them",
-}
 
 
 def about_view(view: View) -> str:
     """What agents and rules are told."""
-    return f"seen ({view}): {_SEEN.get(view, f'the view {view} of the simulator')}"
+    return f"seen ({view}): {VIEWS[view].seen}"
 
 
 def about_trace(

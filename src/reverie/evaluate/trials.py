@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from reverie.envs.core import ActionSpec, ArraySpec, State, TimeStep
 from reverie.envs.fleet.env import FleetEnv, Record, Task, known_at_dispatch, responses
+from reverie.envs.fleet.views import hides
 from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, View, WeightsEnv, check_stay
 from reverie.evaluate.bounds import lower_bound
 from reverie.evaluate.capacity import load_at
@@ -45,8 +46,6 @@ SURVIVAL_POINTS = 80
 LATE_BINDING = frozenset({"late-binding", "late-binding-fastest", "late-binding-4"})
 """Rules that every operator of first-come-first-served servers has, whatever is hidden: to send a job where it waits
 the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`)."""
-_TELLS = ("weights", "counts", "latency", "full")
-"""Views by how much they tell; `park` tells work and sizes too. Who sets weights sees the past, and sends no job."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,7 @@ def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True, proxy:
         world = WeightsEnv(proxy=proxy) if rule.view == "weights" else FleetEnv(view=rule.view)
         if alone and name in LATE_BINDING:
             return Contestant(name, rule, world, "rule", knows="who is idle")
-        hidden = view in _TELLS and _TELLS.index(rule.view) > _TELLS.index(view)
-        return Contestant(name, rule, world, "oracle" if hidden else "rule")
+        return Contestant(name, rule, world, "oracle" if hides(view, rule.view) else "rule")
 
     return [contestant(name, rule) for name, rule in rules.items()]
 

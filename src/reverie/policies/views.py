@@ -1,9 +1,9 @@
-"""How a dispatch rule reads an observation and chooses: the two views by name, and one way of breaking ties.
+"""How a dispatch rule reads an observation and chooses: the views by name, and one way of breaking ties.
 
 Shared by the classical rules; the rules themselves live in `rules.py` and `adaptive.py`.
 """
 
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from reverie.envs.core import TimeStep
+from reverie.envs.fleet.weights import View
 from reverie.policies.core import Policy
-
-View = Literal["full", "counts", "latency", "weights"]
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from reverie.envs.fleet.env import LATENCY_FEATURES
-from reverie.envs.fleet.weights import FEATURES, FleetWorld
+from reverie.envs.fleet.views import VIEWS
+from reverie.envs.fleet.weights import FleetWorld
 from reverie.policies.core import Policy
 from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
@@ -23,21 +23,6 @@ from reverie.settings.config import TrainConfig, WorldConfig
 
 KIND = "policy"
 """Under `kind` in the metadata, which tells these files from checkpoints."""
-
-UNITS = {
-    "park": {"vector": "of each server, work that waits plus time that the job in service takes; then the job's size"},
-    "full": {"servers": "of each server [backlog in work units, speed in work per time]", "job": "[size, gap]"},
-    "counts": {"servers": "of each server [jobs in progress]", "job": "[time since the last arrival]"},
-    "latency": {
-        "servers": f"of each server [{', '.join(LATENCY_FEATURES)}], the second to the fifth since the last arrival",
-        "job": "[time since the last arrival]",
-    },
-    "weights": {
-        "servers": f"of each server [{', '.join(FEATURES)}]",
-        "proxy": "[jobs that wait in it, jobs that came in the interval, how long that was]",
-    },
-}
-"""What the numbers of each view are; times and work are in the units of the fleet that the agent was trained in."""
 
 
 def export_policy(run: RunFolder, path: Path) -> int:
@@ -66,7 +51,7 @@ def write_policy(
         "config": config_to_json(config),
         "observation": {name: asdict(spec) for name, spec in specs.items()},
         "actions": env.servers,
-        "units": UNITS[env.view],
+        "units": dict(VIEWS[env.view].units),
         "provenance": dict(provenance),
     }
     checkpoint.save(path, networks, described)

@@ -23,13 +23,14 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import sharing
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, Record, Task
+from reverie.envs.fleet.env import View as Shown
 from reverie.envs.fleet.queues import Completions
 from reverie.envs.fleet.schedule import Time
 from reverie.envs.fleet.sharing import Sharing, Slots, as_one_batch
 from reverie.envs.fleet.workload import Job
 from reverie.ranges import Positive, Whole, at_least, checked
 
-View = Literal["park", "full", "counts", "latency", "weights"]
+View = Literal[Shown, "weights"]
 """What can be seen of a fleet: by who sends each job, or by who sets the weights of a proxy."""
 type FleetWorld = FleetEnv | WeightsEnv
 """The worlds of fleets and jobs, whose tasks are the same: policies of either kind can meet the same jobs."""
