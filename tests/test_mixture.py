@@ -78,12 +78,23 @@ def test_each_row_passes_its_own_module_in_no_more_blocks_than_there_are_rows_fo
         assert plan.source.shape[0] <= -(-rows // plan.source.shape[1]) + min(count, rows) - 1
 
 
-def test_with_one_task_and_one_expert_it_is_storm_bit_for_bit():
+@pytest.mark.parametrize("servers", ["flat", "set"])
+def test_with_one_task_and_one_expert_it_is_storm_bit_for_bit(servers):
     """The same start, and then loss, gradients, states and dreams."""
-    storm = build_model(StormConfig(**TINY | {"dropout": 0.1, "recall": 2}), WORLD, A, key=KEY)
-    config = MixtureConfig(**TINY | {"dropout": 0.1, "recall": 2}, trunk=0)
-    alone = build_model(config, WORLD, A, key=KEY)
-    sequence = play()
+    changes, sequence = TINY | {"dropout": 0.1, "recall": 2, "servers": servers}, play()
+    world = WORLD
+    if servers == "set":
+        world = {"servers": ArraySpec((A, 3), "servers"), "job": ArraySpec((3,)), "mask": ArraySpec((A,), "mask")}
+        job = sequence.observation["vector"]
+        seen = {
+            "servers": jnp.stack([job, -job], 2),
+            "job": job,
+            "mask": jnp.ones((B, T, A), bool).at[0, :, 1].set(False),
+        }
+        sequence = sequence._replace(observation=seen)
+    storm, alone = (
+        build_model(c, world, A, key=KEY) for c in (StormConfig(**changes), MixtureConfig(**changes, trunk=0))
+    )
 
     @eqx.filter_jit
     def learn(model):
