@@ -86,7 +86,7 @@ class Mixtures(Study):
     """Training seeds."""
     suite: Literal["corners", "loads", "fleets"] = "corners"
     """The tasks."""
-    steps: int = 6_500
+    steps: int = 8_000
     """Environment steps of each task."""
     arms: tuple[str, ...] = ("ensemble", "mixture", "shared-parameters", "shared-operations", *ABLATIONS, "queue")
     """What is trained, besides the ensemble."""
@@ -130,10 +130,10 @@ def plan(asked: Mixtures, model: StormConfig, label: str, seed: int, only: tuple
     experience = replace(
         begun.agent.experience,
         streams=16 * tasks,
-        batch=8 * tasks,
-        length=16,
-        ratio=8.0,
-        capacity=8_000 * tasks,
+        batch=16 * tasks,
+        length=12,
+        ratio=12.0,
+        capacity=12_000 * tasks,
         by_task=tasks > 1,
     )
     agent = replace(begun.agent, algorithm=algorithm, experience=experience, averaging=0.04)
