@@ -25,9 +25,9 @@ B, T, N = 3, 10, 3
 BORDER = 6
 
 
-def fleet(numbers: int, tasks: int) -> dict[str, ArraySpec]:
+def fleet(numbers: int, tasks: int, n: int = N) -> dict[str, ArraySpec]:
     """A view with so many numbers of each server, and of the job that waits; in a suite, if there are tasks."""
-    servers, job, mask = ArraySpec((N, numbers), "servers"), ArraySpec((numbers,)), ArraySpec((N,), "mask")
+    servers, job, mask = ArraySpec((n, numbers), "servers"), ArraySpec((numbers,)), ArraySpec((n,), "mask")
     suite = {"task": ArraySpec((), "task", tasks)} if tasks else {}
     return {"servers": servers, "job": job, "mask": mask} | suite
 
@@ -75,7 +75,7 @@ MODELS = {
     "s3m-full-parallel": Case(dataclasses.replace(LONG, policy="full", scan="parallel", discretisation="zoh")),
     "s3m-all-of-ours": Case(dataclasses.replace(LONG, modes="ring", posterior="recurrent", product=True, recall=3)),
     "storm": Case(STORM),
-    "storm-foretold": Case(dataclasses.replace(STORM, acts="prior", window=3, servers="set", recall=3)),
+    "storm-foretold": Case(dataclasses.replace(STORM, acts="prior", window=3, servers="set")),
     "mixture": Case(MIXTURE, tasks=B + 1),
     "mixture-guessing": Case(
         dataclasses.replace(MIXTURE, tells="history", routing="token", servers="set"), tasks=B + 1
@@ -324,6 +324,27 @@ def test_a_set_of_servers_has_no_order_and_no_absent_ones(case, luck):
     assert not dreamt[1][0].mask[..., 2].any(), "a dream has servers that are not there"
     close(jax.tree.map(lambda x: x[:, :, :2], seen[0].servers), jax.tree.map(lambda x: x[:, :, :2], same[0].servers))
     close((seen[0].context, seen[1:]), (same[0].context, same[1:]))
+
+
+def test_a_loss_is_that_of_a_fleet_without_those_who_are_absent(request, case, luck):
+    """The same weights in a fleet of one server less."""
+    model, spec = case
+    if model.features(model.initial(1)).servers is None:
+        pytest.skip("it shows no servers one by one")
+    config, numbers, tasks, build = MODELS[request.node.callspec.params["case"]]
+    fewer = eqx.filter_eval_shape(build, config, fleet(numbers, tasks, N - 1), N - 1, key=KEY)
+    fewer = jax.tree.unflatten(jax.tree.structure(fewer), jax.tree.leaves(model))
+    sequence = play(spec)
+    action = jnp.where(sequence.action[..., 2:] > 0, jnp.eye(N)[0], sequence.action)
+    rows = ("servers", "mask")
+    absent = sequence.observation | {"mask": sequence.observation["mask"].at[..., 2].set(False)}
+    gone = {name: x[:, :, :2] if name in rows else x for name, x in sequence.observation.items()}
+    padded, short = (
+        sequence._replace(observation=absent, action=action),
+        sequence._replace(observation=gone, action=action[..., :2]),
+    )
+    losses = [eqx.filter_jit(type(m).loss)(m, m.initial(B), s, KEY) for m, s in ((model, padded), (fewer, short))]
+    close(*((total, metrics) for total, (_, metrics) in losses))
 
 
 def test_models_batch_under_vmap(case, luck):

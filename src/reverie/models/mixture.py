@@ -35,7 +35,7 @@ from reverie.models.latents import DiscreteLatents
 from reverie.models.recall import Recall
 from reverie.models.routing import Guess, History, Place, Routing, over, shown
 from reverie.models.rows import Lead
-from reverie.models.storm import Kept, StormState, compress, expand, features, flat, initial
+from reverie.models.storm import Kept, StormState, compress, expand, features, flat, initial, over_variables
 from reverie.models.storm_parts import Heads, Senses, Stem, StormConfig
 from reverie.nn.attention import Past, Transformer, slide, slides
 from reverie.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot
@@ -298,11 +298,12 @@ class Mixture(WorldModel):
             terms["model/recall"] = self.rec.loss(
                 self._told(storm.deter, place), seen_now, begins, surprise, recall_key
             )
-        kl = posterior.kl(prior).sum(-1)
+        whole = partial(over_variables, c.stoch, storm.servers)
+        kl = whole(posterior.kl(prior))
         present = over_tasks(jnp.ones_like(kl), task, self.tasks)  # [K] 1 or 0
         losses = {name: over_tasks(term, task, self.tasks) for name, term in terms.items()}
-        dyn = over_tasks(stop_gradient(posterior).kl(prior).sum(-1), task, self.tasks)
-        rep = over_tasks(posterior.kl(stop_gradient(prior)).sum(-1), task, self.tasks)
+        dyn = over_tasks(whole(stop_gradient(posterior).kl(prior)), task, self.tasks)
+        rep = over_tasks(whole(posterior.kl(stop_gradient(prior))), task, self.tasks)
         losses |= {
             "model/dyn": present * jnp.maximum(c.free_nats, dyn),
             "model/rep": present * jnp.maximum(c.free_nats, rep),
@@ -316,8 +317,8 @@ class Mixture(WorldModel):
         if place.like is not None:
             metrics["model/guessed"] = (place.task == task).mean()
         metrics |= {
-            "model/entropy_posterior": posterior.entropy().sum(-1).mean(),
-            "model/entropy_prior": prior.entropy().sum(-1).mean(),
+            "model/entropy_posterior": whole(posterior.entropy()).mean(),
+            "model/entropy_prior": whole(prior.entropy()).mean(),
         }
         if self.scales is not None:
             metrics["model/scale"] = scales_of(self.scales).mean()

@@ -13,7 +13,7 @@ step by step, and a sequence may begin where acting stood; nothing passes the bo
 z of the present observation, where STORM's sees one that is foretold from the past (`acts`; docs/storm.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -154,7 +154,7 @@ class Storm(WorldModel):
         states, logits = self._observe(state, sequence, draw_key, dropout_key)
         foretells = self.heads.foretell(states.deter, states.servers)
         posterior, prior = (self.latents.distribution(x) for x in (logits, foretells))
-        kl = posterior.kl(prior).sum(-1)
+        total = partial(over_variables, c.stoch, states.servers)
         goes_on = self.discount * (1.0 - sequence.is_terminal)
         metrics = {
             "model/reconstruction": self.senses.loss(flat(states.stoch), sequence.observation).mean(),
@@ -167,12 +167,12 @@ class Storm(WorldModel):
             recalled = self.rec.loss(states.deter, observation, self.borders(sequence), surprise, recall_key)
             metrics["model/recall"] = recalled.mean()
         loss = sum(metrics.values(), jnp.zeros(()))
-        metrics |= kl_losses(posterior, prior, c.free_nats)
+        metrics |= kl_losses(total, posterior, prior, c.free_nats)
         loss += c.dyn_scale * metrics["model/dyn"] + c.rep_scale * metrics["model/rep"]
         metrics |= {
-            "model/kl": kl.mean(),
-            "model/entropy_posterior": posterior.entropy().sum(-1).mean(),
-            "model/entropy_prior": prior.entropy().sum(-1).mean(),
+            "model/kl": total(posterior.kl(prior)).mean(),
+            "model/entropy_posterior": total(posterior.entropy()).mean(),
+            "model/entropy_prior": total(prior.entropy()).mean(),
         }
         return loss, (states, metrics)
 
@@ -260,11 +260,21 @@ def flat(stoch: Float[Array, "*B S K"]) -> Float[Array, "*B Z"]:
     return stoch.reshape(*stoch.shape[:-2], -1)
 
 
-def kl_losses(posterior: Categorical, prior: Categorical, free_nats: float) -> dict[str, Float[Array, ""]]:
-    """The losses that move the prior towards the posterior and back: neither pulls where the mean KL is below the free
-    nats."""
+def over_variables(world: int, servers: Servers | None, x: Float[Array, "*B S"]) -> Float[Array, "*B"]:
+    """Summed over the variables of z: those of the world, and of the servers that are there."""
+    if servers is None:
+        return x.sum(-1)
+    own = x[..., world:].reshape(*servers.mask.shape, -1).sum(-1)
+    return x[..., :world].sum(-1) + jnp.where(servers.mask, own, 0).sum(-1)
+
+
+def kl_losses(
+    total: Callable[[Array], Array], posterior: Categorical, prior: Categorical, free_nats: float
+) -> dict[str, Float[Array, ""]]:
+    """The losses that move the prior towards the posterior and back, `total` over variables: neither pulls where the
+    mean KL is below the free nats."""
     dyn, rep = stop_gradient(posterior).kl(prior), posterior.kl(stop_gradient(prior))
     return {
-        "model/dyn": jnp.maximum(free_nats, dyn.sum(-1).mean()),
-        "model/rep": jnp.maximum(free_nats, rep.sum(-1).mean()),
+        "model/dyn": jnp.maximum(free_nats, total(dyn).mean()),
+        "model/rep": jnp.maximum(free_nats, total(rep).mean()),
     }

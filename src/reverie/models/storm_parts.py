@@ -86,6 +86,11 @@ class StormConfig:
     def __post_init__(self):
         if self.deter % self.heads:
             raise ValueError(f"StormConfig: deter must be a multiple of heads={self.heads}, got {self.deter}")
+        if self.recall and self.servers == "set":
+            raise ValueError(
+                f"StormConfig: recall must be 0 where servers is `set`, for what was seen of each server is carried "
+                f"beside h, which recall reads; got {self.recall}"
+            )
 
     @property
     def context(self) -> int:
