@@ -38,29 +38,12 @@ from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.settings.config import LoopConfig, SuiteConfig, TrainConfig
-from reverie.settings.presets import with_steps
-from reverie.settings.suites import suite_plan
+from reverie.settings.presets import ALONE, MIXTURE, STORM_OF_SETS, with_steps
+from reverie.settings.suites import of_storms, suite_plan
 from reverie.sweep.training import open_or_create
 from reverie.tables import Row
 from reverie.train.seeds import side_by_side
 
-STORM: Mapping[str, Any] = {
-    "servers": "set",
-    "units": 32,
-    "heads": 4,
-    "window": 3,
-    "dropout": 0.0,
-    "stoch": 4,
-    "of_server": 2,
-    "classes": 8,
-    "carried": 16,
-    "rep_scale": 0.05,
-    "horizon": 333.0,
-}
-"""What all models of this experiment have in common."""
-ALONE = StormConfig(**STORM, deter=48)
-"""The model of one task."""
-MIXTURE = MixtureConfig(**STORM, deter=40, layers=1, trunk=1, modules=2, experts=4, active=2, embedding=8, settle=200)
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "random-routing": {"routing": "chance"},
     "token-routing": {"routing": "token"},
@@ -112,32 +95,9 @@ def plans(asked: Mixtures, arm: str, seed: int) -> list[TrainConfig]:
 
 
 def plan(asked: Mixtures, model: StormConfig, label: str, seed: int, only: tuple[str, ...] = ()) -> TrainConfig:
-    """The same training for any model. Each task has as many streams, sequences and dreams in an update, and as many
-    updates, whether it is learned alone or with others."""
-    begun = suite_plan(asked.suite, "mixture")
-    world = replace(begun.world, tasks=only)
-    tasks = len(world.learned)
-    algorithm = replace(
-        begun.agent.algorithm,
-        model=model,
-        optimiser=replace(begun.agent.algorithm.optimiser, learning_rate=2e-3, warmup=20, decay=0),
-        units=48,
-        dream_length=5,
-        starts=12 * tasks,
-        siblings=8,
-        scales=1,
-    )
-    experience = replace(
-        begun.agent.experience,
-        streams=16 * tasks,
-        batch=16 * tasks,
-        length=12,
-        ratio=12.0,
-        capacity=12_000 * tasks,
-        by_task=tasks > 1,
-    )
-    agent = replace(begun.agent, algorithm=algorithm, experience=experience, averaging=0.04)
-    return timed(asked, replace(begun, agent=agent, world=world, label=label, seed=seed), tasks)
+    """The same training for any model."""
+    world = SuiteConfig(asked.suite, tasks=only)
+    return timed(asked, replace(of_storms(world, model, label), seed=seed), len(world.learned))
 
 
 def timed(asked: Mixtures, plan: TrainConfig, tasks: int) -> TrainConfig:
@@ -157,7 +117,9 @@ def matched(suite: str, measure: Callable[[str, StormConfig], float]) -> StormCo
     """The shared model whose width makes it measure as much as the mixture."""
     wanted = measure(suite, MIXTURE)
     widths = range(16, 256, 4)
-    shared = {w: MixtureConfig(**STORM, deter=w, layers=2, trunk=0, embedding=MIXTURE.embedding) for w in widths}
+    shared = {
+        w: MixtureConfig(**STORM_OF_SETS, deter=w, layers=2, trunk=0, embedding=MIXTURE.embedding) for w in widths
+    }
     low, high = 0, len(widths) - 1
     while low < high:  # the first width that is not smaller
         middle = (low + high) // 2

@@ -203,6 +203,8 @@ def test_sizes_that_do_not_fit_are_refused():
         dataclasses.replace(TINY, heads=3)
     with pytest.raises(ValueError, match="window must be at least 2"):
         dataclasses.replace(TINY, window=1)
+    with pytest.raises(ValueError, match="recall must be 0 where servers is `set`"):
+        dataclasses.replace(TINY, recall=3, servers="set")
 
 
 GATHERING = OffPolicyConfig(streams=8, capacity=4_000, batch=8, length=16, ratio=8.0)

@@ -77,10 +77,7 @@ def test_every_plan_for_a_suite_can_be_built_for_any_of_its_tasks(model):
     trainer = build(plan)
     assert len(trainer.env.names) == 4
     one = replace(plan, world=replace(plan.world, tasks=plan.world.names[:1]))
-    if model not in ("mixture", "shared"):  # whose scales of returns are as many as tasks
-        assert len(build(one).env.names) == 4
-    if model in ("mixture", "shared"):
-        assert plan.agent.algorithm.scales == 4
+    assert len(build(one).env.names) == 4
 
 
 def test_a_descriptor_says_how_tasks_differ_and_nothing_else():

@@ -49,6 +49,28 @@ OptimiserKind = Literal["single", "groups"]
 _SMALL_STORM: Mapping[str, Any] = MappingProxyType(
     {"units": 64, "deter": 128, "heads": 4, "dropout": 0.0, "stoch": 8, "classes": 8, "horizon": 333.0}
 )
+STORM_OF_SETS: Mapping[str, Any] = MappingProxyType(
+    {
+        "servers": "set",
+        "units": 32,
+        "heads": 4,
+        "window": 3,
+        "dropout": 0.0,
+        "stoch": 4,
+        "of_server": 2,
+        "classes": 8,
+        "carried": 16,
+        "rep_scale": 0.05,
+        "horizon": 333.0,
+    }
+)
+"""What all of STORM's kind have in common in suites of fleets (docs/mixture.md says how it was found)."""
+ALONE = StormConfig(**STORM_OF_SETS, deter=48)
+MIXTURE = MixtureConfig(
+    **STORM_OF_SETS, deter=40, layers=1, trunk=1, modules=2, experts=4, active=2, embedding=8, settle=200
+)
+SHARED = MixtureConfig(**STORM_OF_SETS, deter=80, layers=2, trunk=0, embedding=8)
+"""For one task; for several, with parts for each; and the same for all, as large as the mixture."""
 
 MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
     {
@@ -69,10 +91,8 @@ MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
             servers="set",
         ),
         "storm": StormConfig(**_SMALL_STORM),
-        "mixture": MixtureConfig(
-            **_SMALL_STORM, layers=1, trunk=1, modules=4, experts=8, active=2, embedding=16, settle=2_000
-        ),
-        "shared": MixtureConfig(**_SMALL_STORM, trunk=0, embedding=16),
+        "mixture": MIXTURE,
+        "shared": SHARED,
     }
 )
 """World models of each kind, of a size for two cores. All but the first three read anything; the last two are STORM's
