@@ -204,23 +204,23 @@ def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np
 
 
 def picture(rows: list[Row]) -> Figure:
-    """The score of each arm, with Student's interval over its seeds, against its parameters; two lines say what the
-    mixture is to reach and with how many: 97 % of the ensemble and half of its parameters."""
-    by_name = {str(row["arm"]): row for row in rows}
+    """The score of each arm, with Student's interval over its seeds, and its parameters in thousands; a line says what
+    the mixture is to reach with half of the ensemble's: 97 % of its score."""
+    names = [f"{row['arm']}, {round(float(str(row['parameters'])) / 1000)}" for row in rows]
     with setting():
-        figure = Figure(figsize=(WIDTH, 3.2))
+        figure = Figure(figsize=(WIDTH, 0.8 + 0.3 * len(rows)))
         axis = figure.subplots()
-        for name, row in by_name.items():
-            colour = {"ensemble": INK, "mixture": VERMILLION}.get(name, BLUE)
-            x, y = float(str(row["parameters"])), float(str(row["score"]))
-            if row["score_low"] is not None:
-                axis.vlines(x, float(str(row["score_low"])), float(str(row["score_high"])), color=colour, linewidth=1.5)
-            axis.plot(x, y, "o", color=colour, markersize=4)
-            axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", color=colour, fontsize=8)
-        if "ensemble" in by_name:
-            axis.axhline(0.97 * float(str(by_name["ensemble"]["score"])), color=GREY, linestyle="--", linewidth=1)
-            axis.axvline(0.5 * float(str(by_name["ensemble"]["parameters"])), color=GREY, linestyle="--", linewidth=1)
-        axis.set(xlabel="parameters, actor and critics included", ylabel="score (random 0, best rule 1)")
+        for place, row in enumerate(rows):
+            score, low, high = (row[name] for name in ("score", "score_low", "score_high"))
+            colour = {"ensemble": INK, "mixture": VERMILLION}.get(str(row["arm"]), BLUE)
+            if low is not None:
+                axis.hlines(place, float(str(low)), float(str(high)), color=colour, linewidth=1.5)
+            axis.plot(float(str(score)), place, "o", color=colour, markersize=4)
+            if row["arm"] == "ensemble":
+                axis.axvline(0.97 * float(str(score)), color=GREY, linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(rows)), names)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set(xlabel="score (random 0, best rule 1), and parameters in thousands")
     return figure
 
 
