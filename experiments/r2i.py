@@ -128,7 +128,7 @@ def learn(agent: Dreamer, config: OffPolicyConfig, state: OffPolicy, updates: in
         if frozen:
             networks = replace_model(learner.networks, state.learner.networks.model)
             learner = learner._replace(networks=networks)
-        newer = jax.tree.map(lambda x: x[:, agent.context :], place)
+        newer = jax.tree.map(lambda x: x[:, agent.rows_lent :], place)
         replay = replays.write(state.replay, newer, kept=kept)
         return state._replace(learner=learner, replay=replay, key=key), None
 

@@ -132,7 +132,7 @@ def test_the_critics_seek_the_reward_alone_after_the_end_and_nothing_once_an_epi
     net, (mean, variance) = learner.networks, believed(learner.networks, given.evidence)
     noise = jax.random.normal(jax.random.split(KEY)[0], mean.shape)
     z = jnp.broadcast_to((mean + jnp.sqrt(variance) * noise)[:, None], (2, 4, 3))
-    now = net.told(jax.tree.map(lambda x: x[:, :, 0], given.rows.timestep.observation), z)
+    now = net.with_task(jax.tree.map(lambda x: x[:, :, 0], given.rows.timestep.observation), z)
     goal = 3.0 * given.rows.timestep.reward[:, :, 1]
     expected = sum(float(jnp.square(c.of(now, given.rows.action[:, :, 0]) - goal).mean()) for c in net.critics)
     assert loss == pytest.approx(expected, rel=1e-4)

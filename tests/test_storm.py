@@ -184,8 +184,8 @@ def test_nothing_lent_begins_each_sequence_with_nothing_before_it():
     spec = {"vector": ArraySpec((2,))}
     cold = build_model(dataclasses.replace(TINY, lent=0), spec, 2, key=KEY)
     warm = build_model(TINY, spec, 2, key=KEY)
-    assert (cold.context, warm.context) == (0, 2 * 3 + 1)
-    steps = warm.context
+    assert (cold.rows_lent, warm.rows_lent) == (0, 2 * 3 + 1)
+    steps = warm.rows_lent
     no, zero = jnp.zeros((B, steps), bool), jnp.zeros((B, steps))
     vector = jax.random.normal(KEY, (B, steps, 2))
     lent = Sequence({"vector": vector}, jnp.ones((B, steps, 2)), zero, no, no, no, no, jnp.zeros((B, steps), int))
@@ -227,7 +227,7 @@ def agent_for(env: Environment, **model) -> Dreamer:
 def test_replay_holds_what_is_lent_before_the_first_update_and_counts_it():
     env, pool = Recall(), jnp.arange(2)
     agent = agent_for(env)
-    assert agent.context == 1 + 7
+    assert agent.rows_lent == 1 + 7
     begun = off_policy.init(agent, GATHERING, env, pool, KEY)
     assert int(begun.replay.filled) == 8 + 16
     assert WorldTrainer(agent, GATHERING, env, pool, 1).first_steps == 8 * (8 + 16)

@@ -199,7 +199,7 @@ class Counts(NamedTuple):
 class Counting:
     """An agent whose networks are the number of its updates."""
 
-    context, evidence = 1, None
+    rows_lent, evidence = 1, None
 
     def init(self, key):
         return Counts(jnp.zeros(()))

@@ -255,7 +255,7 @@ def test_what_replay_keeps_of_a_state_comes_back(case, luck):
     stored = model.compress(states)
     back = model.expand(stored)
     close(read(model, back), read(model, states), 2.0**-6)
-    if not model.context:  # a model to which rows are lent makes the rest of them (`resume`)
+    if not model.rows_lent:  # a model to which rows are lent makes the rest of them (`resume`)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), back) == jax.tree.map(lambda x: (x.shape, x.dtype), states)
         close(back, states, 2.0**-8)
     bits = [sum(x.nbytes for x in jax.tree.leaves(tree) if x.dtype != bool) for tree in (stored, states)]
@@ -267,8 +267,8 @@ def test_a_replayed_sequence_begins_where_acting_stood(case, luck):
     sequence = play(spec)
     held, _ = step_by_step(model, part(sequence, 0, 5))
     _, states, _ = observe(model, model.initial(B), sequence)
-    context = model.context
-    resumed = model.resume(at(model.compress(states), 4), part(sequence, 5 - context, 5), KEY)
+    lent = model.rows_lent
+    resumed = model.resume(at(model.compress(states), 4), part(sequence, 5 - lent, 5), KEY)
     stood = held[4]
     if getattr(model.config, "tells", "number") == "history":
         # Keys and values are those of the experts of the task that it was taken to be in the end.

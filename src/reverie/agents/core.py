@@ -15,7 +15,7 @@ from reverie.policies.core import Policy, PolicyState
 
 
 class Row(NamedTuple):
-    """What replay keeps of one step. Agents are given rows [S, context + T, ...], S sequences of T steps."""
+    """What replay keeps of one step. Agents are given rows [S, lent + T, ...], S sequences of T steps."""
 
     timestep: TimeStep
     is_trial_first: Bool[Array, "*B"]
@@ -49,7 +49,7 @@ class Studied(NamedTuple):
     """What an agent with `Evidence` is given for an update."""
 
     rows: Row
-    """To learn from [M, S, context + T, ...]."""
+    """To learn from [M, S, lent + T, ...]."""
     evidence: Row
     """On what the tasks are [M, n, L, ...]."""
 
@@ -81,7 +81,7 @@ class OffPolicyAgent(Agent, Protocol):
     """An agent that learns from replay."""
 
     @property
-    def context(self) -> int:
+    def rows_lent(self) -> int:
         """How many rows before a sequence it has to be lent: to say what led there, and what was remembered."""
         ...
 
@@ -95,7 +95,7 @@ class OffPolicyAgent(Agent, Protocol):
         ...
 
     def update(self, learner: Any, rows: Any, key: Key[Array, ""]) -> tuple[Any, PyTree | None, dict[str, Array]]:
-        """One update on a `Row` [S, context + T, ...], or on what was `Studied` where it asks for evidence.
+        """One update on a `Row` [S, lent + T, ...], or on what was `Studied` where it asks for evidence.
 
         Returns the learner, what replay is to keep of the last T rows from now on (like `keep`, leaves [S, T, ...];
         None leaves it as it is), and metrics with fixed names.

@@ -136,7 +136,7 @@ class Batch(NamedTuple):
 
     sequence: Sequence
     lent: Sequence
-    """The `context` steps before those, for the model alone."""
+    """The steps before those that were lent, for the model alone."""
     model: PyTree[Array]
     """Compressed, as replay keeps it."""
     recurrent: Float[Array, "B M"]
@@ -168,9 +168,9 @@ class Dreamer:
     evidence = None
 
     @cached_property
-    def context(self) -> int:
+    def rows_lent(self) -> int:
         """How many rows before a sequence it has to be lent: one says what led there, the others are the model's."""
-        return 1 + jax.eval_shape(self.init, jax.random.key(0)).networks.model.context
+        return 1 + jax.eval_shape(self.init, jax.random.key(0)).networks.model.rows_lent
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. Critic and reward head start at exactly 0, the actor near uniform."""
@@ -201,7 +201,7 @@ class Dreamer:
     def update(
         self, learner: Learner, rows: Row, key: Key[Array, ""]
     ) -> tuple[Learner, Kept, dict[str, Float[Array, ""]]]:
-        """One gradient step on rows [S, context + T, ...]. Replay is to remember the states of now."""
+        """One gradient step on rows [S, lent + T, ...]. Replay is to remember the states of now."""
         learner, (states, memories), metrics = self.learn(learner, self.batch(rows), key)
         return learner, Kept(learner.networks.model.compress(states), memories), metrics
 
@@ -226,9 +226,9 @@ class Dreamer:
         return Learner(networks, slow, optimiser_state, learner.low, learner.high), states, metrics
 
     def batch(self, rows: Row) -> Batch:
-        """Rows [S, context + T, ...] as a batch of T steps: the first row lends its action, the others before the
+        """Rows [S, lent + T, ...] as a batch of T steps: the first row lends its action, the others before the
         sequence are lent to the model, and the last of them says what replay kept."""
-        before = self.context - 1
+        before = self.rows_lent - 1
         ts = jax.tree.map(lambda x: x[:, 1:], rows.timestep)
         previous = self.action_spec.encode(rows.action[:, :-1])
         sequence = Sequence(

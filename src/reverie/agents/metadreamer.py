@@ -187,7 +187,7 @@ class MetaDreamer:
     physics: Physics | None
     """What the world tells of how it goes on."""
 
-    context = 1
+    rows_lent = 1
 
     @classmethod
     def of(cls, config: MetaDreamerConfig, world: World, tasks: Task) -> "MetaDreamer":
@@ -450,7 +450,7 @@ class MetaDreamer:
             numbers, going = now
             act_key, end_key, chance_key = jax.random.split(key, 3)
             seen = model.numbers.apart(numbers)
-            action = acting.policy(acting.told(seen, z), seen).sample(act_key)
+            action = acting.policy(acting.with_task(seen, z), seen).sample(act_key)
             led = model.imagine(numbers, action, z, off, chance_key)
             ends = jax.random.bernoulli(end_key, led.ends)
             return (led.observation, going & ~ends), Steps(

@@ -141,7 +141,7 @@ class Networks(eqx.Module):
         each = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[len(batch) + 2 :]), each)
         return self.encoder.believe(each, serves.reshape(shape))
 
-    def told(self, observation: dict[str, Array], z: Float[Array, "*B Z"]) -> Features:
+    def with_task(self, observation: dict[str, Array], z: Float[Array, "*B Z"]) -> Features:
         """An observation as actor, critics and value read it, with z."""
         seen = self.inputs.see(observation)
         return seen._replace(context=jnp.concatenate([seen.context, z], -1))
@@ -168,7 +168,7 @@ class PEARL:
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
 
-    context = 1
+    rows_lent = 1
 
     @property
     def evidence(self) -> Evidence:
@@ -263,18 +263,18 @@ def soft_losses(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The losses of critics, value and actor where each step is told z, summed; through z those of the critics reach
     whatever it was made by. And metrics."""
-    told = networks.told(steps.observation, z)
-    blind = networks.told(steps.observation, stop_gradient(z))  # what is learned here teaches no encoder
+    seen = networks.with_task(steps.observation, z)
+    blind = networks.with_task(steps.observation, stop_gradient(z))  # what is learned here teaches no encoder
     counts = steps.counts.astype(jnp.float32)
 
     def average(x: Float[Array, "*B"]) -> Float[Array, ""]:
         return (x * counts).sum() / jnp.maximum(1, counts.sum())
 
     # Critics.
-    ahead = networks.told(steps.after, stop_gradient(z))
+    ahead = networks.with_task(steps.after, stop_gradient(z))
     value = c.discount * (1.0 - steps.is_terminal) * target(ahead)[..., 0]
     goal = stop_gradient(c.reward_scale * steps.reward + value)
-    q = [critic.of(told, steps.action) for critic in networks.critics]
+    q = [critic.of(seen, steps.action) for critic in networks.critics]
     critic_loss = sum((average(jnp.square(each - goal)) for each in q), jnp.zeros(()))
 
     # Value and actor: towards what the policy is worth, and the distribution that is proportional to exp Q.
@@ -343,6 +343,6 @@ class PEARLPolicy(eqx.Module):
         known = select(is_prior, net.encoder.initial(begins.shape[0]), belief)
         mean, variance = net.encoder.gaussian(known)
         z = jnp.where(begins[:, None], draw(mean, variance, z_key), state.z)
-        policy = net.policy(net.told(timestep.observation, z), timestep.observation)
+        policy = net.policy(net.with_task(timestep.observation, z), timestep.observation)
         action = policy.mode() if self.greedy else policy.sample(act_key)
         return action, PEARLState(belief, z, episode, is_prior, seen, net.spec.encode(action))

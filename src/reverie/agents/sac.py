@@ -122,7 +122,7 @@ class SAC:
     observation_spec: Mapping[str, ArraySpec]
     action_spec: ActionSpec
 
-    context = 1
+    rows_lent = 1
     evidence = None
 
     def init(self, key: Key[Array, ""]) -> Learner:

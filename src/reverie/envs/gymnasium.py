@@ -47,9 +47,9 @@ Info = Callable[[State], dict[str, Array]]
 """What is told of a state beside the observation, by name."""
 
 
-Told = dict[str, Any]
+StepInfo = dict[str, Any]
 """The info of one step."""
-Draw = Callable[[Any, Task, Any, Sequence[Told]], UInt8[np.ndarray, "H W 3"]]
+Draw = Callable[[Any, Task, Any, Sequence[StepInfo]], UInt8[np.ndarray, "H W 3"]]
 """A picture of a world, its task and its state, and of what the steps of the episode told."""
 
 
@@ -65,7 +65,9 @@ def job_info(state: FleetState) -> dict[str, Array]:
     return {**state.record._asdict(), "clock": state.clock.coarse}
 
 
-def draw_fleet(world: FleetEnv, task: FleetTask, state: FleetState, told: Sequence[Told]) -> UInt8[np.ndarray, "H W 3"]:
+def draw_fleet(
+    world: FleetEnv, task: FleetTask, state: FleetState, told: Sequence[StepInfo]
+) -> UInt8[np.ndarray, "H W 3"]:
     """The fleet, the jobs at each server and the one at the door, see `picture.draw`; `told` is `job_info` of each.
 
     Errors: ValueError where servers share.

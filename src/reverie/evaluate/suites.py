@@ -56,7 +56,7 @@ RIVALS = (
 task. On 5 of the 16 tasks of `fleets` all 26 were played, and the best was one of them."""
 
 
-class Told(NamedTuple):
+class Informed(NamedTuple):
     """A policy that is told which task of a suite it plays, by number and descriptor."""
 
     policy: Policy
@@ -100,7 +100,7 @@ class SuiteTrials:
             if only and name not in only:
                 continue
             agent = Contestant(
-                "agent", Told(policy, jnp.int32(number), self.descriptors[number]), world, training_seed=0
+                "agent", Informed(policy, jnp.int32(number), self.descriptors[number]), world, training_seed=0
             )
             found[name] = play([agent], task, self.key, self.jobs)[0].response[0].mean(0)
         return found

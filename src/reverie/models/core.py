@@ -93,7 +93,7 @@ class WorldModel(eqx.Module):
         raise ValueError(f"the model {self.config.kind} is told nothing of tasks: only a mixture can place a new one")
 
     @property
-    def context(self) -> int:
+    def rows_lent(self) -> int:
         """How many rows before a sequence replay lends the model (C), for what it does not keep of each state."""
         return 0
 
@@ -143,7 +143,7 @@ class WorldModel(eqx.Module):
     def resume(self, stored: PyTree[Array], lent: Sequence, key: Key[Array, ""]) -> ModelState:
         """The complete state right before a replayed sequence.
 
-        Arguments: `stored` [B, ...], what replay kept of the step before it; `lent` [B, C, ...], the `context` steps
+        Arguments: `stored` [B, ...], what replay kept of the step before it; `lent` [B, C, ...], the `rows_lent` steps
         that end with that one. By default what was kept is complete; a cache is built by observing what was lent.
         """
         return self.expand(stored)
@@ -152,7 +152,7 @@ class WorldModel(eqx.Module):
         """Complete states [n, ...] for dreams to begin from.
 
         Arguments: `states` [B, T, ...] of a sequence right after `before` [B, ...]; `index` into the B x T steps, laid
-        flat. By default they are picked; a Transformer makes the cache of each from the `context` steps before it.
+        flat. By default they are picked; a Transformer makes the cache of each from the `rows_lent` steps before it.
         """
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], states)
 

@@ -98,7 +98,7 @@ class MixtureConfig(StormConfig):
             )
 
     @property
-    def context(self) -> int:
+    def rows_lent(self) -> int:
         return (self.layers + self.trunk) * (self.window - 1) + 1 if self.lent is None else self.lent
 
 
@@ -202,8 +202,8 @@ class Mixture(WorldModel):
         self.scales = jnp.zeros((self.tasks, groups)) if groups else None
 
     @property
-    def context(self) -> int:
-        return self.config.context
+    def rows_lent(self) -> int:
+        return self.config.rows_lent
 
     @property
     def critics(self) -> int:
@@ -346,8 +346,8 @@ class Mixture(WorldModel):
         it was taken to be in the end."""
         kept = self.expand(stored)
         past = self.initial(kept.place.task.shape[0]).storm.past
-        if self.context:
-            place = None if self.guess is None else over(kept.place, self.context)
+        if self.rows_lent:
+            place = None if self.guess is None else over(kept.place, self.rows_lent)
             states, *_ = self._observe(self.initial(kept.place.task.shape[0]), lent, key, place=place)
             past = slide(past, states.storm.past)
         return stop_gradient(kept._replace(storm=kept.storm._replace(past=past)))

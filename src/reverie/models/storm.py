@@ -114,8 +114,8 @@ class Storm(WorldModel):
         self.config = config
 
     @property
-    def context(self) -> int:
-        return self.config.context
+    def rows_lent(self) -> int:
+        return self.config.rows_lent
 
     def initial(self, batch: int) -> StormState:
         return initial(self.config, self.latents, self.lead, batch, self.transformer.nothing(batch, self.config.dtype))
@@ -185,7 +185,7 @@ class Storm(WorldModel):
     def resume(self, stored: Kept, lent: Sequence, key: Key[Array, ""]) -> StormState:
         """h and z as they were; the past of the model of now, made from what was lent."""
         before = self.initial(stored.deter.shape[0])
-        if self.context:
+        if self.rows_lent:
             before, _ = self.observe(before, lent, key)
         return stop_gradient(self.expand(stored)._replace(past=before.past))
 

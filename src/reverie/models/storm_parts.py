@@ -93,7 +93,7 @@ class StormConfig:
             )
 
     @property
-    def context(self) -> int:
+    def rows_lent(self) -> int:
         """Rows that replay lends: h of the oldest step in the cache depends on so many."""
         return self.layers * (self.window - 1) + 1 if self.lent is None else self.lent
 

@@ -95,7 +95,7 @@ class OffPolicy(NamedTuple):
 
 def first_steps(agent: OffPolicyAgent, config: OffPolicyConfig) -> int:
     """Environment steps, over all streams, before the first update."""
-    return config.first_steps_lending(agent.context)
+    return config.first_steps_lending(agent.rows_lent)
 
 
 def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task, key: Key[Array, ""]) -> OffPolicy:
@@ -111,7 +111,7 @@ def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task,
     if config.capacity < steps:
         raise ValueError(
             f"OffPolicyConfig: capacity must be at least {steps}, got {config.capacity}: each of {config.streams} "
-            f"streams keeps a sequence of {config.length} steps and {agent.context} rows that the agent is lent"
+            f"streams keeps a sequence of {config.length} steps and {agent.rows_lent} rows that the agent is lent"
         )
     if settled := agent.evidence is not None:
         check_streams(agent.evidence, config, pool_size(pool))
@@ -162,7 +162,7 @@ def learn(
 ) -> tuple[OffPolicy, dict[str, Array]]:
     """One update on what replay holds of so many tasks; also returns metrics."""
     key, place_key, update_key = jax.random.split(state.key, 3)
-    replay, length = state.replay, agent.context + config.length
+    replay, length = state.replay, agent.rows_lent + config.length
     if agent.evidence is None:
         newest, row = fresh(config, state.updates), replay.rows
         # A suite's numbers stay the same where training goes on with other tasks of it; those of a pool do not.
@@ -173,7 +173,7 @@ def learn(
         place, rows = study(agent.evidence, config, length, replay, place_key)
     learner, kept, metrics = agent.update(state.learner, rows, update_key)
     if kept is not None:
-        learned = jax.tree.map(lambda x: x[..., agent.context :], place)  # all but the rows that were lent
+        learned = jax.tree.map(lambda x: x[..., agent.rows_lent :], place)  # all but the rows that were lent
         replay = replays.write(replay, learned, kept=kept)
     return state._replace(learner=learner, replay=replay, updates=state.updates + 1, key=key), metrics
 
