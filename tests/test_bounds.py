@@ -7,7 +7,7 @@ import pytest
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
-from reverie.evaluate.bounds import exponential_fleet, lower_bound, pooled_srpt
+from reverie.evaluate.bounds import lower_bound, pooled_srpt
 from reverie.evaluate.capacity import load_at, speeds
 from reverie.evaluate.trials import Contestant, play
 from reverie.policies.rules import rules
@@ -65,27 +65,6 @@ def test_bound_holds_in_every_episode_for_every_rule():
 def test_no_job_is_faster_than_on_the_fastest_server():
     task = fleet_task(constant_speeds([2.0, 1.0, 1.0]), workloads.poisson(1.0, SIZES))
     assert lower_bound(task, np.array([0.0, 100.0]), np.array([6.0, 2.0])) == pytest.approx((3 + 1) / 2)
-
-
-@pytest.mark.parametrize(
-    ("load", "fleet", "bound"),
-    [
-        (0.5, [1, 0.5, 0.2], 1.564),
-        (0.9, [1, 0.5, 0.2], 6.242),
-        (0.8, np.arange(0.15, 1.1, 0.1), 1.655),
-        (0.8, [1.0] * 10, 1.2046),  # equal servers: Erlang's C formula
-        (0.8, [1.0], 5.0),  # one server: 1 / (mu - lambda)
-    ],
-)
-def test_bound_for_exponential_fleets_is_the_known_one(load, fleet, bound):
-    assert exponential_fleet(load * np.sum(fleet), 1.0, fleet) == pytest.approx(bound, rel=5e-4)
-    # Work and time units: jobs ten times as large, ten times as rare.
-    assert exponential_fleet(load * np.sum(fleet) / 10, 10.0, fleet) == pytest.approx(10 * bound, rel=5e-4)
-
-
-def test_a_fleet_that_is_overloaded_has_no_long_run():
-    with pytest.raises(ValueError, match=r"load must lie between 0 and 1, got 1\.25"):
-        exponential_fleet(2.5, 1.0, [1.0, 1.0])
 
 
 def test_the_level_is_the_load_in_force():

@@ -29,7 +29,7 @@ def measured(tmp_path):
 def test_a_recording_is_sorted_by_machine_and_time_and_divided_by_its_median(measured):
     assert measured.name == "long"
     assert measured.num_machines == 2
-    first, second = measured.series(0), measured.series(1)
+    first, second = ((measured.hours[of], measured.speed[of]) for of in (measured.machine == 0, measured.machine == 1))
     assert first[0] == pytest.approx([0.0, 1.0, 2.5, 50.5 + 0.001 / 3600], rel=1e-12)
     assert first[1].tolist() == [10 / 25, 20 / 25, 40 / 25, 50 / 25]
     assert second[0].tolist() == [0.0, 6.0]
@@ -144,4 +144,3 @@ def test_a_file_without_the_columns_is_refused(tmp_path):
 def test_measurements_are_counted_by_machine():
     measured = MeasuredSpeeds("two", np.array([0, 1, 1]), np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.5, 2.0]))
     assert measured.num_machines == 2
-    assert measured.series(1)[1].tolist() == [0.5, 2.0]

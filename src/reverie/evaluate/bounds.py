@@ -1,7 +1,6 @@
 """Lower bounds on the response time of given jobs on a given fleet: what no dispatcher can beat, however clever.
 
-`lower_bound` is the best bound we have for one episode; `exponential_fleet` is the sharp one in the long run for
-exponential sizes. How far a policy is above its bound is the statistics' business.
+`lower_bound` is the best bound we have for one episode. How far a policy is above it is the statistics' business.
 """
 
 import heapq
@@ -9,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from reverie.envs.fleet import sharing
 from reverie.envs.fleet.env import Task
@@ -70,26 +68,3 @@ def _srpt(arrival: Sequence[float], size: Sequence[float]) -> Jobs:
         if job < len(arrival):
             heapq.heappush(left, (size[job], job))
     return finished
-
-
-def exponential_fleet(rate: float, mean_size: float, speeds: ArrayLike) -> float:
-    """A bound on the long-run mean response time of exponential jobs under any policy that does not see their sizes.
-
-    With n jobs in the system the fleet works at most at the speed of its n fastest servers; this birth-death chain has
-    the fewest jobs, and Little's law turns them into time. It does not bound episodes, which begin empty, nor policies
-    that see sizes. Arguments: Poisson `rate` (jobs per time unit), `mean_size` (work), speeds (work per time unit).
-
-    Errors: ValueError where the load rate x mean_size / sum of speeds is not below 1.
-    """
-    fastest_first = np.sort(np.asarray(speeds, float))[::-1]
-    offered = rate * mean_size
-    load = offered / fastest_first.sum()
-    if not 0 < load < 1:
-        raise ValueError(
-            f"exponential_fleet: the load must lie between 0 and 1, got {load:g}; the queue would not settle"
-        )
-    weight = np.cumprod(np.concatenate([[1.0], offered / np.cumsum(fastest_first)]))  # [N + 1] of n jobs, n <= N
-    n = np.arange(len(weight))
-    beyond = weight[-1] * load / (1 - load)  # all n > N: a geometric series
-    jobs = (weight @ n + beyond * (n[-1] + 1 / (1 - load))) / (weight.sum() + beyond)
-    return float(jobs / rate)

@@ -86,6 +86,12 @@ def _forest_panel(axis: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], loo
             beyond, side, arrow = (right, "right", "{} ▸") if ratio >= right else (left, "left", "◂ {}")
             text = arrow.format(f"{ratio:.3g}")
             axis.text(beyond, y, text, color=style.colour, ha=side, va="center", size=8)
+    axis_of_ratios(axis)
+
+
+def axis_of_ratios(axis: Axes) -> None:
+    """Ticks where ratios lie of what stands in rows below one another."""
+    left, right = axis.get_xlim()
     axis.xaxis.set_major_locator(FixedLocator([x for x in _RATIOS if left <= x <= right]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -98,7 +104,7 @@ def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
     return (row["ratio"],) * 2 if row["low"] is None else (row["low"], row["high"])
 
 
-_RATIOS = (0.64, 0.8, 1, 1.25, 1.6, 2)
+_RATIOS = (0.5, 0.64, 0.8, 1, 1.25, 1.6, 2)
 
 
 def survival(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from reverie.report.figures import PHONE, WIDTH
+from reverie.report.figures import PHONE, WIDTH, axis_of_ratios
 from reverie.report.page import Picture, Section, run_section, write_page
 from reverie.report.style import INK, SILVER, Look, looks, setting
 from reverie.report.tables import TextTable
@@ -94,12 +94,7 @@ def _ratios(lanes: Table, ours: set[str], width: float = WIDTH) -> Figure:
         )
         axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
-        left, right = axis.get_xlim()
-        axis.xaxis.set_major_locator(FixedLocator([x for x in (0.5, 0.64, 0.8, 1, 1.25, 1.6, 2) if left <= x <= right]))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.grid(axis="y", visible=False)
-        axis.tick_params(axis="y", length=0)
+        axis_of_ratios(axis)
         axis.set_xlabel(f"mean response time / that of {base['name']}")
     return figure
 

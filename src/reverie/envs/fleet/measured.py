@@ -34,11 +34,6 @@ class MeasuredSpeeds:
         """How many machines were measured."""
         return int(self.machine[-1]) + 1
 
-    def series(self, machine: int) -> tuple[Float64[np.ndarray, " K"], Float64[np.ndarray, " K"]]:
-        """The hours and the speeds of one machine's K measurements."""
-        of_machine = self.machine == machine
-        return self.hours[of_machine], self.speed[of_machine]
-
 
 def read_speeds(path: str | Path) -> MeasuredSpeeds:
     """Read a file of Azure's VM noise dataset of 2024 (Freischuetz et al., TUNA, EuroSys 2025), plain or packed.
