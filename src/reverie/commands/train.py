@@ -211,15 +211,14 @@ def _check_agent(config: TrainConfig, arguments: Sequence[str], where: str) -> N
 def _check_step_size(config: TrainConfig, run: Path | None) -> None:
     """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over;
     that of a `run` cannot be changed any more."""
-    steps, agent = config.loop.steps, config.agent
-    if steps is None or not isinstance(agent.algorithm, DreamerConfig):
-        return
-    optimiser = agent.algorithm.optimiser
-    if not isinstance(optimiser, OptimiserConfig) or not optimiser.decay:
-        return
-    updates, last = steps // agent.experience.env_steps * agent.experience.repeats, optimiser.warmup + optimiser.decay
+    steps, experience = config.loop.steps, config.agent.experience
+    match config.agent.algorithm:
+        case DreamerConfig(optimiser=OptimiserConfig(warmup=warmup, decay=decay)) if decay and steps is not None:
+            updates, last = steps // experience.env_steps * experience.repeats, warmup + decay
+        case _:
+            return
     if updates > last:
-        decay = f"--agent.optimiser.decay {updates - optimiser.warmup}"
+        decay = f"--agent.optimiser.decay {updates - warmup}"
         begin = "give" if run is None else f"begin another run with --start {run} and"
         raise ValueError(
             f"the step size of the optimiser is 0 after {last} updates, and {steps} steps are {updates} updates: "

@@ -288,12 +288,11 @@ def with_steps(plan: TrainConfig, steps: int) -> TrainConfig:
     agent, before = plan.agent, plan.loop.steps
     updates = math.ceil(max(1, steps - agent.experience.first_steps) / agent.experience.env_steps)
     agent = replace(agent, chunk=math.ceil(updates / math.ceil(updates / agent.chunk)))
-    if isinstance(agent.algorithm, DreamerConfig) and before is not None:
-        optimiser = agent.algorithm.optimiser
-        if isinstance(optimiser, OptimiserConfig) and optimiser.decay:
-            last = math.ceil((optimiser.warmup + optimiser.decay) * steps / before)
-            optimiser = replace(optimiser, decay=max(1, last - optimiser.warmup))
-            agent = replace(agent, algorithm=replace(agent.algorithm, optimiser=optimiser))
+    match agent.algorithm:
+        case DreamerConfig(optimiser=OptimiserConfig(warmup=warmup, decay=decay) as falls) if before and decay:
+            last = math.ceil((warmup + decay) * steps / before)
+            falls = replace(falls, decay=max(1, last - warmup))
+            agent = replace(agent, algorithm=replace(agent.algorithm, optimiser=falls))
     return replace(plan, agent=agent, loop=replace(plan.loop, steps=steps))
 
 
