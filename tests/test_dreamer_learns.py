@@ -37,11 +37,12 @@ def trained(agent: Dreamer, config: OffPolicyConfig, env: Environment, pool: Tas
 
 @pytest.mark.slow
 @pytest.mark.optimised
-def test_cartpole_is_balanced():
-    """At least 450 of 500 steps on average over 128 episodes, within 28,000 steps (3,500 updates), looked at every
-    4,000; random play: 22.
+def test_a_pole_is_kept_up_seven_times_as_long_as_at_random():
+    """At least 160 of 500 steps, on average over four looks after 4,000 to 10,000 steps (1,250 updates) at 128 episodes
+    each; random play: 22. Networks come and go: no single look, and not the best, says what is learned.
 
-    Measured with seed 0: 119, 500, 176, 472, 393, 500 after 4,000, 8,000, ... 24,000 steps.
+    Measured: 456 with seed 0, 235 with seed 1, 200 to 297 with seeds 0, 1, 2 where the step size falls; single looks 70
+    to 500.
     """
     env, pool = CartPole(), jnp.zeros((1,))
     config = DreamerConfig(model=PRESETS["tiny"], optimiser=OPTIMISER, memory=0, layers=2, starts=128)
@@ -56,10 +57,10 @@ def test_cartpole_is_balanced():
         first_episode = jnp.cumsum(is_last, 0) - is_last == 0
         return (reward * first_episode).sum(0).mean()
 
-    learning = trained(agent, gathering, env, pool, 4_000)
+    learning = trained(agent, gathering, env, pool, 2_000)
     assert mean_return(next(learning)) < 100
-    returns = (float(mean_return(networks)) for networks in itertools.islice(learning, 7))
-    assert any(each >= 450 for each in returns)
+    returns = [float(mean_return(networks)) for networks in itertools.islice(learning, 1, 5)]
+    assert np.mean(returns) >= 160, returns
 
 
 @pytest.mark.slow
