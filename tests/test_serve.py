@@ -252,10 +252,16 @@ def test_what_is_no_policy_is_named(tmp_path, files):
         reverie.load_policy(tmp_path / "noise.safetensors")
 
 
-@pytest.mark.parametrize(("kind", "reads"), [("SACConfig", "servers"), ("A2CConfig", "proxy")])
-def test_a_policy_without_a_twin_says_that_it_has_none(kind, reads):
+@pytest.mark.parametrize(
+    ("kind", "reads", "said"),
+    [
+        ("SACConfig", "servers", "a policy of SACConfig that reads servers decides by JAX alone"),
+        ("A2CConfig", "proxy", "sets weights and sends no job: `reverie serve` takes it"),
+    ],
+)
+def test_a_policy_without_a_twin_says_that_it_has_none(kind, reads, said):
     described = {"config": {"agent": {"algorithm": {"class": kind}}}, "observation": {reads: {"shape": [2, 2]}}}
-    with pytest.raises(ValueError, match=rf"a policy of {kind} that reads {reads} decides by JAX alone"):
+    with pytest.raises(ValueError, match=said):
         ServedPolicy({**described, "actions": 2}, {})
 
 

@@ -19,7 +19,8 @@ from reverie.runs.tuned import TuneConfig, TunedRule, save_rule
 from reverie.serve import rates
 from reverie.serve.decide import begin, decide
 from reverie.serve.guards import GUARDS, Situation, guard, scaled
-from reverie.serve.rates import Rule, failures_as_slow, load_rule
+from reverie.serve.load import load_rule
+from reverie.serve.rates import Rule, failures_as_slow
 from reverie.serve.settings import Limits, ServeConfig, Server, load_config
 from reverie.settings.config import WorldConfig
 from reverie.train.evolve import EvolveConfig
@@ -253,7 +254,7 @@ def test_what_happened_while_nobody_looked_teaches_nothing():
     _, memory, seen = decided(config(), 100, (8, 4, 2))
     blind = later(seen, 5.0, done=(400, 200, 100), in_progress=(1, 1, 0))
     _, after = decide(config(), Rule(3.0, 5.0), memory, blind, blind.at)
-    assert after.rates == memory.rates
+    assert after.known == memory.known
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])
@@ -266,7 +267,7 @@ def test_a_clock_that_jumps_moves_no_weight_by_more_than_a_step(jump):
         assert decision.fired == ("fresh",)
     else:
         assert memory.held == pytest.approx(held)
-    assert all(math.isfinite(each) for each in (*memory.rates.answered, *memory.rates.busy, *memory.ended))
+    assert all(math.isfinite(each) for each in (*memory.known.answered, *memory.known.busy, *memory.ended))
 
 
 def test_servers_that_are_down_or_drained_are_not_sent_weights():

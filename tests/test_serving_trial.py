@@ -217,7 +217,7 @@ def test_a_balancer_that_is_silent_is_complained_about_once_and_gets_defaults_wh
 def test_weights_decided_before_the_process_was_stopped_are_not_sent_after(made_up):
     agent, balancer, clock, _ = made_up(mode="active", trial=Trial(slice=1e4, active=1000))
     tick(agent, clock, 5)
-    said, weigh = len(balancer.said), agent._weigh
+    said, weigh = len(balancer.said), agent.rule.weigh
 
     def stopped(*arguments):
         clock.now += 10

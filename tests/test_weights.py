@@ -157,16 +157,43 @@ def test_the_proxy_tells_of_the_interval_before_what_is_true_of_it(changing):
     assert rows[:, COLUMN["in progress"]].tolist() == [((sent <= end) & (left > end) & mine).sum() for mine in at]
     done = [(left > begin) & (left <= end) & mine for mine in at]
     assert rows[:, COLUMN["completions"]].tolist() == [mine.sum() for mine in done]
-    stayed = [(left - sent)[mine] for mine in done]
-    np.testing.assert_allclose(rows[:, COLUMN["sum of times"]], [each.sum() for each in stayed], rtol=1e-3, atol=0.1)
-    longest = [each.max(initial=0) for each in stayed]
-    np.testing.assert_allclose(rows[:, COLUMN["longest time"]], longest, rtol=1e-3, atol=0.1)
-    np.testing.assert_allclose(rows[:, COLUMN["weight"]], actions[step - 2, 0])
+    in_force = action_of(weights_of(jnp.asarray(actions[step - 2, 0])))
+    np.testing.assert_allclose(rows[:, COLUMN["weight"]], in_force, atol=1e-6)
     waits = ((came <= end) & (sent > end)).sum()
     assert seen["proxy"][step, 0].tolist() == [waits, ((came > begin) & (came <= end)).sum(), 700.0]
-    kept = np.exp(-0.1 * np.arange(step, -1, -1))
-    so_far = (kept[:, None] * seen["servers"][: step + 1, 0, :, COLUMN["completions"]]).sum(0)
-    np.testing.assert_allclose(rows[:, COLUMN["completions so far"]], so_far, rtol=1e-5)
+    kept, before = np.exp(-0.1 * np.arange(step, -1, -1))[:, None], seen["servers"][: step + 1, 0]
+    there = before[..., COLUMN["in progress"]]
+    found = {"completions": before[..., COLUMN["completions"]], "busy": 700.0 * (there > 0), "jobs": 700.0 * there}
+    for name, each in found.items():
+        np.testing.assert_allclose(rows[:, COLUMN[f"{name} so far"]], (kept * each).sum(0), rtol=1e-5)
+
+
+def test_a_correction_of_nothing_is_the_rule_and_any_other_is_a_factor():
+    tasks = jax.tree.map(lambda leaf: leaf[None], stack_tasks([unlike()] * 2))  # [K, E]
+    plain = WeightsEnv(4, 600, Proxy(hold=300.0, memory=4.0))
+    corrected = replace(plain, correction=2.0)
+    rule = AdaptiveWeights(AdaptiveLeastConnections(np.ones(4), tau=1200.0), gain=0.5)
+    contestants = [Contestant("rule", rule, plain, "rule"), Contestant("nothing", Says(jnp.zeros(4)), corrected)]
+    one, other = play(contestants, tasks, KEY, 600)
+    np.testing.assert_array_equal(one.server, other.server)
+    np.testing.assert_allclose(one.response, other.response, rtol=1e-6)
+    equal = play([Contestant("equal", HeldWeights(jnp.ones(4)), plain, "rule")], tasks, KEY, 600)[0]
+    assert (equal.server != one.server).mean() > 0.05
+    shown, action = jnp.array([1.0, 0.5, 0.0, -1.0]), jnp.array([0.0, 1.0, -1.0, 9.0])
+    meant = LEAST ** ((1 - shown) / 2) * jnp.array([1.0, 2.0, 0.5, 2.0])
+    np.testing.assert_allclose(corrected._weights(shown, action), np.round(256 * meant / meant.max()) / 256)
+
+
+class Says(eqx.Module):
+    """The same action every time."""
+
+    action: jax.Array
+
+    def initial_state(self, batch):
+        return ()
+
+    def act(self, state, timestep, key):
+        return jnp.broadcast_to(self.action, timestep.observation["mask"].shape), state
 
 
 def test_equal_servers_behind_one_queue_are_a_queue_of_erlang():
@@ -276,7 +303,7 @@ def test_what_does_not_fit_is_refused():
         check_stay(task._replace(member=task.member.at[1].set(False)))
     with pytest.raises(ValueError, match="the reward is `elapsed`"):
         WorldConfig(view="weights")
-    with pytest.raises(ValueError, match="proxy is about the view `weights`"):
+    with pytest.raises(ValueError, match="proxy, gain and correction are about the view `weights`"):
         WorldConfig(proxy=Proxy(hold=1.0))
     counts = FleetEnv(4, 10, "counts", "elapsed").reset(task, KEY)[1]
     with pytest.raises(ValueError, match="play it on a WeightsEnv of that size"):

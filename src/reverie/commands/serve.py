@@ -55,8 +55,8 @@ class Serve:
     config: Path = Path("/etc/reverie/serve.toml")
     """The configuration file; SIGHUP reads it again."""
     policy: str | None = None
-    """A file of `reverie tune --rule adaptive-weights`, or `adaptive-least-connections`, the rule as it is in books; as
-    in the file unless given."""
+    """A file of `reverie tune --rule adaptive-weights`, an exported agent that sets weights, or
+    `adaptive-least-connections`, the rule as it is in books; as in the file unless given."""
     mode: Mode | None = None
     """off, shadow, canary or active; as in the file unless given."""
 

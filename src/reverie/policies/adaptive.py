@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import TimeStep
+from reverie.envs.fleet.weights import estimated_rates
 from reverie.policies.views import CountsView, View, as_speeds, counts_view, full_view, pick
 
 HIGHEST_LOAD = 0.95
@@ -62,11 +63,7 @@ class AdaptiveLeastConnections(eqx.Module):
 
     def rates(self, state: ServerEstimates) -> Float[Array, "B N"]:
         """The estimates, in jobs per time unit; the nominal speeds until a job has been seen to end."""
-        completed = state.completed.sum(-1, keepdims=True)  # [B, 1]
-        capacity = (state.busy * self.speeds).sum(-1, keepdims=True)
-        known = (completed > 0) & (capacity > 0)
-        nominal = self.speeds * jnp.where(known, completed / jnp.where(known, capacity, 1.0), 1.0)
-        return jnp.where(known, (state.completed + 1) / (state.busy + 1 / nominal), nominal)
+        return estimated_rates(state.completed, state.busy, self.speeds)
 
     def watch(self, state: ServerEstimates, timestep: TimeStep) -> tuple[CountsView, ServerEstimates]:
         """What is seen, and the estimates with what was completed since the last dispatch."""

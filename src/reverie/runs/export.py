@@ -37,14 +37,19 @@ def export_policy(run: RunFolder, path: Path) -> int:
     step, state = loop.newest_state(trainer, run)
     env = replace(fleet.env, servers=trainer.env.observation_spec["mask"].shape[0])
     provenance = {"run": str(run.path.absolute()), "env_steps": step, "written_by": run.versions()[-1:]}
-    write_policy(path, config, env, state.averaged, provenance)
+    write_policy(path, config, env, state.averaged, provenance, fleet.seconds)
     return step
 
 
 def write_policy(
-    path: Path, config: TrainConfig, env: FleetWorld, networks: PyTree, provenance: Mapping[str, Any]
+    path: Path,
+    config: TrainConfig,
+    env: FleetWorld,
+    networks: PyTree,
+    provenance: Mapping[str, Any],
+    seconds: float | None = None,
 ) -> None:
-    """Write networks that were made for `env` by `config`."""
+    """Write networks that were made for `env` by `config`; a time unit of that world is so many `seconds`, if known."""
     specs = env.observation_spec
     described = {
         "kind": KIND,
@@ -52,6 +57,7 @@ def write_policy(
         "observation": {name: asdict(spec) for name, spec in specs.items()},
         "actions": env.servers,
         "units": dict(VIEWS[env.view].units),
+        "seconds": seconds,
         "provenance": dict(provenance),
     }
     checkpoint.save(path, networks, described)

@@ -13,16 +13,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from reverie.files import write_text
-from reverie.serve import deadman, rates
+from reverie.serve import deadman
 from reverie.serve.audit import Audit, Begin, Change
 from reverie.serve.balancer import Balancer, Counts
 from reverie.serve.decide import Decision, Memory, Weigh, begin, decide
 from reverie.serve.drivers import DRIVERS
 from reverie.serve.guards import WHY
-from reverie.serve.rates import load_rule
+from reverie.serve.load import load_rule
 from reverie.serve.settings import ServeConfig
 from reverie.serve.trial import Score, Slice, judge, lost, slice_at
 
@@ -40,7 +41,7 @@ class Agent:
         balancer: Balancer,
         say: Say,
         clock: Callable[[], float] = time.monotonic,
-        weigh: Weigh = rates.estimate,
+        weigh: Weigh | None = None,
         seed: int | None = None,
     ):
         """Arguments: `clock`, `weigh` and the `seed` of the order of slices (drawn unless given), for tests."""
@@ -63,7 +64,10 @@ class Agent:
         self._begin(config)
 
     def _begin(self, config: ServeConfig) -> None:
-        self.config, self.rule = config, load_rule(config)
+        rule = load_rule(config)
+        if self.memory.known is not None and rule != self.rule:  # what one policy remembers says nothing to another
+            self.memory = replace(self.memory, known=None)
+        self.config, self.rule = config, rule
         self._began = self._acted = self._clock()
         self._kept_out = False
         self._times: dict[str, list[float]] = {"policy": [], "control": []}

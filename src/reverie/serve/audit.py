@@ -15,6 +15,7 @@ from reverie.serve.balancer import Counts
 from reverie.serve.decide import Arm, Decision, Memory, decide
 from reverie.serve.rates import Rule
 from reverie.serve.settings import Mode, ServeConfig
+from reverie.serve.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Begin:
     ts: float
     """Seconds since 1970, by the wall clock."""
     config: ServeConfig
-    rule: Rule
+    rule: Rule | Trained
 
 
 @dataclass(frozen=True)

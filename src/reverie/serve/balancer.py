@@ -29,6 +29,8 @@ class Counts:
     """As the balancer's own configuration has them."""
     takes: tuple[bool, ...]
     """Whether weights are ours to set: not where a server is down, drained or in maintenance."""
+    waiting: int = 0
+    """Requests that wait in the balancer; none where it has no queue."""
 
     @property
     def at_defaults(self) -> bool:

@@ -7,19 +7,45 @@ wall clock changes nothing.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from reverie.serve import rates
 from reverie.serve.balancer import Counts
 from reverie.serve.guards import GUARDS, Guard, Situation, guard, scaled
-from reverie.serve.rates import Rates, Rule
+from reverie.serve.rates import Rates, ended_since
 from reverie.serve.settings import ServeConfig
+from reverie.serve.trained import Seen
 
 Arm = Literal["policy", "control"]
 
-type Weigh = Callable[[Rates, np.ndarray], np.ndarray]
+type Weigh = Callable[[Any, np.ndarray], np.ndarray]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What makes weights: a rule, or an agent. What it remembers (`known`) is its own affair."""
+
+    @property
+    def tau(self) -> float:
+        """Seconds after which it forgets to 1/e."""
+        ...
+
+    def begin(self, counts: Counts) -> Any:
+        """The memory that knows nothing."""
+        ...
+
+    def watch(self, known: Any, last: Counts, counts: Counts) -> Any:
+        """The memory after what was seen since `last`."""
+        ...
+
+    def estimate(self, known: Any, configured: np.ndarray) -> np.ndarray:
+        """Requests a second of each server [N] while busy; `configured` weights stand for nominal speeds."""
+        ...
+
+    def weigh(self, known: Any, configured: np.ndarray) -> np.ndarray:
+        """The weights [N], of any scale."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +56,8 @@ class Memory:
     """When the last was made."""
     counts: Counts | None
     """What was seen then."""
-    rates: Rates
+    known: Rates | Seen | None
+    """What the policy remembers; nothing before it begins."""
     ended: tuple[float, ...]
     """Requests that ended lately at each server, and below how many of them failed; forgotten with time."""
     failed: tuple[float, ...]
@@ -54,18 +81,18 @@ def begin(at: float, counts: Counts | None) -> Memory:
     """The memory that knows nothing but the configured weights."""
     count = len(counts.names) if counts else 0
     none = (0.0,) * count
-    return Memory(at, counts, rates.nothing_known(count), none, none, _configured(counts) if counts else ())
+    return Memory(at, counts, None, none, none, _configured(counts) if counts else ())
 
 
 def decide(
     config: ServeConfig,
-    rule: Rule,
+    rule: Policy,
     memory: Memory,
     counts: Counts,
     now: float,
     arm: Arm = "policy",
     halted: bool = False,
-    weigh: Weigh = rates.estimate,
+    weigh: Weigh | None = None,
     guards: Mapping[str, Guard] = GUARDS,
 ) -> tuple[Decision, Memory]:
     """The decision at the time `now`, and the memory after it.
@@ -78,14 +105,12 @@ def decide(
     elif last.process != counts.process or counts.at - last.at > config.limits.age:
         last = counts  # counters begin anew, or nobody looked for a while; what was learned of the servers still holds
     gap = max(counts.at - last.at, 0.0)
-    ended = np.maximum(_ended(counts) - _ended(last), 0)
-    failed = np.maximum(np.subtract(counts.failed, last.failed), 0)
-    in_progress = np.asarray(counts.in_progress)
-    learned = rates.watch(rule, memory.rates, gap, in_progress, ended, failed)
+    ended, failed = ended_since(last, counts)
+    learned = rule.watch(rule.begin(counts) if memory.known is None else memory.known, last, counts)
     kept = math.exp(-gap / config.limits.memory)
     all_ended = kept * np.asarray(memory.ended) + np.maximum(ended, failed)
     all_failed = kept * np.asarray(memory.failed) + failed
-    raw = weigh(learned, np.asarray(counts.configured)) ** rule.gain
+    raw = (weigh or rule.weigh)(learned, np.asarray(counts.configured))
     since = now - memory.at
     situation = Situation(
         config.limits,
@@ -104,10 +129,6 @@ def decide(
     held = _configured(counts) if allowed is None else tuple(allowed.tolist())
     after = Memory(now, counts, learned, tuple(all_ended.tolist()), tuple(all_failed.tolist()), held)
     return Decision(tuple(raw.tolist()), weights, fired), after
-
-
-def _ended(counts: Counts) -> np.ndarray:
-    return np.subtract(counts.started, counts.in_progress)
 
 
 def _configured(counts: Counts) -> tuple[float, ...]:

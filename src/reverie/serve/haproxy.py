@@ -25,10 +25,10 @@ class HAProxy:
 
     def observe(self) -> Counts:
         at = time.monotonic()
-        answers = self._ask("show info", f"show servers state {self._backend}", f"show stat {self._backend} 4 -1")
+        answers = self._ask("show info", f"show servers state {self._backend}", f"show stat {self._backend} 6 -1")
         info, state, stat = [*answers, "", ""][:3]
         process = _process(info)
-        rows = _table(stat, "# ", ",")
+        *rows, queue = _table(stat, "# ", ",")  # the servers, and the backend itself
         configured = {row["srv_name"]: int(row["srv_iweight"]) for row in _table(state.partition("\n")[2], "# ", " ")}
 
         def column(name: str) -> tuple[int, ...]:
@@ -45,6 +45,7 @@ class HAProxy:
                 weights := column("weight"),
                 tuple(configured[name] for name in names),
                 tuple(w > 0 and not row["status"].startswith(_ASIDE) for w, row in zip(weights, rows, strict=True)),
+                int(queue["qcur"]),
             )
         except (KeyError, ValueError) as error:
             raise ValueError(f"{self._path}: HAProxy's answer lacks {error}; versions from 2.4 on are known") from error

@@ -1,12 +1,12 @@
 """What /metrics tells of an agent, for Prometheus; read off it when asked, so that decisions pay nothing."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from reverie.serve import rates
 from reverie.serve.agent import Agent
+from reverie.serve.decide import Policy
 
 
 def publish(agent: Agent, port: int) -> None:
@@ -71,9 +71,10 @@ class Collector:
         )
         info.add_metric([config.mode, config.policy, f"{agent.rule.tau:g}", config.sha], 1)
         yield info
-        if memory.counts is None:
+        if memory.counts is None or memory.known is None:
             return
-        counts, estimate = memory.counts, rates.estimate(memory.rates, np.asarray(memory.counts.configured))
+        counts, policy = memory.counts, cast(Policy, agent.rule)
+        estimate = policy.estimate(memory.known, np.asarray(counts.configured))
 
         def of_servers(values: Any) -> dict[str, float]:
             return dict(zip(counts.names, map(float, values), strict=True))
@@ -83,6 +84,6 @@ class Collector:
         yield gauge("server_speed_estimate", "Requests a second while busy.", of_servers(estimate), "server")
         yield gauge("inflight", "Requests at the server.", of_servers(counts.in_progress), "server")
         yield counter("server_failures", "Failures at the server.", of_servers(counts.failed), "server")
-        if np.sum(memory.rates.answered) > 0:
+        if np.sum(memory.known.answered) > 0:
             predicted = (np.asarray(counts.in_progress) + 1) / estimate
             yield gauge("predicted_response_seconds", "Of the next request.", of_servers(predicted), "server")

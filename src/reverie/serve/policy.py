@@ -41,11 +41,13 @@ class ServedPolicy:
         self.described = described
         """What the file says of itself: config, observation, actions, units, provenance."""
         algorithm = described["config"]["agent"]["algorithm"]
-        if algorithm["class"] not in TWINS or "proxy" in described["observation"]:
-            reads = ", ".join(described["observation"])
+        reads = ", ".join(described["observation"])
+        if "proxy" in described["observation"]:
+            raise ValueError(f"a policy that reads {reads} sets weights and sends no job: `reverie serve` takes it")
+        if algorithm["class"] not in TWINS:
             raise ValueError(
                 f"a policy of {algorithm['class']} that reads {reads} decides by JAX alone (`reverie compare`); those "
-                f"of {', '.join(TWINS)} that send each job decide without"
+                f"of {', '.join(TWINS)} decide without"
             )
         self._shapes = {name: tuple(spec["shape"]) for name, spec in described["observation"].items() if name != "mask"}
         self._servers = int(described["actions"])
@@ -113,12 +115,20 @@ def load_policy(path: Path | str) -> ServedPolicy:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no policy at {path}")
-    try:
-        with safe_open(path, framework="np") as file:
-            described = json.loads((file.metadata() or {}).get("reverie", "{}")).get("metadata", {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}); export the policy again") from error
+    described, arrays = read_described(path)
     if described.get("kind") != "policy":
         raise ValueError(f"{path} is no exported policy; make one with `reverie export RUN {path}`")
     return ServedPolicy(described, arrays)
+
+
+def read_described(path: Path | str) -> tuple[Mapping[str, Any], Mapping[str, Array]]:
+    """What a file of this project says of itself, and its arrays.
+
+    Errors: ValueError where it is damaged.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            described = json.loads((file.metadata() or {}).get("reverie", "{}")).get("metadata", {})
+            return described, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}); write it again") from error

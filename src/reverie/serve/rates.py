@@ -7,15 +7,15 @@ just the share of time that it is busy, so a gap counts for busy where requests 
 be a power of the rates (`gain`; `AdaptiveWeights` in `policies/weights.py`).
 """
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from reverie.serve.settings import ADAPTIVE, WEIGHTS, ServeConfig
+from reverie.serve.balancer import Counts
+from reverie.serve.settings import ServeConfig
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,31 @@ class Rule:
     gain: float = 1.0
     """Weights are rates to this power."""
 
+    def begin(self, counts: Counts) -> Rates:
+        return nothing_known(len(counts.names))
+
+    def watch(self, known: Rates, last: Counts, counts: Counts) -> Rates:
+        """The memory after what was seen since `last`."""
+        gap = max(counts.at - last.at, 0.0)
+        return watch(self, known, gap, np.asarray(counts.in_progress), *ended_since(last, counts))
+
+    def estimate(self, known: Rates, configured: np.ndarray) -> np.ndarray:
+        """Requests a second [N] while busy."""
+        return estimate(known, configured)
+
+    def weigh(self, known: Rates, configured: np.ndarray) -> np.ndarray:
+        """The weights [N], of any scale."""
+        return estimate(known, configured) ** self.gain
+
 
 def nothing_known(servers: int) -> Rates:
     return Rates((0.0,) * servers, (0.0,) * servers)
+
+
+def ended_since(last: Counts, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Requests that ended, and those that failed [N], from one look at the balancer to the next."""
+    ended = np.subtract(counts.started, counts.in_progress) - np.subtract(last.started, last.in_progress)
+    return np.maximum(ended, 0), np.maximum(np.subtract(counts.failed, last.failed), 0)
 
 
 def failures_as_slow(
@@ -63,9 +85,12 @@ def watch(rule: Rule, rates: Rates, gap: float, in_progress: np.ndarray, done: n
 
 
 def estimate(rates: Rates, configured: np.ndarray) -> np.ndarray:
-    """Requests a second [N] while busy; `configured` weights stand for nominal speeds, and are all that is known until
-    a request was answered."""
-    answered, busy = np.asarray(rates.answered), np.asarray(rates.busy)
+    """Requests a second [N] while busy; `configured` weights stand for nominal speeds."""
+    return estimated(np.asarray(rates.answered), np.asarray(rates.busy), configured)
+
+
+def estimated(answered: np.ndarray, busy: np.ndarray, configured: np.ndarray) -> np.ndarray:
+    """The same of what was counted [N]: as `estimated_rates` in `envs/fleet/weights.py`."""
     capacity = (busy * configured).sum()
     if answered.sum() < 1e-9 or capacity < 1e-9:
         return configured.astype(float)
@@ -73,31 +98,10 @@ def estimate(rates: Rates, configured: np.ndarray) -> np.ndarray:
     return (answered + 1) / (busy + 1 / nominal)
 
 
-def load_rule(config: ServeConfig) -> Rule:
-    """The rule that the configuration names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds a policy that makes no weights.
-    """
-    if config.policy == ADAPTIVE:
-        return Rule(config.tau, config.limits.failure)
-    path = Path(config.policy)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no policy at {path}; the rule by its name is {ADAPTIVE}")
-    try:
-        with safe_open(path, framework="np") as file:
-            told = json.loads((file.metadata() or {}).get("reverie", "{}")).get("metadata", {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    if told.get("kind") != "tuned rule" or told["config"]["rule"] not in (ADAPTIVE, WEIGHTS):
-        raise ValueError(
-            f"{path} decides where each request goes, and a proxy takes weights that are held for a while. Policies "
-            f"that make weights come from `reverie tune --rule {WEIGHTS}`"
-        )
+def tuned_rule(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray], config: ServeConfig) -> Rule:
+    """The rule of a file of `reverie tune`."""
     speeds, sizes = arrays[".speeds"], arrays[".sizes"]
     service = sizes.mean() / speeds[speeds > 0].mean()  # as in `policies/tunable.py`
-    found = dict(zip(told["names"], np.exp(arrays[".centre"]).tolist(), strict=True))
+    found = dict(zip(described["names"], np.exp(arrays[".centre"]).tolist(), strict=True))
     tau = 20 * float(service) * found.get("tau", found.get("estimates.tau"))
-    return Rule(tau * (config.unit or told.get("seconds") or 1.0), config.limits.failure, found.get("gain", 1.0))
+    return Rule(tau * (config.unit or described.get("seconds") or 1.0), config.limits.failure, found.get("gain", 1.0))

@@ -108,6 +108,11 @@ class WorldConfig:
     """What the agent sees of the fleet. With `weights` it sends no job, but sets the weights of a proxy that does."""
     proxy: Proxy = field(default_factory=Proxy)
     """The proxy of `weights`."""
+    gain: Weight = 0.5
+    """With `weights`, the power of estimated rates that is shown as a rule's weight."""
+    correction: Annotated[float | None, *above(1)] = None
+    """With `weights`, the factor by which an action may raise or lower the rule's weights at most, so that 0 is that
+    rule; unless given an action is the weights themselves."""
     reward: Reward = "admission"
     """When response times are credited; `lateness` prices the time beyond a deadline alone."""
     deadline: PositiveOrNone = None
@@ -117,8 +122,11 @@ class WorldConfig:
     def __post_init__(self):
         replace(self.env)  # its reward and deadline fit
         find_family(self.family)
-        if self.view != "weights" and self.proxy != USUAL:
-            raise ValueError(f"proxy is about the view `weights`, and view is {self.view!r}; got {self.proxy}")
+        if self.view != "weights" and (self.proxy, self.gain, self.correction) != (USUAL, 0.5, None):
+            raise ValueError(
+                f"proxy, gain and correction are about the view `weights`, and view is {self.view!r}; got "
+                f"{self.proxy}, {self.gain} and {self.correction}"
+            )
         if self.trace is None and (self.reading != AS_IT_IS or self.load == "recorded"):
             raise ValueError(
                 "load `recorded` and the options of reading (unit, columns, drop, sort, from, to) are about a trace; "
@@ -163,7 +171,7 @@ class WorldConfig:
                     "a proxy's weights are held for a while and no single job is credited to them: with view `weights` "
                     f"the reward is `elapsed`, got {self.reward!r}"
                 )
-            return WeightsEnv(jobs=self.jobs, proxy=self.proxy)
+            return WeightsEnv(jobs=self.jobs, proxy=self.proxy, gain=self.gain, correction=self.correction)
         return FleetEnv(jobs=self.jobs, view=self.view, reward=self.reward, deadline=self.deadline)
 
 

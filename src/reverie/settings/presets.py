@@ -113,7 +113,12 @@ _CPU_DREAMER = DreamerConfig(
     reward_scale=1 / PARK_MEAN_SIZE,
 )
 _WEIGHTS_WORLD = WorldConfig(
-    family="workers", jobs=1000, view="weights", reward="elapsed", proxy=Proxy(hold=2_000.0)
+    family="workers",
+    jobs=1000,
+    view="weights",
+    reward="elapsed",
+    proxy=Proxy(hold=2_000.0, memory=5.0),
+    correction=2.0,
 )  # as long as a job is there on average: of shorter intervals each decides less, and chance hides what it did
 _WEIGHTS_SCALE = 3e-5  # some 20 jobs for that time are of the order of 1
 _CPU_ON_POLICY_LOOP = LoopConfig(steps=50_000_000, evaluate_every=5_000_000)
@@ -229,15 +234,22 @@ PRESETS: Mapping[Algorithm, Mapping[Preset, TrainConfig]] = MappingProxyType(
                 "weights": TrainConfig(
                     agent=OffPolicyRun(
                         algorithm=SACConfig(
-                            units=64,
+                            units=32,
                             servers="set",
                             learning_rate=1e-3,
                             discount=0.8,
+                            slow_rate=0.02,
                             temperature=0.01,
                             reward_scale=_WEIGHTS_SCALE,
                         ),
                         experience=OffPolicyConfig(
-                            streams=64, batch=1024, length=1, ratio=8.0, capacity=160_000, prefill=6_400
+                            streams=64,
+                            batch=256,
+                            length=1,
+                            ratio=16.0,
+                            repeats=4,
+                            capacity=160_000,
+                            prefill=6_400,
                         ),
                         chunk=50,
                         averaging=2e-3,

@@ -28,7 +28,7 @@ from reverie.envs.fleet.queues import Completions
 from reverie.envs.fleet.schedule import Time
 from reverie.envs.fleet.sharing import Sharing, Slots, as_one_batch
 from reverie.envs.fleet.workload import Job
-from reverie.ranges import Positive, Whole, at_least, checked
+from reverie.ranges import Positive, Weight, Whole, above, at_least, checked
 
 View = Literal[Shown, "weights"]
 """What can be seen of a fleet: by who sends each job, or by who sets the weights of a proxy."""
@@ -36,10 +36,13 @@ type FleetWorld = FleetEnv | WeightsEnv
 """The worlds of fleets and jobs, whose tasks are the same: policies of either kind can meet the same jobs."""
 LEAST = 8 / 256
 """The least weight beside a largest of 1: HAProxy's are whole numbers up to 256, and a server keeps being tried."""
-FEATURES = ("in progress", "completions", "sum of times", "longest time", "weight", "completions so far", "busy so far")
-"""What is shown of each server: jobs at the end of the interval; completions in it, the sum and the longest of their
-times at the server; the weight, as the action said it; the completions, and the time in which a look at the interval's
-end found jobs, of this and all intervals before it, forgotten exponentially (`memory`)."""
+FEATURES = ("in progress", "completions", "weight", "completions so far", "busy so far", "jobs so far", "rule's weight")
+"""What is shown of each server, which is what any proxy can tell (`serve/`): jobs at the end of the interval;
+completions in it; the weight, as an action says it that gives the heaviest a 1; the completions, the time in which a
+look at the interval's end found jobs, and these jobs times that time, of this and all intervals before it, forgotten
+exponentially (`memory`); the weight by a rule, a power (`gain`) of `estimated_rates` of the first two of these, said as
+the other."""
+_RULE = FEATURES.index("rule's weight")
 _LATE = 1 + 1e-6
 """By which a departure is waited for, so that rounding never stops just before it."""
 
@@ -78,8 +81,8 @@ class WeightsState(NamedTuple):
     waiting: Waiting
     since: Float[Array, "*B N"]
     """Since each server last finished a job."""
-    remembered: Float[Array, "*B N 2"]
-    """Completions, and time found busy."""
+    remembered: Float[Array, "*B N 3"]
+    """Completions, time found busy, and jobs found times that time."""
     told: tuple[Told, ...]
     """Of the last intervals, the one that is shown first."""
     stream: Key[Array, "*B"]
@@ -120,9 +123,9 @@ class WeightsEnv:
     """Set the weights of `servers` servers for the next interval, until `jobs` jobs have come and gone.
 
     An action is a number in [-1, 1] for each server: its weight on a scale of logarithms from `LEAST` to 1, rounded to
-    256ths as a proxy does. The reward is minus the integral of the number of jobs in the system, the queue included,
-    over the interval (`elapsed`); the last one holds the whole drain, so that rewards sum to minus the total response
-    time of the episode.
+    256ths as a proxy does; or, with `correction` f, the power of f by which the rule's weight is multiplied. The reward
+    is minus the integral of the number of jobs in the system, the queue included, over the interval (`elapsed`); the
+    last one holds the whole drain, so that rewards sum to minus the total response time of the episode.
     """
 
     servers: Annotated[int, *at_least(1, 100_000, "each is a row of what is seen")] = 10
@@ -131,6 +134,11 @@ class WeightsEnv:
     """J, the jobs of an episode."""
     proxy: Proxy = field(default_factory=Proxy)
     """Its caps, and for how long weights are held."""
+    gain: Weight = 0.5
+    """The power of estimated rates that is shown as the rule's weight. The square root is within 2 % of the best one on
+    servers that share and on those that do not."""
+    correction: Annotated[float | None, *above(1)] = None
+    """The factor by which an action may raise or lower the rule's weights at most; unless given it is the weights."""
 
     view: ClassVar[Literal["weights"]] = "weights"
 
@@ -165,7 +173,7 @@ class WeightsEnv:
         comes, nowhere = schedules.later(start, job.gap), nothing.astype(jnp.int32)
         waiting = Waiting(none, none, job, comes, nothing, nowhere, no_time + jnp.inf)
         told = Told(jnp.zeros((self.servers, len(FEATURES))), jnp.zeros((3,)))
-        remembered = jnp.zeros((self.servers, 2))
+        remembered = jnp.zeros((self.servers, 3))
         state = WeightsState(start, slots, waiting, no_time, remembered, (told,) * (1 + self.proxy.late), key)
         return state, first(self._observe(task, state))
 
@@ -173,7 +181,7 @@ class WeightsEnv:
         self, task: Task, state: WeightsState, action: Float[Array, " N"], key: Key[Array, ""]
     ) -> tuple[WeightsState, TimeStep]:
         """Hold the weights that `action` says for one interval or, if the last job comes in it, until all work ends."""
-        weights = weights_of(action)
+        weights = self._weights(state.told[0].servers[:, _RULE], action)
         end = schedules.later(state.clock, jnp.float32(self.proxy.hold))
         before, how = state.waiting.came, self._servers(task)
         idle_first = jnp.asarray(self.proxy.idle_first)
@@ -182,15 +190,21 @@ class WeightsEnv:
         now: _Interval = jax.tree.map(lambda leaf: leaf[0], _pass_interval(*one))
         busy = now.slots.in_progress
         done, kept = now.done, jnp.exp(-1 / self.proxy.memory)
-        found = jnp.stack([done.count, jnp.where(busy > 0, self.proxy.hold, 0.0)], -1)
+        found = jnp.stack([done.count, jnp.where(busy > 0, self.proxy.hold, 0.0), busy * self.proxy.hold], -1)
         remembered = kept * state.remembered + found
-        rows = [busy, done.count, done.total, done.longest, jnp.clip(action, -1.0, 1.0)]
-        servers = jnp.concatenate([jnp.stack(rows, -1), remembered], -1)
+        rule = estimated_rates(remembered[:, 0], remembered[:, 1], task.mask.astype(jnp.float32))
+        servers = jnp.column_stack([busy, done.count, action_of(weights), remembered, action_of(rule**self.gain)])
         queue = now.waiting.came - now.waiting.sent
         proxy = jnp.stack([queue, now.waiting.came - before, self.proxy.hold]).astype(jnp.float32)
         told = (*state.told[1:], Told(jnp.where(task.mask[:, None], servers, 0.0), proxy))
         state = WeightsState(end, now.slots, now.waiting, done.since, remembered, told, state.stream)
         return state, later(self._observe(task, state), -now.elapsed, now.waiting.came == self.jobs)
+
+    def _weights(self, rule: Float[Array, " N"], action: Float[Array, " N"]) -> Float[Array, " N"]:
+        """What an action means, where the rule's weights are shown as `rule`."""
+        if (most := self.correction) is None:
+            return weights_of(action)
+        return weights_of(action_of(most ** jnp.clip(action, -1.0, 1.0) * LEAST ** ((1 - rule) / 2)))
 
     def _servers(self, task: Task) -> Sharing:
         """How they serve; without the slots that no cap lets be taken."""
@@ -222,6 +236,20 @@ def action_of(weights: Float[Array, "*B N"]) -> Float[Array, "*B N"]:
     """The action of positive weights of any scale: the largest is taken for 1, what is below `LEAST` is clipped."""
     share = weights / weights.max(-1, keepdims=True)
     return 1 - 2 * jnp.log(jnp.maximum(share, LEAST)) / jnp.log(LEAST)
+
+
+def estimated_rates(
+    completed: Float[Array, "*B N"], busy: Float[Array, "*B N"], speeds: Float[Array, " N"]
+) -> Float[Array, "*B N"]:
+    """Jobs per time unit of each server, of what was seen lately; nominal `speeds` (0: padding) until a job has ended.
+
+    One completion at the rate that is nominal for the server is added, as fast as the fleet as a whole completes.
+    """
+    every = completed.sum(-1, keepdims=True)  # [*B, 1]
+    capacity = (busy * speeds).sum(-1, keepdims=True)
+    known = (every > 0) & (capacity > 0)
+    nominal = speeds * jnp.where(known, every / jnp.where(known, capacity, 1.0), 1.0)
+    return jnp.where(known, (completed + 1) / (busy + 1 / nominal), nominal)
 
 
 # --- within an interval ----------------------------------------------------------------------------------------------
