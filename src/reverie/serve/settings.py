@@ -115,7 +115,7 @@ class ServeConfig:
     """off: nothing is computed. shadow: computed and logged, nothing is sent. canary: sent in every other slice of
     time. active: sent, but for a control slice now and then."""
     policy: str = ADAPTIVE
-    """The rule by its name, a file of `reverie tune --rule adaptive-weights`, or an exported agent that sets weights."""
+    """The rule by its name, a file of `reverie tune --rule adaptive-weights`, or of an agent that sets weights."""
     tau: Positive = 3.0
     """Seconds after which the rule by its name forgets to 1/e; a tuned file has its own."""
     unit: PositiveOrNone = None
