@@ -72,8 +72,12 @@ GRID = MappingProxyType(
     | {"structured": {"structure": 1.0, "apart": 0.5}}
 )
 """What of MetaDreamer is changed in the grid."""
+NOTHING = "none-physics-recurrent"
+"""MetaDreamer that imagines nothing: as many seeds as the claim, as it says what imagining is worth."""
+HALVES = ("mdp-physics-recurrent", "meta-physics-recurrent")
+"""MetaDreamer that imagines in known tasks alone, or in imagined ones alone."""
 FEWER_SEEDS = 3
-"""Of what the claim is held to, beside PEARL."""
+"""Of what else the claim is held to."""
 
 
 def learner(game: str, agent: Player, each: int, label: str = "", **changes: object) -> TrainConfig:
@@ -113,8 +117,8 @@ class Samples(Study):
     game: GameName = "merging"
     """Which world."""
     grid: bool = False
-    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, recurrent SAC, and all
-    imaginations with both decoders and both encoders, and structured latents."""
+    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, recurrent SAC, all imaginations
+    with both decoders and both encoders, and structured latents."""
 
     def larger(self, plan: TrainConfig) -> TrainConfig:
         """A plan at the scale of this study; what MetaDreamer shares with PEARL grows as PEARL does, and of recurrent
@@ -133,15 +137,18 @@ class Samples(Study):
         """What the claim is about for all seeds, then what it is held to, for fewer."""
         game = self.game
         ours, theirs = ([learner(game, agent, each) for each in steps] for agent, steps in CLAIM.items())
+        grid = {name: learner(game, "metadreamer", FEW, name, **changes) for name, changes in GRID.items()}
+        nothing = grid.pop(NOTHING)
         controls = [
+            *(grid.pop(name) for name in HALVES),
             learner(game, "pearl", MOST),
             unhindered(game, "sac", "told"),
             unhindered(game, "sac", "box"),
         ]
         if self.grid:
             controls += [learner(f"{game}/dense", "pearl", FEW, "pearl-dense"), unhindered(game, "rsac", "")]
-            controls += [learner(game, "metadreamer", FEW, name, **changes) for name, changes in GRID.items()]
-        groups = ([*ours, *theirs], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
+            controls += grid.values()
+        groups = ([*ours, *theirs, nothing], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
         return [
             self.larger(replace(plan, seed=seed)) for plans, seeds in groups for seed in range(seeds) for plan in plans
         ]
