@@ -230,8 +230,8 @@ def test_weights_that_envoy_does_not_take_are_an_error():
 
 INFO = "Name: HAProxy\nPid: 7\nStart_time_sec: 99\n\n"
 STATE = "1\n# be_id be_name srv_name srv_iweight\n3 be s0 64\n3 be s1 128\n\n"
-HEAD = "# svname,status,weight,stot,scur,econ,eresp,wretr,hrsp_5xx,\n"
-STAT = f"{HEAD}s0,UP,10,500,3,1,2,3,4,\ns1,MAINT,128,7,,0,0,0,,\n\n"
+HEAD = "# svname,status,weight,stot,scur,econ,eresp,wretr,hrsp_5xx,qcur,\n"
+STAT = f"{HEAD}s0,UP,10,500,3,1,2,3,4,0,\ns1,MAINT,128,7,,0,0,0,,0,\nBACKEND,UP,138,507,3,1,2,3,4,6,\n\n"
 
 
 class FakeHAProxy:
@@ -256,13 +256,14 @@ class FakeHAProxy:
 
 def test_columns_are_found_by_name_wherever_they_stand(tmp_path):
     order = HEAD.replace("svname,", "").replace("\n", "svname\n")
-    moved = f"{order}UP,10,500,3,1,2,3,4,s0\nMAINT,128,7,,0,0,0,,s1\n\n"
+    moved = f"{order}UP,10,500,3,1,2,3,4,0,s0\nMAINT,128,7,,0,0,0,,0,s1\nUP,138,507,3,1,2,3,4,6,BACKEND\n\n"
     for name, stat in (("a", STAT), ("b", moved)):
         FakeHAProxy(tmp_path / name, INFO + STATE + stat)
         seen = HAProxy(tmp_path / name, "be").observe()
         assert (seen.process, seen.names) == ("7 of 99", ("s0", "s1"))
         assert (seen.started, seen.in_progress, seen.failed) == ((500, 7), (3, 0), (10, 0))
         assert (seen.weights, seen.configured, seen.takes) == ((10, 128), (64, 128), (True, False))
+        assert seen.waiting == 6  # in the proxy, of all servers
 
 
 def test_what_is_drained_or_in_maintenance_keeps_its_weight(tmp_path):
