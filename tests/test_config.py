@@ -98,3 +98,19 @@ def test_a_run_that_was_stored_under_an_older_name_of_a_field_is_read_and_goes_o
     assert config_differences(old, now) == []
     old["agent"]["algorithm"]["horizon"] = 7
     assert config_differences(old, now) == ["agent.algorithm.dream_length: 7, now 64"]
+
+
+def test_a_run_from_before_a_rule_was_shown_is_read_but_where_agents_saw_other_columns():
+    plan = preset("dreamer", "cpu")
+    now = config_to_json(plan)
+    assert config_from_json(TrainConfig, older(plan)) == plan
+    assert config_differences(older(plan), now) == []
+    with pytest.raises(ValueError, match=r"^world: WorldConfig lacks gain, correction; .* another version of Reverie$"):
+        config_from_json(TrainConfig, older(preset("sac", "weights")))
+
+
+def older(plan: TrainConfig) -> dict:
+    """As it was stored before worlds had a gain and a correction."""
+    data = json.loads(json.dumps(config_to_json(plan)))
+    del data["world"]["gain"], data["world"]["correction"]
+    return data

@@ -19,6 +19,7 @@ from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.envs.fleet.sharing import sharing
 from reverie.envs.fleet.weights import Proxy, WeightsEnv
 from reverie.runs import export
+from reverie.runs.config_json import config_to_json
 from reverie.serve import audit, trained
 from reverie.serve.decide import begin, decide
 from reverie.serve.load import load_rule
@@ -159,9 +160,17 @@ def test_a_clock_that_nobody_told_is_refused(tmp_path, changes, said):
 
 def test_an_agent_that_reads_servers_in_order_is_refused_by_name(tmp_path):
     described = {"kind": "policy", "observation": {"servers": {"shape": [3, trained.FEATURES]}, "proxy": {}}}
-    described["config"] = {"agent": {"algorithm": {"class": "SACConfig", "servers": "flat"}}}
+    described["config"] = {"agent": {"algorithm": {"class": "SACConfig", "servers": "flat"}}, "world": {"gain": 0.5}}
     with pytest.raises(ValueError, match="SACConfig that reads servers as flat decides by JAX alone"):
         trained.trained(tmp_path / "agent.safetensors", described, config())
+
+
+def test_an_agent_that_saw_the_columns_of_an_older_version_is_refused_by_name(tmp_path):
+    described = {"kind": "policy", "observation": {"servers": {"shape": [3, trained.FEATURES]}, "proxy": {}}}
+    described["config"] = config_to_json(plan(None, 1))
+    del described["config"]["world"]["gain"], described["config"]["world"]["correction"]
+    with pytest.raises(ValueError, match=r"agent\.safetensors is of an older version.*train one anew"):
+        trained.trained(tmp_path / "agent.safetensors", described, config(unit=1e-3))
 
 
 def test_jax_is_not_imported(tmp_path):

@@ -278,6 +278,8 @@ def test_what_is_drained_or_in_maintenance_keeps_its_weight(tmp_path):
     [
         ("No such proxy.\n\n", "No such proxy"),
         (INFO + STATE + STAT.replace("scur", "gone"), "'scur'"),
+        (INFO + STATE + HEAD + "\n", "/a: HAProxy's answer lacks 'BACKEND'"),
+        (INFO + STATE.replace("srv_iweight", "gone") + STAT, "/a: HAProxy's answer lacks 'srv_iweight'"),
         (INFO + "Can't find backend.\n\n", "Can't find|table"),
         (INFO + STATE + STAT.replace("500", "many"), "many"),
     ],

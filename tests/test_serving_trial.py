@@ -142,6 +142,16 @@ def test_shadow_decides_and_sends_nothing(made_up):
     assert all(each.same and each.change.sent == {} for each in changes)
 
 
+def test_another_rule_goes_on_with_what_was_known_of_the_servers(made_up):
+    agent, _, clock, _ = made_up(mode="shadow")
+    tick(agent, clock, 100)
+    known = agent.memory.known
+    agent.reload(replace(agent.config, limits=replace(agent.config.limits, failure=9.0)))
+    assert (agent.rule.failure, agent.memory.known) == (9.0, known)
+    tick(agent, clock, 1)
+    assert agent.decision.weights["s2"] == pytest.approx(64, rel=0.1)
+
+
 def test_off_does_not_even_decide(made_up):
     agent, balancer, clock, _ = made_up(mode="off")
     tick(agent, clock, 5)

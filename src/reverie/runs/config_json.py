@@ -19,6 +19,9 @@ type Json = bool | int | float | str | list[Json] | dict[str, Json] | None
 
 RENAMED: Mapping[str, Mapping[str, str]] = MappingProxyType({"DreamerConfig": {"horizon": "dream_length"}})
 """Fields by class that were stored under another name once, and what they are called now."""
+_WITHOUT_WEIGHTS: Mapping[str, Json] = MappingProxyType({"gain": 0.5, "correction": None})
+"""Fields of a world that older ones lack, as they are where nothing reads them: in all views but `weights`, whose
+older agents saw something else."""
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -48,13 +51,14 @@ def config_from_json[T](cls: type[T], data: Json) -> T:
 
 
 def current(data: Json) -> Json:
-    """A stored configuration under the names of now."""
+    """A stored configuration under the names of now, with the fields that came later."""
     if isinstance(data, list):
         return [current(item) for item in data]
     if not isinstance(data, dict):
         return data
     names = RENAMED.get(str(data.get("class")), {})
-    return {names.get(name, name): current(value) for name, value in data.items()}
+    later = _WITHOUT_WEIGHTS if data.get("class") == "WorldConfig" and data.get("view") != "weights" else {}
+    return {**later, **{names.get(name, name): current(value) for name, value in data.items()}}
 
 
 def read_settings(path: Path) -> dict[str, Json]:

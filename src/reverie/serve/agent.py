@@ -25,6 +25,7 @@ from reverie.serve.drivers import DRIVERS
 from reverie.serve.guards import WHY
 from reverie.serve.load import load_rule
 from reverie.serve.settings import ServeConfig
+from reverie.serve.trained import Trained
 from reverie.serve.trial import Score, Slice, judge, lost, slice_at
 
 type Say = Callable[[str], None]
@@ -65,7 +66,8 @@ class Agent:
 
     def _begin(self, config: ServeConfig) -> None:
         rule = load_rule(config)
-        if self.memory.known is not None and rule != self.rule:  # what one policy remembers says nothing to another
+        # What an agent remembers says nothing to another policy, nor theirs to it; any rule counts alike.
+        if self.memory.known is not None and rule != self.rule and Trained in (type(rule), type(self.rule)):
             self.memory = replace(self.memory, known=None)
         self.config, self.rule = config, rule
         self._began = self._acted = self._clock()

@@ -28,24 +28,26 @@ class HAProxy:
         answers = self._ask("show info", f"show servers state {self._backend}", f"show stat {self._backend} 6 -1")
         info, state, stat = [*answers, "", ""][:3]
         process = _process(info)
-        *rows, queue = _table(stat, "# ", ",")  # the servers, and the backend itself
-        configured = {row["srv_name"]: int(row["srv_iweight"]) for row in _table(state.partition("\n")[2], "# ", " ")}
+        table, known = _table(stat, "# ", ","), _table(state.partition("\n")[2], "# ", " ")
 
         def column(name: str) -> tuple[int, ...]:
             return tuple(int(row[name] or 0) for row in rows)
 
         try:
+            by_name = {row["svname"]: row for row in table}
+            whole, rows = by_name.pop("BACKEND"), by_name.values()
+            configured = {row["srv_name"]: int(row["srv_iweight"]) for row in known}
             return Counts(
                 at,
                 process,
-                names := tuple(row["svname"] for row in rows),
+                names := tuple(by_name),
                 column("scur"),
                 column("stot"),
                 tuple(map(sum, zip(*map(column, _FAILURES), strict=True))),
                 weights := column("weight"),
                 tuple(configured[name] for name in names),
                 tuple(w > 0 and not row["status"].startswith(_ASIDE) for w, row in zip(weights, rows, strict=True)),
-                int(queue["qcur"]),
+                int(whole["qcur"]),
             )
         except (KeyError, ValueError) as error:
             raise ValueError(f"{self._path}: HAProxy's answer lacks {error}; versions from 2.4 on are known") from error

@@ -136,17 +136,23 @@ def trained(path: Path, described: Mapping[str, Any], config: ServeConfig) -> Tr
     """The policy of a file of `reverie export`, for what the configuration says.
 
     Raises:
-        ValueError: it decides by JAX alone, or nobody says how long a time unit is, or intervals are too short.
+        ValueError: it is of an older version, or decides by JAX alone, or nobody says how long a time unit is, or
+            intervals are too short.
     """
     algorithm, seen = described["config"]["agent"]["algorithm"], described["observation"]["servers"]["shape"]
+    world = described["config"]["world"]
+    if "gain" not in world:
+        raise ValueError(
+            f"{path} is of an older version, whose agents saw other numbers of a server; train one anew: "
+            "`reverie train --preset weights --agent sac`"
+        )
     if (algorithm["class"], algorithm.get("servers"), seen[-1]) != ("SACConfig", "set", FEATURES):
         raise ValueError(
             f"{path}: a policy of {algorithm['class']} that reads servers as {algorithm.get('servers', seen)} decides "
             "by JAX alone (`reverie compare`); those that set weights without it are of this version's `reverie train "
             "--preset weights --agent sac`"
         )
-    unit, world = config.unit or described.get("seconds"), described["config"]["world"]
-    proxy = world["proxy"]
+    unit, proxy = config.unit or described.get("seconds"), world["proxy"]
     if unit is None or proxy["hold"] * unit < 0.99 / config.hz:
         raise ValueError(
             f"unit: {path} holds weights for {proxy['hold']:g} time units of its world: say with `unit` how many "

@@ -33,7 +33,7 @@ from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
 from reverie.envs.fleet.suites import find_suite, fleet_suite
 from reverie.envs.fleet.traces import Trace
-from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, WeightsEnv
+from reverie.envs.fleet.weights import GAIN, USUAL, FleetWorld, Proxy, WeightsEnv
 from reverie.envs.games import find_game
 from reverie.envs.outside.sources import open_outside
 from reverie.envs.outside.worlds import LIMIT
@@ -108,7 +108,7 @@ class WorldConfig:
     """What the agent sees of the fleet. With `weights` it sends no job, but sets the weights of a proxy that does."""
     proxy: Proxy = field(default_factory=Proxy)
     """The proxy of `weights`."""
-    gain: Weight = 0.5
+    gain: Weight = GAIN
     """With `weights`, the power of estimated rates that is shown as a rule's weight."""
     correction: Annotated[float | None, *above(1)] = None
     """With `weights`, the factor by which an action may raise or lower the rule's weights at most, so that 0 is that
@@ -122,7 +122,7 @@ class WorldConfig:
     def __post_init__(self):
         replace(self.env)  # its reward and deadline fit
         find_family(self.family)
-        if self.view != "weights" and (self.proxy, self.gain, self.correction) != (USUAL, 0.5, None):
+        if self.view != "weights" and (self.proxy, self.gain, self.correction) != (USUAL, GAIN, None):
             raise ValueError(
                 f"proxy, gain and correction are about the view `weights`, and view is {self.view!r}; got "
                 f"{self.proxy}, {self.gain} and {self.correction}"
