@@ -114,10 +114,10 @@ def curve(name: str, rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def logs(rows: Sequence[Row], name: str) -> np.ndarray:
-    """Logarithms of mean response times, [S, E, K]."""
+def logs(rows: Sequence[Row], name: str, measure: str = "mean") -> np.ndarray:
+    """Logarithms of mean response times, or of another `measure` of these, [S, E, K]."""
     mine = {
-        (row["training_seed"], row["evaluation_seed"], row["episode"]): row["mean"]
+        (row["training_seed"], row["evaluation_seed"], row["episode"]): row[measure]
         for row in rows
         if row["agent"] == name
     }
