@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie.commands.train import parse
 from reverie.envs.fleet.suites import fleet_suite
 from reverie.evaluate import suites
 from reverie.evaluate.dreams import dream_rows
@@ -78,6 +79,20 @@ def test_every_plan_for_a_suite_can_be_built_for_any_of_its_tasks(model):
     assert len(trainer.env.names) == 4
     one = replace(plan, world=replace(plan.world, tasks=plan.world.names[:1]))
     assert len(build(one).env.names) == 4
+
+
+def test_settings_of_storms_are_for_the_tasks_that_are_learned():
+    """As many streams, sequences, dreams and steps of a task, alone or with others; and each may have returns of its
+    own scale, without siblings."""
+    words = ["--suite", "fleets", "--model", "mixture"]
+    whole, alone = (parse([*words, *more]).config for more in ((), ("--world.tasks", "equal/steady")))
+    assert whole.loop.steps == 16 * alone.loop.steps
+    assert whole.agent.algorithm.starts == 16 * alone.agent.algorithm.starts
+    for name in ("streams", "batch", "capacity"):
+        assert getattr(whole.agent.experience, name) == 16 * getattr(alone.agent.experience, name)
+    assert whole.agent.experience.by_task
+    scaled = parse([*words, "--agent.siblings", "1", "--agent.scales", "16"]).config
+    assert build(scaled).agent.config.scales == 16
 
 
 def test_a_descriptor_says_how_tasks_differ_and_nothing_else():

@@ -74,7 +74,7 @@ MODELS = {
     "s3m": Case(LONG),
     "s3m-full-parallel": Case(dataclasses.replace(LONG, policy="full", scan="parallel", discretisation="zoh")),
     "s3m-all-of-ours": Case(dataclasses.replace(LONG, modes="ring", posterior="recurrent", product=True, recall=3)),
-    "storm": Case(STORM),
+    "storm": Case(dataclasses.replace(STORM, recall=3)),
     "storm-foretold": Case(dataclasses.replace(STORM, acts="prior", window=3, servers="set")),
     "mixture": Case(MIXTURE, tasks=B + 1),
     "mixture-guessing": Case(

@@ -86,11 +86,10 @@ class Choice:
                         f"--suite {self.suite} has settings of its own, for dreamer; --{name} {value} was given too"
                     )
 
-    @property
-    def plan(self) -> TrainConfig:
-        """The settings to begin with."""
+    def plan(self, tasks: tuple[str, ...] = ()) -> TrainConfig:
+        """The settings to begin with; `tasks` are those of a suite that are learned, all of them unless given."""
         if self.suite is not None:
-            plan = suite_plan(self.suite, self.model or "queue")
+            plan = suite_plan(self.suite, self.model or "queue", tasks)
         elif self.game is None:
             plan = preset(self.agent, self.preset or "cpu")
         else:
@@ -127,6 +126,8 @@ class _Beginning(Choice):
     """What has to be known before the rest is read."""
 
     seed: Seed = 0
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(name="world.tasks")] = ()
+    """Of a suite, whose settings are for so many."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def parse(arguments: Sequence[str]) -> Train:
         default = stored(RunFolder.open(choice.folder("", choice.seed)), choice.trust)
         _check_agent(default, arguments, "the run that is there")
     else:
-        default = choice.plan
+        default = choice.plan(choice.tasks)
         if choice.file is not None:
             _check_agent(default, arguments, str(choice.file))
     asked = tyro.cli(

@@ -30,14 +30,14 @@ def code_rows(
 
     Arguments: `sets`, of tasks that were not learned from.
     """
-    key, known = jax.random.key(seed), np.array(agent.tasks, np.float32)
+    keys, known = iter(jax.random.split(jax.random.key(seed), len(sets) + 2)), np.array(agent.tasks, np.float32)
     policy, steps = agent.policy(learner.networks, greedy=True), agent.config.pearl.evidence
     dimensions, _ = find_dimensions(learner.codes, jnp.asarray(known), learner.known)
-    found = {"known": (known, codes_of(world, policy, jnp.asarray(known), CONTEXTS, steps, key).mean(1))}
+    found = {"known": (known, codes_of(world, policy, jnp.asarray(known), CONTEXTS, steps, next(keys)).mean(1))}
     for name, tasks in sets.items():
-        found[name] = tasks, codes_of(world, policy, jnp.asarray(tasks), 1, steps, key)[:, 0]
+        found[name] = tasks, codes_of(world, policy, jnp.asarray(tasks), 1, steps, next(keys))[:, 0]
     if agent.config.imagination in ("meta", "both"):
-        codes = agent.interpolation.codes(learner.codes, dimensions, agent.config.epsilon, SHOWN, key)
+        codes = agent.interpolation.codes(learner.codes, dimensions, agent.config.epsilon, SHOWN, next(keys))
         found["imagined"] = None, codes
     spread = np.concatenate([np.asarray(codes) for _, codes in found.values()]).std(0)
     spread[np.asarray(dimensions)] = -1
@@ -58,14 +58,15 @@ def foretold_rows(agent: MetaDreamer, learner: Learner, world: Factored, seed: i
     """How the world and the model go on with the same actions, in three known tasks whose codes the model is told: of
     each step ahead and each number of an observation what it was and what was foretold, in one episode, as long as
     that goes on; and over many the error of all numbers, told that code and told nothing (`error`, `unknowing`)."""
-    key, known, networks = jax.random.key(seed), np.array(agent.tasks, np.float32), learner.networks
+    code_key, *keys = jax.random.split(jax.random.key(seed), 4)
+    known, networks = np.array(agent.tasks, np.float32), learner.networks
     order = np.lexsort(known.T[::-1])  # by the first factor first
     tasks = known[order[[0, len(order) // 2, -1]]]
     policy = agent.policy(networks, greedy=True)
-    codes = codes_of(world, policy, jnp.asarray(tasks), CONTEXTS, agent.config.pearl.evidence, key).mean(1)
+    codes = codes_of(world, policy, jnp.asarray(tasks), CONTEXTS, agent.config.pearl.evidence, code_key).mean(1)
     names = [f"{name} {i}" for name, spec in networks.model.numbers.spec for i in range(int(np.prod(spec.shape)))]
     rows: list[Row] = []
-    for task, z in zip(np.atleast_2d(tasks).tolist(), codes, strict=True):
+    for task, z, key in zip(np.atleast_2d(tasks).tolist(), codes, keys, strict=True):
         told = ", ".join(f"{name} {value:.2g}" for name, value in zip(agent.factors, task, strict=True))
         many, z = jnp.tile(jnp.array(task), (EPISODES, 1)), jnp.tile(z, (EPISODES, 1))
         knowing, unknowing = (foretold(world, networks.model, many, x, STEPS, key) for x in (z, jnp.zeros_like(z)))

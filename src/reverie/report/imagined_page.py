@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
+from reverie.evaluate.imagined import EPISODES, STEPS
 from reverie.evaluate.players import CODES, FORETOLD
 from reverie.report.figures import WIDTH, Table
 from reverie.report.page import Picture, Section
@@ -15,7 +16,7 @@ from reverie.report.words import number
 from reverie.runs.folder import RunFolder
 from reverie.tables import read_csv
 
-AHEAD = (1, 5, 10, 20)
+AHEAD = (1, 5, 10, STEPS)
 """Steps at which errors are told."""
 NUMBERS = 3
 """Of an observation, that are drawn: those that the model misses by most."""
@@ -31,7 +32,8 @@ def imagined_sections(run: RunFolder) -> list[Section]:
     placed = (
         "Where tasks lie: one dot for each that was not learned from, by what one context says of it, coloured by the "
         "factor; rings are the known tasks, crosses imagined ones. Across is the number of z that the factor was found "
-        f"in. How much of a factor that number explains over known tasks (R²): {told}."
+        "in, by the networks after the last update (returns are of their running average). "
+        f"How much of a factor that number explains over known tasks (R²): {told}."
     )
     went = (
         "How what is seen goes on in three known tasks, in the world (line) and in the model, which was told the "
@@ -59,7 +61,8 @@ def errors(rows: Table) -> TextTable:
         columns=["task", *(f"{how}, {ahead}" for ahead in AHEAD for how in ("told z", "told nothing"))],
         rows=lines,
         caption=f"Root mean square error of all numbers of an observation, {', '.join(map(str, AHEAD))} steps ahead, "
-        "over 64 episodes: told the code of the task, and told z = 0. Empty where the episode that is drawn had ended.",
+        f"over {EPISODES} episodes: told the code of the task, and told z = 0. Empty where the episode that is drawn "
+        "had ended.",
         emphasis=["agent"] * len(lines),
     )
 
