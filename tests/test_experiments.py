@@ -125,7 +125,7 @@ def test_what_is_remembered_of_servers_is_read_from_results(load):
         base = 1.0 + trial
 
         def add(who, role, seed, time, trial=trial, episode=episode):
-            rows.append(row(who, role, seed, trial, "task", time) | {"episode": episode})
+            rows.append(row(who, role, seed, trial, "task", time) | {"episode": episode, "p99": time**2})
 
         for seed in (0, 1):
             add("lives", "agent", seed, base / (episode + 1))
@@ -137,12 +137,13 @@ def test_what_is_remembered_of_servers_is_read_from_results(load):
             add(who, "rule", None, base * factor)
         add("shortest-wait", "oracle", None, base / 100)
     found = remembered.compared("task", rows)
-    assert [r["episode"] for r in found] == [*map(str, range(1, 17)), "3 to 16"]
+    assert [r["episode"] for r in found] == [*map(str, range(1, 17)), "3 to 16", "3 to 16, p99"]
     assert {r["best rule"] for r in found} == {"little-root"}
-    second, later = found[1], found[-1]
+    second, later, tail = found[1], found[-2], found[-1]
     assert [second["wiped"], second["swapped"], second["over ends"]] == pytest.approx([1 / 2, 1 / 4, 1 / 4])
     assert second["over best rule"] == second["over little-root"] == pytest.approx(1 / 6)
     assert later["wiped"] == pytest.approx(np.exp(-np.log(np.arange(3, 17)).mean()))
+    assert tail["wiped"] == pytest.approx(later["wiped"] ** 2)
 
 
 def test_an_untrained_agent_can_be_probed(load, monkeypatch):
