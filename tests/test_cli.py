@@ -205,6 +205,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
         ("trace inspcet conversation-like", "can only `inspect`"),
         ("doctor --folder nowhere", "nowhere is not a folder"),
         ("train --suite floats", "unknown suite 'floats'; there are fleets, corners, loads"),
+        ("train --suite loads --world.tasks x", "the suite loads has no task 'x'; it has load-0.5"),
     ],
 )
 def test_a_mistake_is_answered_in_plain_words(capsys, words, said):
@@ -227,7 +228,6 @@ def test_a_model_that_cannot_read_the_view_leaves_no_folder_behind(capsys, monke
         ("train --setps 10", "--steps"),
         ("train --steps many", "many"),
         ("train --suite loads --game maze", "maze was given too"),
-        ("train --suite loads --world.tasks x", "no task 'x'"),
         ("train --world.view everything", "full"),
         ("simulate --output xml", "json"),
     ],
