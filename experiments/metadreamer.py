@@ -74,8 +74,15 @@ GRID = MappingProxyType(
 """What of MetaDreamer is changed in the grid."""
 NOTHING = "none-physics-recurrent"
 """MetaDreamer that imagines nothing: as many seeds as the claim, as it says what imagining is worth."""
-HALVES = ("mdp-physics-recurrent", "meta-physics-recurrent")
-"""MetaDreamer that imagines in known tasks alone, or in imagined ones alone."""
+PARTS = (
+    "mdp-physics-recurrent",
+    "meta-physics-recurrent",
+    "both-physics-product",
+    "both-free-recurrent",
+    "none-free-recurrent",
+)
+"""MetaDreamer that imagines in known tasks alone, or in imagined ones alone; with PEARL's encoder; and without physics,
+with imagination and without."""
 FEWER_SEEDS = 3
 """Of what else the claim is held to."""
 
@@ -140,7 +147,7 @@ class Samples(Study):
         grid = {name: learner(game, "metadreamer", FEW, name, **changes) for name, changes in GRID.items()}
         nothing = grid.pop(NOTHING)
         controls = [
-            *(grid.pop(name) for name in HALVES),
+            *(grid.pop(name) for name in PARTS),
             learner(game, "pearl", MOST),
             unhindered(game, "sac", "told"),
             unhindered(game, "sac", "box"),
