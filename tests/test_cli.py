@@ -78,6 +78,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch, tmp_path, few_rules):
+    import_module("reverie.settings.games")  # reads presets as they are, whichever test is the first
     monkeypatch.setattr(presets, "PRESETS", TINY)
     monkeypatch.chdir(tmp_path)
 
