@@ -130,7 +130,7 @@ def _columns(name: str, logarithm: statistics.Estimate) -> Row:
 def picture(rows: Sequence[Row]) -> Figure:
     """By episode, over itself without what it remembers, and over others."""
     panels = {
-        "over itself, with memory": ("wiped", "swapped"),
+        "over itself with its memory": ("wiped", "swapped"),
         "over others": ("over ends", *map("over tuned-{}".format, TUNED)),
     }
     with setting():
@@ -145,10 +145,10 @@ def picture(rows: Sequence[Row]) -> Figure:
                     for end in ("", ", low", ", high")
                 )
                 axis.fill_between(episode, low, high, color=colour, alpha=0.15, linewidth=0)
-                axis.plot(episode, ratio, dashes, color=colour, label=column)
+                axis.plot(episode, ratio, dashes, color=colour, label=column.removeprefix("over "))
             axis.set_title(title)
             axis.set_xlabel("episode of the trial")
-            axis.legend()
+            axis.legend(loc="center right")  # where no line is
         figure.axes[0].set_ylabel("response time ratio")
     return figure
 
