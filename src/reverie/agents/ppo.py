@@ -133,7 +133,7 @@ def in_minibatches(
     Errors: ValueError where the streams cannot be cut into equal minibatches.
     """
     if streams % c.minibatches:
-        raise ValueError(f"PPO: {streams} streams cannot be cut into {c.minibatches} equal minibatches")
+        raise ValueError(f"{streams} streams cannot be cut into {c.minibatches} equal minibatches")
 
     def step(learner: Learner, chosen: Array) -> tuple[Learner, dict[str, Array]]:
         gradient, metrics = eqx.filter_grad(loss, has_aux=True)(learner.networks, *part(chosen))
