@@ -69,9 +69,12 @@ class Numbers(eqx.Module):
 
 
 class GenerativeModel(eqx.Module):
-    """One network for both kinds: with `physics` it gives the unknown numbers, else the change, reward and ending."""
+    """With `physics` a network gives the unknown numbers. Without, one gives the change of what is seen and another the
+    reward and the ending: a change is foretold ever better, so that its errors would count a hundred times as much in a
+    network that both share, and pay, which is rare and large, was not learned at all there."""
 
     net: Head
+    pays: Head | None
     numbers: Numbers
     physics: Physics | None = eqx.field(static=True)
     spec: ActionSpec = eqx.field(static=True)
@@ -93,9 +96,11 @@ class GenerativeModel(eqx.Module):
         self.numbers, self.physics, self.spec = Numbers.of(observation_spec), physics, spec
         self.coarse = coarse
         width = self.numbers.width
-        outputs = width + 2 if physics is None else physics.unknowns
+        outputs = width if physics is None else physics.unknowns
         reads = latent if physics is not None and physics.constant else width + spec.width + latent
         self.net = Head(reads, outputs, units, layers, scale=0.01, key=key)
+        pays_key = jax.random.fold_in(key, 1)
+        self.pays = Head(reads, 2, units, layers, scale=0.01, key=pays_key) if physics is None else None
 
     def __call__(
         self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"], after: Float[Array, "*B D"]
@@ -153,9 +158,11 @@ class GenerativeModel(eqx.Module):
         self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]
     ) -> tuple[Arrival, Float[Array, "*B"]]:
         """What `free` foretells, and the logit of the ending."""
-        numbers = self.net(self.reads(observation, action, z))
-        change, reward, logit = numbers[..., :-2], numbers[..., -2], numbers[..., -1]
-        return Arrival(observation + change, reward, jax.nn.sigmoid(logit)), logit
+        assert self.pays is not None
+        reads = self.reads(observation, action, z)
+        pays = self.pays(reads)
+        reward, logit = pays[..., 0], pays[..., 1]
+        return Arrival(observation + self.net(reads), reward, jax.nn.sigmoid(logit)), logit
 
     def reads(self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"]) -> Float[Array, "*B I"]:
         return jnp.concatenate([symlog(observation), self.spec.encode(action), z], -1)
