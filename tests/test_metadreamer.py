@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jaxtyping import Array
 
@@ -187,6 +188,31 @@ def test_the_loss_is_that_of_the_likeliest_normals_and_what_does_not_count_is_le
     density = (0.5 * (error / deviation) ** 2 + np.log(deviation)).sum(1).mean() - 9 / 2
     assert float(loss) == pytest.approx(density + float(jax.nn.softplus(-logit[:40]).mean()), rel=1e-3)
     np.testing.assert_allclose(squared, deviation**2, rtol=1e-4)
+
+
+def test_pay_that_is_rare_and_large_is_learned_beside_changes_that_are_foretold_to_a_thousandth():
+    """In one network for both it is 2.4 off after as long, of 2.95 that it scatters by."""
+    world = Merging()
+    model = GenerativeModel(world.observation_spec, world.action_spec, 2, 32, 2, None, key=KEY)
+    law, none = jax.random.normal(KEY, (8, 8)) / 8, jnp.zeros((256, 2))
+    arrays, static = eqx.partition(model, eqx.is_array)
+    optimiser = optax.adam(3e-3)
+
+    def learn(before, key):
+        def loss(arrays):
+            seen = jax.random.normal(key, (256, 8))
+            after, reward = seen + 0.05 * jnp.tanh(seen @ law), jnp.where(seen[:, 0] > 1.3, 10.0, 0.0)
+            whole = eqx.combine(arrays, static)
+            return whole.loss(seen, none[:, :1], none, after, reward, none[:, 0], none[:, 0] + 1)
+
+        gradient, squared = jax.grad(loss, has_aux=True)(before[0])
+        step, state = optimiser.update(gradient, before[1])
+        return (optax.apply_updates(before[0], step), state), squared
+
+    squared = jax.lax.scan(learn, (arrays, optimiser.init(arrays)), jax.random.split(KEY, 600))[1]
+    off = jnp.sqrt(squared[-100:].mean(0))
+    assert off[-1] < 1.2
+    assert off[:-1].max() < 0.01
 
 
 def test_coarse_errors_do_not_outweigh_the_law_of_chance_however_small_they_become():
