@@ -191,7 +191,7 @@ def test_the_loss_is_that_of_the_likeliest_normals_and_what_does_not_count_is_le
 
 
 def test_pay_that_is_rare_and_large_is_learned_beside_changes_that_are_foretold_to_a_thousandth():
-    """In one network for both it is 2.4 off after as long, of 2.95 that it scatters by."""
+    """In one network for both it is 2.5 off after as long, of 2.95 that it scatters by."""
     world = Merging()
     model = GenerativeModel(world.observation_spec, world.action_spec, 2, 32, 2, None, key=KEY)
     law, none = jax.random.normal(KEY, (8, 8)) / 8, jnp.zeros((256, 2))
