@@ -84,14 +84,15 @@ class Stack:
         return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
 
     def reload(self) -> None:
-        """Begin a process, which takes the ports of the one before; of Envoy, after its end."""
+        """Begin a process, which takes the ports of the one before."""
         before, more = self.answers(), []
-        if self.config.balancer.driver == "haproxy" and self.processes:
-            more = ["-x", str(self.config.balancer.socket), "-sf", str(self.processes[-1].pid)]
+        if self.config.balancer.driver == "envoy":
+            epoch = ["--base-id", str(self.port), "--restart-epoch", str(len(self.processes))]
+            more = [*epoch, "--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
         elif self.processes:
-            self.processes[-1].kill()
-            self.processes[-1].wait()
-        self.processes.append(begin(self.config.balancer.driver, self._folder, *more))
+            more = ["-x", str(self.config.balancer.socket), "-sf", str(self.processes[-1].pid)]
+        # Envoy ends with the thread that began it.
+        self.processes.append(self.on_loop(lambda: begin(self.config.balancer.driver, self._folder, *more)))
         until(lambda: self.answers() not in ("", before))
 
     def answers(self) -> str:
@@ -110,6 +111,7 @@ class Stack:
         for process in self.processes:
             process.kill()
             process.wait()
+        Path(f"/dev/shm/envoy_shared_memory_{10 * self.port}").unlink(missing_ok=True)
         for server in self.servers:
             self.on_loop(server.stop)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -125,7 +127,8 @@ def stack(
     driver: str = "haproxy",
 ) -> Iterator[Stack]:
     binary(driver)
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="hp") as folder:  # paths of sockets have 108 letters at most
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"  # paths of sockets have 108 letters at most
+    with tempfile.TemporaryDirectory(dir=memory, prefix="hp") as folder:
         running = Stack(Path(folder), driver, speeds, slots, weights or (128,) * len(speeds))
         try:
             yield running
@@ -154,8 +157,8 @@ def config(**changes) -> ServeConfig:
     return ServeConfig(servers, **changes)
 
 
-def serve_toml(running: Stack, mode: str, **trial: float) -> Path:
-    """The configuration file of an agent in front of a stack."""
+def serve_toml(running: Stack, mode: str, head: str = "", **trial: float) -> Path:
+    """The configuration file of an agent in front of a stack, with `head` for its first lines."""
     own = running.config
     servers = "".join(
         f'[[server]]\nname = "{each.name}"\naddress = "{each.address}"\nslots = {each.slots}\nweight = {each.weight}\n'
@@ -163,7 +166,7 @@ def serve_toml(running: Stack, mode: str, **trial: float) -> Path:
     )
     path = own.state / "serve.toml"
     path.write_text(
-        f'mode = "{mode}"\nmetrics = 0\nstate = "{own.state}"\naudit = "{own.audit}"\n'
+        f'{head}mode = "{mode}"\nmetrics = 0\nstate = "{own.state}"\naudit = "{own.audit}"\n'
         f'[balancer]\ndriver = "{own.balancer.driver}"\nsocket = "{own.balancer.socket}"\n'
         f'listen = "{own.balancer.listen}"\n'
         f"{f'endpoints = "{own.balancer.endpoints}"\n' if own.balancer.endpoints else ''}"

@@ -16,6 +16,8 @@ import tyro
 
 from reverie.envs.fleet.load import offered_load
 from reverie.models.rssm import RSSMConfig
+from reverie.policies.adaptive import AdaptiveLeastConnections
+from reverie.policies.weights import AdaptiveWeights
 from reverie.runs.build import build
 from reverie.settings.games import game_plan
 from reverie.settings.presets import preset
@@ -499,3 +501,37 @@ def test_the_point_robot_is_measured_where_each_episode_ends(load):
     np.testing.assert_allclose(slept, np.linalg.norm(tasks, axis=1), rtol=1e-5)
     np.testing.assert_allclose(walked, 0.0, atol=1e-5)
     build(oracle)
+
+
+def test_formulas_of_weights_begin_at_the_rule_or_at_the_speeds_of_the_moment(load):
+    weights = load("weights")
+    task = weights.family("workers")(np.random.default_rng(4))
+    world = weights.Open(weights.WeightsEnv(10, 50))
+    state, timestep = world.env.reset(task, jax.random.key(0))
+    third = float(task.speed.start[0, 2])  # speeds change at that time
+    for moment, segment in ((0.0, 0), (third - 1, 1), (third + 1, 2)):
+        at = state._replace(clock=weights.schedules.instant(moment))
+        shown = jax.tree.map(lambda leaf: leaf[None], world._shown(task, at, timestep)[1])
+        speed = task.speed.value[:, segment]
+        np.testing.assert_allclose(shown.observation["speed"][0], speed)
+        for name in ("told speeds", "told everything"):
+            formula = zero(weights, name)
+            word, _ = formula.act(formula.initial_state(1), shown, jax.random.key(0))
+            np.testing.assert_allclose(word[0], weights.action_of(speed), atol=1e-5)
+    np.testing.assert_allclose(shown.observation["alone"][0] * task.sharing.a, 1)  # of k workers one has 1 / k
+    np.testing.assert_allclose(shown.observation["full"][0], 1)
+    rule = AdaptiveWeights(AdaptiveLeastConnections(np.ones(10), tau=weights.PATIENCE))
+    formulas = [rule, zero(weights, "tuned"), zero(weights, "richer")]
+    states = [each.initial_state(1) for each in formulas]
+    for rows in np.random.default_rng(0).poisson(2.0, (5, 1, 10, 7)):
+        observation = {"servers": jnp.asarray(rows, jnp.float32), "proxy": jnp.array([[4.0, 9.0, 500.0]])}
+        seen = shown._replace(observation=observation | {"mask": task.mask[None]})
+        acted = [each.act(state, seen, jax.random.key(0)) for each, state in zip(formulas, states, strict=True)]
+        states = [state for _, state in acted]
+        for word, _ in acted:
+            np.testing.assert_allclose(word, acted[0][0], atol=1e-5)
+
+
+def zero(weights, arm):
+    names = weights.ARMS[arm].names
+    return weights.free(weights.ARMS[arm], 10).make(jnp.zeros(len(names)))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from serving import config, counts
+from serving import config, counts, serve_toml, stack, until
 
 from reverie.agents.sac import SAC
 from reverie.envs.fleet import weights as world
@@ -22,6 +22,7 @@ from reverie.runs import export
 from reverie.runs.config_json import config_to_json
 from reverie.serve import audit, trained
 from reverie.serve.decide import begin, decide
+from reverie.serve.live import poisson_plan
 from reverie.serve.load import load_rule
 from reverie.settings.presets import preset
 
@@ -147,6 +148,30 @@ def test_what_an_agent_decided_is_decided_again_from_the_log_but_not_by_another_
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(ValueError, match="its contents have changed"):
         list(audit.replay(log))
+
+
+def test_an_agent_in_front_of_a_real_proxy_sets_weights_that_follow_what_it_sees(tmp_path):
+    """The command and the file alone: without JAX, and in a way that its log repeats."""
+    path = tmp_path / "agent.safetensors"
+    exported(path, 2.0, 1)
+    with stack(speeds=(1.0, 0.5, 0.25)) as running:
+        file = serve_toml(running, "active", f'policy = "{path}"\nunit = {0.3 / HOLD}\n', slice=1000.0, active=10_000)
+        command = [sys.executable, "-m", "reverie", "serve", "--config", str(file)]
+        with (tmp_path / "log").open("w+") as log, subprocess.Popen(command, stderr=log) as process:
+            try:
+                until(running.config.audit.exists, 20)
+                assert running.play(poisson_plan(100.0, 2.0, 0.016, seed=1)).failed == 0, (tmp_path / "log").read_text()
+                assert "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text()
+            finally:
+                process.terminate()
+        until(lambda: running.driver.observe().at_defaults, 5)
+        changes = list(audit.replay(running.config.audit))
+    assert all(each.same for each in changes)
+    assert len({each.change.decision.raw for each in changes}) > 4  # an interval of three looks each has a word
+    sent = [each.change.sent for each in changes if each.change.sent]
+    assert len({tuple(weights.items()) for weights in sent}) > 3
+    busy = [each.change.memory.known for each in changes if each.change.memory.known]
+    assert any(max(known.answered) > 5 for known in busy), "it saw nobody answer"
 
 
 @pytest.mark.parametrize(

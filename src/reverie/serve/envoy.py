@@ -19,8 +19,8 @@ from urllib.parse import quote
 from reverie.files import read_json, write_text
 from reverie.serve.balancer import Counts
 
-_LOOK = 0.002
-"""Seconds between two looks at whether a new file has been taken."""
+_LOOK = 0.008
+"""Seconds between two looks at whether a new file has been taken, which it is after 1 to 13 ms."""
 
 
 class Envoy:
@@ -34,10 +34,7 @@ class Envoy:
     def observe(self) -> Counts:
         at = time.monotonic()
         with _Admin(self._path, self._timeout) as admin:
-            process, answer = (
-                _process(admin),
-                admin.ask(f"/clusters?format=json&filter=^{quote(re.escape(self._cluster))}$"),
-            )
+            process, answer = _process(admin), self._ask(admin)
         configured = {name: _configured(each) for name, each in self._servers(self._file()).items()}
         try:
             (cluster,) = answer["cluster_statuses"]
@@ -82,14 +79,19 @@ class Envoy:
         for name, weight in weights.items():
             servers[name]["load_balancing_weight"] = weight
         write_text(self._endpoints, json.dumps(file, indent=1))
-        while True:
-            seen = self.observe()
-            now = dict(zip(seen.names, seen.weights, strict=True))
-            if all(now[name] == weight for name, weight in weights.items()):
-                return
-            if time.monotonic() > end:
-                raise TimeoutError(f"Envoy did not take {self._endpoints} within {self._timeout} s")
-            time.sleep(_LOOK)
+        with _Admin(self._path, self._timeout) as admin:
+            while True:
+                time.sleep(_LOOK)
+                (cluster,) = self._ask(admin)["cluster_statuses"]
+                now = {host["hostname"]: host["weight"] for host in cluster.get("host_statuses", [])}
+                if all(now.get(name) == weight for name, weight in weights.items()):
+                    return
+                if time.monotonic() > end:
+                    raise TimeoutError(f"Envoy did not take {self._endpoints} within {self._timeout} s")
+
+    def _ask(self, admin: "_Admin") -> Any:
+        """What it knows of the servers."""
+        return admin.ask(f"/clusters?format=json&filter=^{quote(re.escape(self._cluster))}$")
 
     def _file(self) -> Any:
         return read_json(self._endpoints)

@@ -27,6 +27,8 @@ class Proxy(NamedTuple):
     """Its configuration: how it is to balance, in its own words, and whether servers take only `slots` requests."""
     options: Callable[[Path], list[str]]
     """Of its command line, from the folder of these files."""
+    alone: tuple[str, ...] = ()
+    """More of them for one that nobody will follow."""
 
 
 def _nginx_config(config: ServeConfig, balance: str, capped: bool) -> Files:
@@ -87,7 +89,8 @@ PROXIES: Mapping[str, Proxy] = {
         "envoy",
         "_bin/envoy",
         _envoy_files,
-        lambda folder: ["-c", str(folder / "envoy.json"), "--disable-hot-restart", "--concurrency", "1", "-l", "error"],
+        lambda folder: ["-c", str(folder / "envoy.json"), "--concurrency", "1", "-l", "error"],
+        ("--disable-hot-restart",),
     ),
 }
 
@@ -110,9 +113,9 @@ def find(name: str) -> str:
 
 def begin(name: str, folder: Path, *more: str) -> subprocess.Popen:
     """Start it with the files in a folder, to which it also writes what it has to say; `more` words for its command
-    line."""
+    line, in place of those that say that it is alone."""
     binary = find(name)
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{Path(binary).parent}/lib"}
     with (folder / f"{name}.log").open("ab") as log:
-        command = [binary, *PROXIES[name].options(folder), *more]
+        command = [binary, *PROXIES[name].options(folder), *(more or PROXIES[name].alone)]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)

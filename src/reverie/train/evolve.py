@@ -59,15 +59,17 @@ def evolve(
     cost: Cost,
     history: Sequence[Float[np.ndarray, " P"]] = (),
     proxy: Proxy = USUAL,
+    played: "Callable[..., Float[Array, 'P E']] | None" = None,
 ) -> Iterator[Generation]:
     """Generation after generation, for as long as it is asked.
 
     Arguments: `draw(count, seed)` gives tasks [E, ...] to tune on; `history`, the worths of generations that were
-    before, which are not played again; `proxy`, whose weights are set by rules that do.
+    before, which are not played again; `proxy`, whose weights are set by rules that do; `played`, who plays
+    vectors in place of `play`, as it is called.
     """
     from cmaes import CMA  # here, as it imports most of scipy
 
-    size = len(rule.names)
+    size, played = len(rule.names), played or play
     search = CMA(np.zeros(size), rule.spread, population_size=config.members, seed=config.seed)
     number = 0
     while True:
@@ -78,8 +80,8 @@ def evolve(
             tasks, key = draw(config.episodes, config.seed + number), jax.random.key(number)
             key = jax.random.fold_in(key, config.seed)
             vectors = jnp.asarray(np.vstack([np.zeros(size), members]), jnp.float32)
-            costs = np.asarray(play(rule, vectors, tasks, key, config.jobs, cost, proxy), float)
-            worths = np.log(costs[1:] / costs[0]).mean(1)
+            took = np.asarray(played(rule, vectors, tasks, key, config.jobs, cost, proxy), float)
+            worths = np.log(took[1:] / took[0]).mean(1)
         search.tell(list(zip(members, worths.tolist(), strict=True)))
         number += 1
         if number > len(history):
