@@ -188,6 +188,8 @@ class Arm(NamedTuple):
     episodes: int
 
 
+EQUAL_WEIGHTS = (0.0, -30.0)
+"""The rule with a gain of next to nothing."""
 RICHER = ("tau", "gain", "slope", "prior", "quick tau", "quick", "stay", "jobs")
 ARMS = {
     "tuned": Arm("what a proxy tells", ("tau", "gain"), 10, 8, 16),
@@ -277,20 +279,30 @@ def table(asked: Weights, name: str) -> list[Row]:
             lambda arm=arm, vectors=vectors: examined(asked, name, arm, vectors),
             asked.exam,
         )
-        for measure in ("mean", "p99"):
-            values = np.array([float(str(row[measure])) for row in rows]).reshape(-1, asked.seeds + 1, CHUNK)
-            values = np.moveaxis(values, 1, 0).reshape(asked.seeds + 1, -1)
-            times.setdefault(label, {})[measure] = values[:-1]
-            times.setdefault(f"{label}, untuned", {})[measure] = values[-1:]
+        times[label], times[f"{label}, untuned"] = by_search(rows, slice(-1)), by_search(rows, slice(-1, None))
+    arm = ARMS["tuned"]
+    rows = asked.kept(
+        f"weights-{name}-equal-{asked.hold:g}", lambda: examined(asked, name, arm, [EQUAL_WEIGHTS]), asked.exam
+    )
+    times["equal weights"] = by_search(rows, slice(None))
     found = []
     for label, of in times.items():
         row: Row = {"family": name, "arm": label, "searches": len(of["mean"]), "episodes": of["mean"].shape[1]}
         row["response"] = float(of["mean"].mean())
-        for measure in ("mean", "p99"):
-            value, low, high = statistics.ratio(of[measure], times["tuned"][measure])
+        for measure, values in of.items():
+            value, low, high = statistics.ratio(values, times["tuned"][measure])
             row |= {measure: value, f"{measure}, low": low, f"{measure}, high": high}
         found.append(row)
     return found
+
+
+def by_search(rows: Sequence[Row], part: slice) -> dict[str, Float[np.ndarray, "S E"]]:
+    """The mean and p99 of each episode, of some of the searches."""
+    searches = sorted({int(str(row["search"])) for row in rows})[part]
+    return {
+        measure: np.array([[float(str(row[measure])) for row in rows if row["search"] == s] for s in searches])
+        for measure in ("mean", "p99")
+    }
 
 
 def main() -> None:
