@@ -69,9 +69,11 @@ class Numbers(eqx.Module):
 
 
 class GenerativeModel(eqx.Module):
-    """With `physics` a network gives the unknown numbers. Without, one gives the change of what is seen and another the
-    reward and the ending: a change is foretold ever better, so that its errors would count a hundred times as much in a
-    network that both share, and pay, which is rare and large, was not learned at all there."""
+    """With `physics` a network gives the unknown numbers; without, one gives the change of what is seen.
+
+    Reward and ending then have a network of their own: errors count in units of their own size, so that in a shared one
+    the changes, foretold to a thousandth, would outweigh pay that is rare and large (tests/test_metadreamer.py).
+    """
 
     net: Head
     pays: Head | None
@@ -98,9 +100,12 @@ class GenerativeModel(eqx.Module):
         width = self.numbers.width
         outputs = width if physics is None else physics.unknowns
         reads = latent if physics is not None and physics.constant else width + spec.width + latent
+        if physics is None:
+            key, pays_key = jax.random.split(key)
+            self.pays = Head(reads, 2, units, layers, scale=0.01, key=pays_key)
+        else:
+            self.pays = None
         self.net = Head(reads, outputs, units, layers, scale=0.01, key=key)
-        pays_key = jax.random.fold_in(key, 1)
-        self.pays = Head(reads, 2, units, layers, scale=0.01, key=pays_key) if physics is None else None
 
     def __call__(
         self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"], after: Float[Array, "*B D"]
