@@ -20,6 +20,11 @@ settings.load_profile("patient")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
+# Where Python is to leave no bytecode beside the sources, it is kept here: each of the processes that tests start would
+# otherwise compile JAX and all else anew, which takes it longer than what it is started for.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode"))
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker is left alone with one of these at the end; what runs beside
@@ -66,13 +71,13 @@ def _programs_unloaded() -> Iterator[None]:
 
 @pytest.fixture
 def few_rules(monkeypatch) -> None:
-    """Where all rules would be opponents, six are: each takes a second to compile; `test_rules.py` plays them all."""
+    """Where all rules would be opponents, three are: each takes a second to compile; `test_rules.py` plays them all."""
     from reverie.evaluate import opponents
     from reverie.policies.rules import rules
 
-    six = ("random", "round-robin", "jsq", "sed", "least-work", "late-binding")
+    few = ("random", "jsq", "least-work")
     monkeypatch.setattr(
-        opponents, "rules", lambda speeds, sizes, names=None: rules(speeds, sizes, six if names is None else names)
+        opponents, "rules", lambda speeds, sizes, names=None: rules(speeds, sizes, few if names is None else names)
     )
 
 

@@ -14,12 +14,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from plans import A2C, CURVE, WORLD
 from safetensors import safe_open
 
 import reverie
 from reverie import cli
-from reverie.agents.a2c import A2CConfig
-from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.evaluate import suites
 from reverie.models.queue import QueueConfig
@@ -31,20 +30,15 @@ from reverie.runs.folder import RunFolder
 from reverie.runs.loop import Interrupted
 from reverie.settings import presets
 from reverie.settings.config import (
-    CurveConfig,
     GameConfig,
     LoopConfig,
     OffPolicyRun,
-    OnPolicyRun,
     TrainConfig,
-    WorldConfig,
 )
 from reverie.tables import read_csv
 from reverie.train.off_policy import OffPolicyConfig
-from reverie.train.on_policy import OnPolicyConfig
 
 EXAM = ["--episodes", "6", "--jobs", "30"]
-TINY_WORLD = WorldConfig(family="hard", tasks=2, jobs=20)
 TINY = {
     "dreamer": {
         "cpu": TrainConfig(
@@ -60,19 +54,12 @@ TINY = {
                 OffPolicyConfig(streams=2, capacity=200, batch=2, length=8, ratio=4.0),
                 chunk=2,
             ),
-            TINY_WORLD,
+            WORLD,
             LoopConfig(steps=40, evaluate_every=8),
-            CurveConfig(episodes=2, jobs=10),
+            CURVE,
         ),
     },
-    "a2c": {
-        "cpu": TrainConfig(
-            OnPolicyRun(A2CConfig(NetworkConfig(units=8)), OnPolicyConfig(streams=4, steps=8), chunk=2),
-            TINY_WORLD,
-            LoopConfig(steps=256, evaluate_every=64, save_every=0.0),
-            CurveConfig(episodes=2, jobs=10),
-        ),
-    },
+    "a2c": {"cpu": TrainConfig(A2C, WORLD, LoopConfig(steps=256, evaluate_every=64, save_every=0.0), CURVE)},
 }
 
 

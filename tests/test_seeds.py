@@ -5,29 +5,16 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from plans import A2C, DREAMER, WORLD
 
-from reverie.agents.a2c import A2CConfig
-from reverie.agents.actor_critic import NetworkConfig
-from reverie.agents.dreamer import DreamerConfig
-from reverie.models.queue import QueueConfig
 from reverie.policies.core import Policy
 from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
-from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
-from reverie.train.off_policy import OffPolicyConfig
-from reverie.train.on_policy import OnPolicyConfig
+from reverie.settings.config import LoopConfig, TrainConfig
 from reverie.train.seeds import side_by_side
 
-MODEL = QueueConfig(units=16, deter=8)  # draws no latents, which a rounding could tip
-DREAMER = OffPolicyRun(
-    DreamerConfig(model=MODEL, memory=8, units=16, layers=1, dream_length=3, starts=4),
-    OffPolicyConfig(streams=2, capacity=60, batch=2, length=6, ratio=3.0),
-    chunk=2,
-)
-A2C = OnPolicyRun(A2CConfig(network=NetworkConfig(units=16)), OnPolicyConfig(streams=8, steps=4), chunk=3)
-WORLD = WorldConfig(family="easy", tasks=4, jobs=10)
 SEEDS = (3, 4)
 
 

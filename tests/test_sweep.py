@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from plans import A2C, CURVE, WORLD
 from safetensors import safe_open
 
 from reverie import cli
-from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.ppo import PPOConfig
 from reverie.commands import sweep as sweep_command
@@ -31,26 +32,22 @@ from reverie.runs.config_json import config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.runs.progress import Terminal
 from reverie.settings import presets
-from reverie.settings.config import CurveConfig, LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, TrainConfig
 from reverie.settings.presets import preset
 from reverie.sweep.board import Board, standing
-from reverie.sweep.engines import Ending, Here, Local
+from reverie.sweep.engines import Ending, Engine, Here, Local, Ray
 from reverie.sweep.plans import SweepConfig, VerdictConfig
 from reverie.sweep.side_by_side import RunsFailedError, train_all
 from reverie.sweep.sweep import open_sweep, sweep
 from reverie.sweep.training import train_run
-from reverie.train.on_policy import OnPolicyConfig
 
 CHUNK = 64  # environment steps
-TINY = TrainConfig(
-    OnPolicyRun(A2CConfig(NetworkConfig(units=8)), OnPolicyConfig(streams=4, steps=8), chunk=2),
-    WorldConfig(family="hard", tasks=2, jobs=20),
-    LoopConfig(steps=8 * CHUNK, evaluate_every=4 * CHUNK),
-    CurveConfig(episodes=2, jobs=10),
-)
-LONG = replace(TINY, loop=LoopConfig(steps=100 * CHUNK, evaluate_every=100 * CHUNK, save_every=0.0))
+TINY = TrainConfig(A2C, WORLD, LoopConfig(steps=8 * CHUNK, evaluate_every=4 * CHUNK), CURVE)
+# For workers a game, whose learning curve needs no rules: every process would compile them all.
+GAME = replace(TINY, world=GameConfig("memory_length/1"))
+LONG = replace(GAME, loop=LoopConfig(steps=100 * CHUNK, evaluate_every=100 * CHUNK, save_every=0.0))
 ENDLESS = replace(LONG, loop=replace(LONG.loop, steps=10_000 * CHUNK, evaluate_every=10_000 * CHUNK))
-DIVERGING = replace(TINY, agent=replace(TINY.agent, algorithm=replace(TINY.agent.algorithm, learning_rate=1e30)))
+DIVERGING = replace(TINY.agent, algorithm=replace(TINY.agent.algorithm, learning_rate=1e30))
 EXAM = ["--episodes", "6", "--jobs", "30"]
 COMMAND = ["test"]
 
@@ -133,46 +130,83 @@ DONE, KILLED = Ending("done"), Ending("killed", "its worker was ended by SIGKILL
 # --- with processes --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> RunFolder:
-    """The long run of one process, which nothing stopped."""
-    return alone(tmp_path_factory.mktemp("whole") / "a2c-0", LONG)
-
-
 class SideBySide(NamedTuple):
     plans: dict[Path, TrainConfig]
     shown: str
+    failed: RunsFailedError
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> SideBySide:
-    """Two runs that were trained side by side, the worker of the first killed on its way."""
-    folder = tmp_path_factory.mktemp("side by side")
-    both = {folder / "a2c-0": LONG, folder / "a2c-1": replace(TINY, seed=1)}
-    killer = once_saved(folder / "a2c-0", lambda process: os.kill(process, signal.SIGKILL))
-    with redirect_stderr(io.StringIO()) as shown:
-        runs = train_all(both, Local(2), command=COMMAND)
+def whole(tmp_path_factory) -> dict[str, RunFolder]:
+    """The two runs that do not fail, each of this process, which nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {"long": alone(folder / "long", LONG), "short": alone(folder / "short", replace(GAME, seed=1))}
+
+
+def train_on(engine: Engine, folder: Path) -> SideBySide:
+    """Three runs side by side: the worker of the first is killed on its way, the last must fail."""
+    plans = {
+        folder / "long": LONG,
+        folder / "short": replace(GAME, seed=1),
+        folder / "diverging": replace(GAME, agent=DIVERGING),
+    }
+    killer = once_saved(folder / "long", lambda process: os.kill(process, signal.SIGKILL))
+    with redirect_stderr(io.StringIO()) as shown, pytest.raises(RunsFailedError) as failed:
+        train_all(plans, engine, command=COMMAND)
     killer.join()
-    assert [run.path for run in runs] == list(both)
-    return SideBySide(both, shown.getvalue())
+    return SideBySide(plans, shown.getvalue(), failed.value)
 
 
-def test_runs_side_by_side_end_with_the_bits_of_runs_alone_though_a_worker_was_killed(trained, whole, tmp_path):
-    (killed, _), (sound, config) = trained.plans.items()
-    assert "a2c-0: waiting, its worker was ended by SIGKILL; it is taken up again" in trained.shown
-    assert len(RunFolder(killed).versions()) == 2
-    assert same(RunFolder(killed), whole)
-    assert same(RunFolder(sound), alone(tmp_path / "alone", config))
+@pytest.fixture(scope="module")
+def on_this_machine(tmp_path_factory) -> SideBySide:
+    return train_on(Local(2), tmp_path_factory.mktemp("side by side"))
+
+
+@pytest.fixture(scope="module")
+def on_ray(tmp_path_factory) -> SideBySide:
+    skip_without_ray()
+    return train_on(Ray(workers=2), tmp_path_factory.mktemp("on ray"))
+
+
+@pytest.fixture(scope="module")
+def trained(on_this_machine) -> dict[Path, TrainConfig]:
+    """The runs that are finished."""
+    return {folder: plan for folder, plan in on_this_machine.plans.items() if folder.name != "diverging"}
+
+
+@pytest.mark.parametrize("engine", ["on_this_machine", "on_ray"])
+def test_runs_side_by_side_end_with_the_bits_of_runs_alone_though_a_worker_was_killed(engine, request, whole):
+    side_by_side: SideBySide = request.getfixturevalue(engine)
+    assert re.search(
+        r"long: waiting, its worker was (ended by SIGKILL|lost: .*); it is taken up again", side_by_side.shown
+    )
+    runs = {folder.name: RunFolder(folder) for folder in side_by_side.plans}
+    assert len(runs["long"].versions()) == 2
+    assert same(runs["long"], whole["long"])
+    assert same(runs["short"], whole["short"])
+
+
+@pytest.mark.parametrize("engine", ["on_this_machine", "on_ray"])
+def test_a_run_that_fails_says_why_and_stops_no_other(engine, request):
+    side_by_side: SideBySide = request.getfixturevalue(engine)
+    *_, diverging = side_by_side.plans
+    ((folder, words),) = side_by_side.failed.failures.items()
+    assert folder == diverging
+    assert "became infinite or NaN" in words
+    assert str(side_by_side.failed).startswith("1 of 3 runs failed, the others are finished")
+    assert "diverging: failed" in side_by_side.shown
+    assert "2 of 3 runs done, 1 failed" in side_by_side.shown
+    assert "DivergedError" in (folder / "worker.log").read_text()
 
 
 def test_a_second_start_does_no_work(trained):
-    paths = [path for folder in trained.plans for path in folder.rglob("*")]
+    paths = [path for folder in trained for path in folder.rglob("*")]
     before = {path: path.stat().st_mtime_ns for path in paths}
     idle = Scripted(1)
-    assert len(train_all(trained.plans, idle, command=COMMAND)) == 2
+    assert [run.path for run in train_all(trained, idle, command=COMMAND)] == list(trained)
     assert idle.started == []
     assert {path: path.stat().st_mtime_ns for path in paths} == before
-    assert {path for folder in trained.plans for path in folder.rglob("*")} == set(paths)
+    assert {path for folder in trained for path in folder.rglob("*")} == set(paths)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
@@ -226,7 +260,7 @@ def test_a_failure_is_not_tried_again(tmp_path):
 
 
 def test_a_run_of_another_configuration_is_refused_before_any_work(trained):
-    (_, (folder, config)) = trained.plans.items()
+    _, (folder, config) = trained.items()
     new = folder.parent / "new"
     other = {new: TINY, folder: replace(config, curve=CurveConfig(episodes=3, jobs=10))}
     with pytest.raises(ValueError, match=r"curve.episodes: 2, now 3"):
@@ -408,19 +442,20 @@ def test_a_sweep_judges_agents_over_their_seeds_and_goes_on_where_it_was(capsys,
     assert "steps: None, now 64" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_tiny")
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_sweep_with_a_failed_run_shows_the_others_and_is_no_success(engine, capsys, monkeypatch, whole):
-    """On processes of this machine one after the other; on Ray side by side, with the worker of the other run killed:
-    it ends with the bits of a run in this process, and with the tables of a sweep in this process."""
-    presets.PRESETS["ppo"]["cpu"] = replace(DIVERGING, label="diverging")
-    words = ["sweep", "--agent", "ppo", "--agent", "a2c", "--seeds", "1", *EXAM]
-    if engine == "ray":
-        skip_without_ray()
-        presets.PRESETS["a2c"]["cpu"] = LONG
-        once_saved(Path("there/a2c-0"), lambda process: os.kill(process, signal.SIGKILL))
-    assert cli.main([*words, "--workers", "1" if engine == "local" else "2", "--engine", engine, "--out", "there"]) == 1
+def test_a_sweep_with_a_failed_run_shows_the_others_and_is_no_success(capsys, monkeypatch):
+    """In this process, whatever engine is asked for: what engines do is tested above."""
+    presets.PRESETS["ppo"]["cpu"] = replace(TINY, agent=DIVERGING, label="diverging")
+    asked = []
+
+    def engine(*where: str | int | None) -> Here:
+        asked.append(where)
+        return Here(quiet=True)
+
+    monkeypatch.setattr(sweep_command, "Ray", engine)
+    words = [*SWEEP, "--seeds", "1", "--engine", "ray", "--address", "auto"]
+    assert cli.main([*words, "--out", "there"]) == 1
+    assert asked == [("auto", 2)]
     captured = capsys.readouterr()
     assert "agent / best rule" in captured.out
     assert "a2c" in captured.out
@@ -428,16 +463,7 @@ def test_a_sweep_with_a_failed_run_shows_the_others_and_is_no_success(engine, ca
     assert "diverging-0: failed" in captured.err
     assert "1 of 2 runs done, 1 failed" in captured.err
     assert "became infinite or NaN" in captured.err.rpartition("there/diverging-0")[2]
-    assert "DivergedError" in Path("there/diverging-0/worker.log").read_text()
-    run = RunFolder(Path("there/a2c-0"))
-    if engine == "local":
-        assert ended_with(run)[0] == "step-000000000512.safetensors"
-    else:
-        assert len(run.versions()) == 2
-        assert same(run, whole)
-        monkeypatch.setattr(sweep_command, "Local", lambda workers: Here(quiet=True))
-        assert cli.main([*words, "--out", "here"]) == 1
-        assert tables("there") == tables("here")
+    assert ended_with(RunFolder(Path("there/a2c-0")))[0] == "step-000000000512.safetensors"
 
 
 @pytest.mark.parametrize("kind", [SweepConfig, VerdictConfig])

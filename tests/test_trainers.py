@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
+from plans import CURVE, DREAMER, WORLD
 
 from reverie.agents.a2c import A2CConfig
 from reverie.agents.actor_critic import NetworkConfig
-from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, park_sizes
 from reverie.envs.fleet.formats.reading import Reading
@@ -22,50 +22,40 @@ from reverie.envs.fleet.workload import poisson
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.trials import Contestant, play
 from reverie.models.counts import CountsConfig
-from reverie.models.queue import QueueConfig
 from reverie.models.rssm import PRESETS
 from reverie.policies.rules import Random
 from reverie.runs.build import build
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import CurveConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.config import LoopConfig, OnPolicyRun, TrainConfig, WorldConfig
 from reverie.settings.presets import preset
 from reverie.sweep.training import train_run
 from reverie.train.averaging import follow
-from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 from reverie.train.trainers import WorldTrainer
 
-EXPERIENCE = OffPolicyConfig(streams=2, batch=2, length=4, ratio=4.0, capacity=200)
-SMALL = DreamerConfig(
-    model=QueueConfig(units=8, deter=8, unit=PARK_MEAN_SIZE),
-    memory=8,
-    units=8,
-    layers=1,
-    dream_length=3,
-    starts=2,
-    siblings=2,
-)
-WORLD = WorldConfig(family="easy", tasks=2, jobs=20)
-LOOP = LoopConfig(steps=32, evaluate_every=1_000)
-PLAN = TrainConfig(OffPolicyRun(SMALL, EXPERIENCE, chunk=2), WORLD, LOOP, CurveConfig(episodes=2, jobs=10))
+PLAN = TrainConfig(DREAMER, replace(WORLD, family="easy"), LoopConfig(steps=32, evaluate_every=1_000), CURVE)
 
 
 def with_model(model, **world) -> TrainConfig:
-    agent = replace(PLAN.agent, algorithm=replace(SMALL, model=model))
-    return replace(PLAN, agent=agent, world=replace(WORLD, **world))
+    agent = replace(DREAMER, algorithm=replace(DREAMER.algorithm, model=model))
+    return replace(PLAN, agent=agent, world=replace(PLAN.world, **world))
 
 
+@pytest.mark.usefixtures("few_rules")
 def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
     first = RunFolder.create(tmp_path / "easy", PLAN)
     end = train_run(PLAN, build(PLAN), first, ["test"], quiet=True).state
-    later = replace(PLAN, world=replace(WORLD, family="hard", tasks=3), start=first.path, seed=1)
+    later = replace(PLAN, world=WORLD, start=first.path, seed=1)
+    more = replace(later, world=replace(later.world, tasks=3))
+    assert build(more).continued(end, later.seed).pool.mask.shape[0] == 3
     trainer = build(later)
     begun = trainer.continued(end, later.seed)
     for new, old in zip(jax.tree.leaves(begun.learning.learner), jax.tree.leaves(end.learning.learner), strict=True):
         np.testing.assert_array_equal(new, old)
     assert int(begun.learning.replay.filled) == int(end.learning.replay.filled)
-    assert begun.pool.mask.shape[0] == 3
+    assert jax.tree.all(jax.tree.map(np.array_equal, begun.pool, trainer.pool))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, begun.pool, end.pool))
     assert (jax.random.key_data(begun.learning.key) != jax.random.key_data(end.learning.key)).any()
 
     second = RunFolder.create(tmp_path / "hard", later)
@@ -77,7 +67,7 @@ def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
 
 def test_a_run_cannot_begin_from_another_kind_of_agent():
     state = build(PLAN).init(jax.random.key(0))
-    wider = replace(PLAN, agent=replace(PLAN.agent, algorithm=replace(SMALL, units=16)))
+    wider = replace(PLAN, agent=replace(DREAMER, algorithm=replace(DREAMER.algorithm, units=16)))
     with pytest.raises(ValueError, match="only the family and the number of its tasks may differ"):
         build(wider).continued(state, 0)
 
@@ -215,8 +205,8 @@ class Counting:
 
 
 def test_the_average_follows_each_of_several_updates_of_a_round():
-    env, pool = WORLD.open(0)
-    trainer = WorldTrainer(Counting(), replace(EXPERIENCE, repeats=3), env, pool, updates=2, averaging=0.25)
+    env, pool = PLAN.world.open(0)
+    trainer = WorldTrainer(Counting(), replace(DREAMER.experience, repeats=3), env, pool, updates=2, averaging=0.25)
     state, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
     expected = 0.0
     for update in range(1, 7):

@@ -38,7 +38,7 @@ class SeedsTrainer:
 
     def init(self, key: Key[Array, " S"]) -> InWorld:
         """Leaves [S, ...]."""
-        return jax.jit(jax.vmap(lambda key, pool: replace(self.one, pool=pool).init(key)))(key, self.pools)
+        return jax.jit(jax.vmap(self.one.init_on))(key, self.pools)
 
     def place(self, state: PyTree) -> PyTree:
         """It may lie where it does."""

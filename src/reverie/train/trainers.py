@@ -3,8 +3,9 @@
 What an algorithm does is written in `agents/`, how its experience is gathered in `off_policy.py` and `on_policy.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -56,7 +57,19 @@ class WorldTrainer:
         return self.updates * self.config.env_steps
 
     def init(self, key: Key[Array, ""]) -> InWorld:
-        return jax.jit(self._init)(key, self.pool)
+        return self._traced_once(key, self.pool)
+
+    @cached_property
+    def _traced_once(self) -> Callable[[Key[Array, ""], Task], InWorld]:
+        """Whoever checks, loads or begins asks for the beginning, or for its shapes alone."""
+        return jax.jit(self.init_on)
+
+    def init_on(self, key: Key[Array, ""], pool: Task) -> InWorld:
+        """The beginning of training on a pool of tasks, as nobody has compiled it."""
+        learning = WAYS[type(self.config)].init(self.agent, self.config, self.env, pool, key)
+        # Buffers of their own, so that training may be given them.
+        averaged, pool = jax.tree.map(jnp.copy, (learning.learner.networks, pool))
+        return InWorld(learning, averaged, pool)
 
     def place(self, state: PyTree) -> PyTree:
         """It may lie where it does. In a world outside JAX, a state that was loaded begins new episodes."""
@@ -113,12 +126,6 @@ class WorldTrainer:
                 "the jobs of an episode have to be the same, only the family and the number of its tasks may differ"
             )
         return state
-
-    def _init(self, key: Key[Array, ""], pool: Task) -> InWorld:
-        learning = WAYS[type(self.config)].init(self.agent, self.config, self.env, pool, key)
-        # Buffers of their own, so that training may be given them.
-        averaged, pool = jax.tree.map(jnp.copy, (learning.learner.networks, pool))
-        return InWorld(learning, averaged, pool)
 
 
 def lives_outside(env: World) -> TypeGuard[OutsideWorlds]:
