@@ -13,18 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plans import DREAMER, WORLD
 
-from reverie.agents.dreamer import Dreamer, DreamerConfig
-from reverie.envs.core import TimeStep, stack_tasks
-from reverie.envs.fleet import workload
-from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
-from reverie.models.set_rssm import SetRSSMConfig
+from reverie.envs.core import TimeStep
 from reverie.runs import checkpoint, loop
+from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.loop import DivergedError, Interrupted
-from reverie.settings.config import LoopConfig
-from reverie.train.off_policy import OffPolicyConfig
-from reverie.train.trainers import WorldTrainer
+from reverie.settings.config import LoopConfig, TrainConfig
 
 STEPS = 30  # of the walk below, in one chunk
 
@@ -250,31 +246,15 @@ def test_an_impossible_limit_is_refused_by_name(field, value):
 
 
 def test_a_resumed_dreamer_ends_with_the_same_bits(tmp_path):
-    env = FleetEnv(servers=2, jobs=6)
-    task = fleet_task(constant_speeds([1.0, 0.5]), workload.poisson(1.0, workload.exponential(1.0)))
-    config = DreamerConfig(
-        model=SetRSSMConfig(units=8, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4),
-        memory=8,
-        units=8,
-        layers=1,
-        dream_length=3,
-        starts=4,
-    )
-    trainer = WorldTrainer(
-        Dreamer(config, env.observation_spec, env.action_spec),
-        OffPolicyConfig(streams=2, episodes=2, capacity=80, batch=2, length=8, ratio=4.0),
-        env,
-        stack_tasks([task] * 2),
-        updates=1,
-    )
-    assert (trainer.first_steps, trainer.env_steps) == (18, 4)
-    limits = {"steps": 18 + 3 * 4, "evaluate_every": 4, "evaluate": lambda policy: {}}
+    trainer = build(TrainConfig(DREAMER, WORLD))
+    first, chunk = trainer.first_steps, trainer.env_steps
+    limits = {"steps": first + 3 * chunk, "evaluate_every": chunk, "evaluate": lambda policy: {}}
     whole, parts = begin(tmp_path / "whole"), begin(tmp_path / "parts")
     expected = train(whole, trainer, **limits)
-    train(parts, trainer, **limits | {"steps": 18 + 4})
+    train(parts, trainer, **limits | {"steps": first + chunk})
     resumed = train(parts, trainer, **limits)
     assert lines(parts) == lines(whole)
-    assert expected.updates == int(expected.state.learning.updates) == 3
+    assert expected.updates == int(expected.state.learning.updates) == 3 * trainer.updates
     for one, other in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(expected.state), strict=True):
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)
