@@ -32,7 +32,7 @@ from reverie.settings.presets import preset
 from reverie.sweep.training import train_run
 from reverie.train.averaging import follow
 from reverie.train.on_policy import OnPolicyConfig
-from reverie.train.trainers import WorldTrainer
+from reverie.train.trainers import InWorld, WorldTrainer
 
 PLAN = TrainConfig(DREAMER, replace(WORLD, family="easy"), LoopConfig(steps=32, evaluate_every=1_000), CURVE)
 
@@ -75,7 +75,8 @@ def test_a_run_cannot_begin_from_another_kind_of_agent():
 def responses(plan: TrainConfig, servers: int, order=None):
     """Mean response time of an untrained agent made for 10 servers, on a fleet of N, in an order of its servers."""
     trainer = build(plan)
-    policy = trainer.policy(trainer.init(jax.random.key(0)), servers=servers)
+    networks = jax.jit(trainer.agent.init)(jax.random.key(0)).networks
+    policy = trainer.policy(InWorld(None, networks, trainer.pool), servers=servers)
     speeds = np.linspace(0.2, 1.0, servers)
     speeds = speeds if order is None else speeds[order]
     task = fleet_task(constant_speeds(speeds), poisson(400.0 / servers, park_sizes()))
