@@ -1,13 +1,16 @@
 """Are tasks that share a fleet, or traffic, found by how they pull a world model? (docs/mixture.md)
 
 The suite of 16 fleets is played at random, STORM is trained for a while on all of it without being told of tasks, and
-tasks are put into four clusters by the gradients of its autoencoder and heads. Rivals: clusters by means and spreads
+tasks are put into four clusters by the gradients of its autoencoder and heads: tasks whose gradients point the same way
+want the same changes and can share a module ("Mixture of World Models", arXiv 2602.01270). What the paper says no more
+of is ours: a tensor's gradient is averaged over all its axes but the last, each of these averages counts alike, and
+tasks are grouped by spherical k-means in which no cluster has more than so many. Rivals: clusters by means and spreads
 of what is seen, and at random. The truth is known twice: which fleet it is, and which traffic.
 
     python experiments/clusters.py
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -16,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
 
 from reverie.envs.core import Numbered
 from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
 from reverie.envs.fleet.suites import FLEETS, TRAFFIC, fleet_suite
 from reverie.models.build import build_model
-from reverie.models.clusters import adjusted_rand, clustered, directions
 from reverie.models.core import Sequence
 from reverie.models.storm import Storm, StormConfig
 from reverie.nn.distributions import symlog
@@ -33,6 +37,8 @@ from reverie.policies.rules import rules
 
 MODEL = StormConfig(units=64, deter=64, heads=4, window=8, dropout=0.0, stoch=8, classes=8, servers="set")
 TRUTHS = {"fleet": FLEETS, "traffic": TRAFFIC}
+RESTARTS = 20
+"""Random beginnings of k-means of which the best is taken."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,58 @@ class Clusters:
     """Steps of a sequence; a stream has 8 of them."""
     batch: int = 16
     """Sequences of an update."""
+
+
+def directions(
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]], parameters: PyTree[Array], batches: PyTree[Array]
+) -> Float[np.ndarray, "K F"]:
+    """The direction in which each task pulls, of length 1.
+
+    Arguments: `loss(parameters, batch)`; `parameters` all inexact, those that are to be shared or not; `batches`,
+    leaves [K, M, ...], M of each task, whose gradients are averaged.
+    """
+
+    def of_task(batches: PyTree[Array]) -> PyTree[Array]:
+        return jax.grad(lambda p: jax.vmap(lambda batch: loss(p, batch))(batches).mean())(parameters)
+
+    def of_layer(gradient: Float[Array, "K *D"]) -> Float[Array, "K F"]:
+        mean = gradient.reshape(gradient.shape[0], -1, gradient.shape[-1] if gradient.ndim > 1 else 1).mean(1)
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+    gradients = jax.jit(jax.vmap(of_task))(batches)
+    together = np.concatenate([np.asarray(of_layer(x), np.float64) for x in jax.tree.leaves(gradients)], -1)
+    return together / np.maximum(np.linalg.norm(together, axis=-1, keepdims=True), 1e-12)
+
+
+def clustered(vectors: Float[np.ndarray, "K F"], count: int, most: int, seed: int = 0) -> tuple[int, ...]:
+    """The cluster of each task: `count` of them by cosine, of no more than `most` tasks each. Clusters are numbered by
+    their first task.
+
+    Raises:
+        ValueError: so many tasks do not fit, or there are fewer tasks than clusters.
+    """
+    tasks = len(vectors)
+    if not count <= tasks <= count * most:
+        raise ValueError(f"{tasks} tasks cannot be put into {count} clusters of 1 to {most} tasks")
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    rng, best, found = np.random.default_rng(seed), -np.inf, np.zeros(tasks, int)
+    for _ in range(RESTARTS):
+        centres, before = vectors[rng.choice(tasks, count, replace=False)], None
+        while True:
+            # A place costs its cluster's distance; the first place of each cluster has to be taken.
+            cost = -np.repeat(vectors @ centres.T, most, 1)  # [K, count * most]
+            cost[:, ::most] -= 4.0
+            place = linear_sum_assignment(cost)[1] // most
+            if before is not None and (place == before).all():
+                break
+            before = place
+            means = np.stack([vectors[place == c].mean(0) for c in range(count)])
+            centres = means / np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-12)
+        score = (vectors * centres[place]).sum()
+        if score > best + 1e-9:
+            best, found = score, place
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(int(c), len(numbers)) for c in found)
 
 
 def play(asked: Clusters, seed: int) -> tuple[dict, Sequence]:
@@ -135,8 +193,7 @@ def measure(asked: Clusters, seed: int) -> list[dict[str, float | str]]:
 
     def row(by: str, updates: int, groupings: list[tuple[int, ...]]) -> dict[str, float | str]:
         agreement = {
-            name: float(np.mean([adjusted_rand(g, truth.tolist()) for g in groupings]))
-            for name, truth in truths.items()
+            name: float(np.mean([adjusted_rand_score(truth, g) for g in groupings])) for name, truth in truths.items()
         }
         return {"seed": seed, "by": by, "updates": updates} | agreement
 

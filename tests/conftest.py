@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("reverie", "beartype.beartype")
+MEASURES = ["clusters", "disentanglement", "forgetting", "likely", "probes"]
+"""Of the experiments: what has tests of its own."""
+install_import_hook(["reverie", *MEASURES], "beartype.beartype")
 
 # How long an example takes is the machine's affair: a busy one is no fault of ours.
 settings.register_profile("patient", deadline=None)

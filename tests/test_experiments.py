@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import sys
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -22,13 +21,10 @@ from reverie.runs.build import build
 from reverie.settings.games import game_plan
 from reverie.settings.presets import preset
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-
 
 @pytest.fixture
 def load(monkeypatch):
     """Import an experiment, whose folder is no package."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
 
     def load(name: str) -> ModuleType:
         monkeypatch.delitem(sys.modules, name, raising=False)

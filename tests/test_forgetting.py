@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from forgetting import continual
 
-from reverie.evaluate.forgetting import continual
 from reverie.evaluate.statistics import over_seeds
 
 # Rows: untrained, after task 1, 2, 3; columns: tasks 1, 2, 3.
