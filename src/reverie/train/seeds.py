@@ -4,8 +4,9 @@ Each seed has networks, streams, replay, tasks and random numbers of its own; no
 are those of training each alone, up to the rounding of batched operations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import jax
 from jaxtyping import Array, Key, PyTree, Shaped
@@ -38,7 +39,11 @@ class SeedsTrainer:
 
     def init(self, key: Key[Array, " S"]) -> InWorld:
         """Leaves [S, ...]."""
-        return jax.jit(jax.vmap(self.one.init_on))(key, self.pools)
+        return self._traced_once(key, self.pools)
+
+    @cached_property
+    def _traced_once(self) -> Callable[[Key[Array, " S"], Task], InWorld]:
+        return jax.jit(jax.vmap(self.one.init_on))
 
     def place(self, state: PyTree) -> PyTree:
         """It may lie where it does."""
