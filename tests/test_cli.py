@@ -336,7 +336,7 @@ def test_a_comparison_on_a_trace_says_first_what_is_played_on_which_fleet_and_ho
     assert "Park's ten servers, of speed 0.15 to 1.05, 6 together" in first[1]
     assert "clock: 178 times as fast as recorded, for load 0.6" in first[2]
     assert "load 0.00337" in first[2]
-    assert "1 windows of 60 jobs that do not overlap: fewer than" in first[3]
+    assert "1 window of 60 jobs that do not overlap: fewer than" in first[3]
     assert "seen (full)" in first[4]
     assert first[5].startswith("a$b$[red]x at load 0.6")
     about = answer(capsys, "simulate", *words, "--load", "recorded", "--view", "counts")["about"]

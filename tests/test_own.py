@@ -64,13 +64,16 @@ def test_a_fleet_file_says_when_speeds_change_and_who_is_there(fleet_file):
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        ("leastconn", "is called jsq here"),
-        ("first", "is called late-binding-fastest here"),
-        ("least_time", "is called ewma here"),
+        ("leastconn", "leastconn is called jsq here"),
+        ("LEAST_REQUEST", "least_request is called p2c here"),
+        ("leastcon", "did you mean 'leastconn'\\? leastconn is called jsq here"),
+        ("jsqq", "did you mean 'jsq'\\? the known ones"),
+        ("first", "first is called late-binding-fastest here"),
+        ("least_time", "least_time is called ewma here"),
     ],
 )
 def test_a_rule_by_its_name_elsewhere_is_answered_with_ours(name, answer):
-    with pytest.raises(ValueError, match=f"unknown rule '{name}': {name} {answer}.*the known ones are random"):
+    with pytest.raises(ValueError, match=f"unknown rule '{name}': {answer}.*are random"):
         rules([1.0], [1.0], [name])
 
 

@@ -147,6 +147,14 @@ def test_page_needs_nothing_from_outside(text, read):
     assert "@import" not in text
 
 
+def test_on_paper_tables_are_not_cut_and_what_was_folded_is_open(text):
+    paper = text[text.index("@media print") :]
+    assert re.search(r"\.table {[^}]*overflow: visible", paper)
+    assert re.search(r"\.table td {[^}]*white-space: normal", paper)
+    assert re.search(r"::details-content {[^}]*content-visibility: visible", paper)
+    assert re.search(r"figure svg {[^}]*max-height", paper)
+
+
 def test_references_within_the_page_have_one_target_each(text, read):
     ids = read.attributes("id")
     assert len(ids) == len(set(ids))
@@ -422,6 +430,12 @@ def test_learning_curves_leave_out_what_lies_far_above_the_rules():
     low, high = axis.get_ylim()
     assert low < 6
     assert high == pytest.approx(21)
+
+
+@pytest.mark.parametrize("steps", [(16, 26, 64), (5_000, 40_000, 9_000_000)])
+def test_steps_are_plain_numbers_however_long_the_training(steps):
+    run = [{"agent": "a2c", "training_seed": 0, "step": step, "response": 9.0} for step in steps]
+    assert "mathdefault" not in style.to_svg(figures.learning_curves(run, {"sed": 7.0}), "steps", "steps")
 
 
 def test_a_film_has_a_frame_for_each_job_and_one_that_stays(tmp_path):

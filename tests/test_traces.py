@@ -384,7 +384,7 @@ def test_a_broken_line_of_json_is_named_with_what_is_wrong(write, line, what):
     [
         ("5,0", "a size of 0 brings no work"),
         ("5,-2", "size is '-2', expected a finite number of at least 0"),
-        ("x,1", "arrival is 'x', expected a finite number: "),
+        ("x,1", "arrival is 'x', expected a finite number, at most 4.1e.18: "),
         ("-inf,1", "arrival is '-inf'"),
         (f'5,"{"9" * 200_000}"', "not CSV"),
     ],
@@ -429,7 +429,7 @@ def test_one_step_back_in_time_does_not_condemn_all_that_follows(write):
             '1.2.3.4 - - [10/May/2024:00:00:00 +0000] "GET / HTTP/1.1" 200 10',
             r"without request times.*rt=\$request_time",
         ),
-        ("arrival,size\n0,1\n1e20,1\n", "line 3: arrival is '1e20'"),
+        ("arrival,size\n0,1\n1e20,1\n", "line 3: arrival is '1e20', expected a finite number, at most 4.1e.18"),
         ("arrival,size\n0,1\n1e12,1\n", "lasts 1e.12 s, which is 31,710 years; expected at most 100.*--unit"),
         (f"arrival,size\n{'9' * 400},1\n1,1\n", "line 2: arrival is '999"),
         (f"arrival,size\n0,{'9' * 400}\n1,1\n", "line 2: size is '999"),

@@ -37,7 +37,8 @@ def about_trace(
         f"clock: {_clock(trace, load, per_window, total)}",
     ]
     few = "" if windows >= WINDOWS_FOR_A_CLAIM else f": fewer than {WINDOWS_FOR_A_CLAIM}, too few to claim anything"
-    lines.append(f"episodes: {windows:,} windows of {jobs:,} jobs that do not overlap{few}")
+    several = "windows" if windows != 1 else "window"
+    lines.append(f"episodes: {windows:,} {several} of {jobs:,} jobs that do not overlap{few}")
     unsteady = course is not None and course.unsteady and not per_window
     return (*lines, f"warning: {course.warning()}") if unsteady else tuple(lines)
 

@@ -75,9 +75,10 @@ def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = Non
     known |= weight_rules(nominal, patience)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            hint = f"{name} {ELSEWHERE[name]}; " if name in ELSEWHERE else hint
+            word = name.lower()
+            near = [word] if word in ELSEWHERE else difflib.get_close_matches(word, [*known, *ELSEWHERE], n=1)
+            hint = f"did you mean {near[0]!r}? " if near and word not in ELSEWHERE else ""
+            hint += f"{near[0]} {ELSEWHERE[near[0]]}; " if near and near[0] in ELSEWHERE else ""
             raise ValueError(f"unknown rule {name!r}: {hint}the known ones are {', '.join(known)}")
     return {name: known[name] for name in names}
 

@@ -147,6 +147,7 @@ def survival(
         for axis in axes[::columns]:
             axis.set_ylabel("share of jobs that take longer")
         axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
         drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
         handles = [drawn[name] for name in named if name in drawn]
         if len(named) < len(look):
@@ -201,6 +202,9 @@ def learning_curves(
         axis.set_yscale("log")
         if x == "step":
             axis.set_xscale("log")
+            low, high = axis.get_xlim()
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axis.xaxis.set_minor_formatter(NullFormatter())
         if rules:
             best = min(rules.values())
             lowest, highest = (limit([row[y] for row in curves]) for limit in (min, max))

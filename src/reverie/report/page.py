@@ -290,7 +290,13 @@ summary { cursor: pointer; color: var(--muted); }
 @media print {
   html { font-size: 10px; }
   main { max-width: none; padding: 0; }
+  figure svg { max-height: 23cm; }
   figure, tr, .findings li { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  h2, caption, thead { break-after: avoid; }
+  .table { overflow: visible; }
+  .table th, .table td { white-space: normal; padding: .15rem .3rem; }
+  pre { white-space: pre-wrap; }
+  details pre { columns: 3; }
+  details::details-content { content-visibility: visible; height: auto; }
 }
 """

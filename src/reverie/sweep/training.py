@@ -25,7 +25,7 @@ from reverie.train.trainers import InWorld, WorldTrainer
 
 type _Curve = LearningCurve | ReturnCurve | SuiteCurve
 
-_SHOWN = (
+SHOWN = (
     "episode/return",
     "evaluation/ratio",
     "evaluation/return",
@@ -67,7 +67,7 @@ def train_run(
     title = f"training {config.name}, seed {config.seed}"
     limits, seed = config.loop, config.seed
     return loop.train(
-        trainer, limits, run, command, seed, evaluate, beginning, tell=tell, title=title, shown=_SHOWN, quiet=quiet
+        trainer, limits, run, command, seed, evaluate, beginning, tell=tell, title=title, shown=SHOWN, quiet=quiet
     )
 
 
@@ -91,7 +91,7 @@ def train_seeds(
     seeds = [config.seed for config in configs]
     title = f"training {configs[0].name}, seeds {seeds[0]} to {seeds[-1]}"
     limits = configs[0].loop
-    return loop.train(trainer, limits, runs, command, seeds, evaluate, title=title, shown=_SHOWN, quiet=quiet)
+    return loop.train(trainer, limits, runs, command, seeds, evaluate, title=title, shown=SHOWN, quiet=quiet)
 
 
 def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> _Curve:
