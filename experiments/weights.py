@@ -50,7 +50,7 @@ class Weights(Study):
     """The options of this experiment."""
 
     exam: ExamOptions = field(default_factory=Exam)
-    families: tuple[str, ...] = ("workers", "shared", "llm")
+    families: tuple[str, ...] = ("workers", "shared")
     """Families of tasks."""
     hold: float = 500.0
     """Time units for which weights are held."""
@@ -70,6 +70,8 @@ class Truth(NamedTuple):
     jobs: Float[Array, "*B N"]
     work: Float[Array, "*B N"]
     """That these jobs still bring."""
+    slots: Float[Array, "*B N"]
+    """Which whoever configures the proxy may know."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,14 @@ class Open:
         how = one_by_one(task.mask) if task.sharing is None else task.sharing
         slots, speed = state.slots, jax.vmap(lambda s: schedules.at(s, state.clock))(task.speed)
         left = jnp.where(jnp.isinf(slots.left), 0.0, slots.left).sum(-1) + slots.queued
-        truth = Truth(speed, 1 / how.pace(jnp.ones_like(slots.busy)), most(how), slots.in_progress * 1.0, left)
+        truth = Truth(
+            speed,
+            1 / how.pace(jnp.ones_like(slots.busy)),
+            most(how),
+            slots.in_progress * 1.0,
+            left,
+            how.slot.sum(-1) * 1.0,
+        )
         return state, timestep._replace(observation=timestep.observation | truth._asdict())
 
 
@@ -134,7 +143,7 @@ class Formula(eqx.Module):
         if self.told == "what a proxy tells":
             rate, quick = (_rate(state, k, mask, jnp.exp(c.get("prior", 0.0))) for k in range(2))
             jobs = seen["servers"][..., COLUMN["in progress"]]
-            terms = {"quick": quick, "stay": _stay(state), "jobs": jobs + 1}
+            terms = {"quick": quick, "stay": _stay(state), "jobs": jobs + 1, "slots": seen["slots"]}
         else:
             rate, mean = (
                 seen["speed"],
@@ -188,12 +197,17 @@ class Arm(NamedTuple):
     episodes: int
 
 
+UNTUNED = {"tuned": "usual constants", "told speeds": "speeds as weights"}
+"""What arms begin with; the others begin with one of these."""
 EQUAL_WEIGHTS = (0.0, -30.0)
 """The rule with a gain of next to nothing."""
+ALIKE = {"knows slots": ("shared", "llm")}
+"""Families in which an arm knows nothing more, as all servers are alike in it."""
 RICHER = ("tau", "gain", "slope", "prior", "quick tau", "quick", "stay", "jobs")
 ARMS = {
     "tuned": Arm("what a proxy tells", ("tau", "gain"), 10, 8, 16),
     "richer": Arm("what a proxy tells", RICHER, 20, 12, 8),
+    "knows slots": Arm("what a proxy tells", ("tau", "gain", "slope", "prior", "stay", "jobs", "slots"), 20, 12, 8),
     "told speeds": Arm("speeds", ("gain", "slope"), 10, 8, 16),
     "told everything": Arm("everything", ("gain", "slope", "full", "alone", "jobs", "work"), 20, 12, 8),
 }
@@ -268,6 +282,8 @@ def table(asked: Weights, name: str) -> list[Row]:
     """Every arm over the tuned rule."""
     times: dict[str, dict[str, np.ndarray]] = {}
     for label, arm in ARMS.items():
+        if name in ALIKE.get(label, ()):
+            continue
         place = f"weights-{name}-{label.replace(' ', '-')}-{asked.hold:g}"
         vectors = []
         for seed in range(asked.seeds):
@@ -279,7 +295,9 @@ def table(asked: Weights, name: str) -> list[Row]:
             lambda arm=arm, vectors=vectors: examined(asked, name, arm, vectors),
             asked.exam,
         )
-        times[label], times[f"{label}, untuned"] = by_search(rows, slice(-1)), by_search(rows, slice(-1, None))
+        times[label] = by_search(rows, slice(-1))
+        if label in UNTUNED:
+            times[UNTUNED[label]] = by_search(rows, slice(-1, None))
     arm = ARMS["tuned"]
     rows = asked.kept(
         f"weights-{name}-equal-{asked.hold:g}", lambda: examined(asked, name, arm, [EQUAL_WEIGHTS]), asked.exam

@@ -517,11 +517,11 @@ def test_formulas_of_weights_begin_at_the_rule_or_at_the_speeds_of_the_moment(lo
     np.testing.assert_allclose(shown.observation["alone"][0] * task.sharing.a, 1)  # of k workers one has 1 / k
     np.testing.assert_allclose(shown.observation["full"][0], 1)
     rule = AdaptiveWeights(AdaptiveLeastConnections(np.ones(10), tau=weights.PATIENCE))
-    formulas = [rule, zero(weights, "tuned"), zero(weights, "richer")]
+    formulas = [rule, *(zero(weights, name) for name in ("tuned", "richer", "knows slots"))]
     states = [each.initial_state(1) for each in formulas]
     for rows in np.random.default_rng(0).poisson(2.0, (5, 1, 10, 7)):
         observation = {"servers": jnp.asarray(rows, jnp.float32), "proxy": jnp.array([[4.0, 9.0, 500.0]])}
-        seen = shown._replace(observation=observation | {"mask": task.mask[None]})
+        seen = shown._replace(observation=shown.observation | observation)
         acted = [each.act(state, seen, jax.random.key(0)) for each, state in zip(formulas, states, strict=True)]
         states = [state for _, state in acted]
         for word, _ in acted:
