@@ -72,7 +72,11 @@ class Stack:
             (folder / name).write_text(text)
         self.driver = self.config.balancer.connect()
         self.processes: list[subprocess.Popen] = []
-        self.reload()
+        try:
+            self.reload()
+        except BaseException:
+            self.close()
+            raise
 
     def on_loop(self, function):
         """Run it where the servers live."""
@@ -92,13 +96,13 @@ class Stack:
         elif self.processes:
             more = ["-x", str(self.config.balancer.socket), "-sf", str(self.processes[-1].pid)]
         # Envoy ends with the thread that began it.
-        self.processes.append(self.on_loop(lambda: begin(self.config.balancer.driver, self._folder, *more)))
+        self.processes.append(self.on_loop(lambda: begin(self.config.balancer.driver, self._folder, more, alone=False)))
         until(lambda: self.answers() not in ("", before))
 
     def answers(self) -> str:
         try:
             return self.driver.identity()
-        except OSError:
+        except (OSError, ValueError):  # nobody, or one that does not say yet since when it runs
             return ""
 
     def play(self, plan: Plan) -> Answers:
@@ -111,7 +115,8 @@ class Stack:
         for process in self.processes:
             process.kill()
             process.wait()
-        Path(f"/dev/shm/envoy_shared_memory_{10 * self.port}").unlink(missing_ok=True)
+        if self.config.balancer.driver == "envoy":  # which names it by ten times the base id
+            Path(f"/dev/shm/envoy_shared_memory_{10 * self.port}").unlink(missing_ok=True)
         for server in self.servers:
             self.on_loop(server.stop)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -127,7 +132,9 @@ def stack(
     driver: str = "haproxy",
 ) -> Iterator[Stack]:
     binary(driver)
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"  # paths of sockets have 108 letters at most
+    memory = (
+        "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
+    )  # short, as a socket's path has 108 letters at most; fast, as each weight is a file
     with tempfile.TemporaryDirectory(dir=memory, prefix="hp") as folder:
         running = Stack(Path(folder), driver, speeds, slots, weights or (128,) * len(speeds))
         try:

@@ -163,6 +163,27 @@ def test_an_endpoint_that_says_no_name_or_no_configured_weight_is_refused_by_the
     assert not deadman.restore(at)
 
 
+def test_an_envoy_that_does_not_know_its_servers_yet_is_an_error_that_agent_and_switch_survive(tmp_path):
+    settings = envoy_settings(tmp_path)
+    path, at = settings.balancer.endpoints, settings.balancer.connect()
+    path.write_text(PROXIES["envoy"].files(settings, "FULL_SCAN", False)["endpoints.json"])
+    FakeEnvoy(settings.balancer.socket)
+    for call in (at.observe, at.defaults, lambda: at.apply({"s0": 9})):
+        with pytest.raises(ValueError, match=r"has not all servers of .*cluster_statuses"):
+            call()
+    assert not deadman.restore(at)
+
+
+def test_an_envoy_that_hangs_up_after_each_answer_is_asked_again_and_nobody_else(tmp_path):
+    """As one does that a new process is about to follow."""
+    settings = envoy_settings(tmp_path)
+    settings.balancer.endpoints.write_text(PROXIES["envoy"].files(settings, "FULL_SCAN", False)["endpoints.json"])
+    envoy = FakeEnvoy(settings.balancer.socket, b"Connection: close\r\n")
+    with pytest.raises(ValueError, match=r"has not all servers of .*cluster_statuses"):
+        settings.balancer.connect().observe()
+    assert [question.split()[1].partition(b"?")[0] for question in envoy.asked] == [b"/config_dump", b"/clusters"]
+
+
 @pytest.mark.parametrize(
     ("driver", "address", "message"),
     [
@@ -193,7 +214,9 @@ def test_envoy_is_told_by_an_ip_address_where_to_listen(tmp_path):
 class FakeEnvoy:
     """Answers whatever is asked of its admin socket with nothing but when it was started."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, header: bytes = b""):
+        self.asked: list[bytes] = []
+        self._header = header
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
         self._listening.listen()
@@ -204,8 +227,10 @@ class FakeEnvoy:
         while True:
             connection, _ = self._listening.accept()
             with connection:
-                while connection.recv(1 << 16):
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+                while question := connection.recv(1 << 16):
+                    self.asked.append(question)
+                    head = b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\n\r\n" % (self._header, len(text))
+                    connection.sendall(head + text)
 
 
 def envoy_settings(folder: Path):

@@ -11,7 +11,8 @@ import json
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,12 +34,10 @@ class Envoy:
 
     def observe(self) -> Counts:
         at = time.monotonic()
-        with _Admin(self._path, self._timeout) as admin:
-            process, answer = _process(admin), self._ask(admin)
+        process, answer = self.identity(), self._ask()
         configured = {name: _configured(each) for name, each in self._servers(self._file()).items()}
-        try:
-            (cluster,) = answer["cluster_statuses"]
-            hosts = {host["hostname"]: host for host in cluster.get("host_statuses", [])}
+        with self._whole():
+            hosts = _hosts(answer)
             rows = [hosts[name] for name in configured]
             stats = [{each["name"]: int(each.get("value", 0)) for each in row["stats"]} for row in rows]
             return Counts(
@@ -52,11 +51,6 @@ class Envoy:
                 tuple(configured.values()),
                 tuple(row["health_status"] == {"eds_health_status": "HEALTHY"} for row in rows),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self._path}: Envoy's cluster {self._cluster!r} has not all servers of {self._endpoints} with all "
-                f"their counts ({error!r}); versions from 1.30 on are known"
-            ) from error
 
     def apply(self, weights: Mapping[str, int]) -> None:
         if wrong := {name: weight for name, weight in weights.items() if not 1 <= weight <= 256}:
@@ -67,8 +61,12 @@ class Envoy:
         self._set({name: _configured(each) for name, each in self._servers(self._file()).items()})
 
     def identity(self) -> str:
-        with _Admin(self._path, self._timeout) as admin:
-            return _process(admin)
+        """When it read its own configuration, which it does once."""
+        dump = self._get("/config_dump?mask=last_updated")
+        try:
+            return dump["configs"][0]["last_updated"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"Envoy does not say since when it runs ({error!r})") from error
 
     def _set(self, weights: Mapping[str, int]) -> None:
         """Write them, and wait until Envoy has them."""
@@ -79,19 +77,51 @@ class Envoy:
         for name, weight in weights.items():
             servers[name]["load_balancing_weight"] = weight
         write_text(self._endpoints, json.dumps(file, indent=1))
-        with _Admin(self._path, self._timeout) as admin:
-            while True:
-                time.sleep(_LOOK)
-                (cluster,) = self._ask(admin)["cluster_statuses"]
-                now = {host["hostname"]: host["weight"] for host in cluster.get("host_statuses", [])}
-                if all(now.get(name) == weight for name, weight in weights.items()):
+        while True:
+            time.sleep(_LOOK)
+            answer = self._ask()  # of the process of now: it may have changed since the last look
+            with self._whole():
+                hosts = _hosts(answer)
+                if all(hosts.get(name, {}).get("weight") == weight for name, weight in weights.items()):
                     return
-                if time.monotonic() > end:
-                    raise TimeoutError(f"Envoy did not take {self._endpoints} within {self._timeout} s")
+            if time.monotonic() > end:
+                raise TimeoutError(f"Envoy did not take {self._endpoints} within {self._timeout} s")
 
-    def _ask(self, admin: "_Admin") -> Any:
+    def _ask(self) -> Any:
         """What it knows of the servers."""
-        return admin.ask(f"/clusters?format=json&filter=^{quote(re.escape(self._cluster))}$")
+        return self._get(f"/clusters?format=json&filter=^{quote(re.escape(self._cluster))}$")
+
+    def _get(self, what: str) -> Any:
+        """An answer of the admin socket, over a connection of its own: an open one may end with the process.
+
+        Errors: OSError where there is none, ValueError where it is no answer.
+        """
+        connection = http.client.HTTPConnection("localhost", timeout=self._timeout)
+        try:
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(self._timeout)
+            connection.sock.connect(str(self._path))
+            connection.request("GET", what)
+            answer = connection.getresponse()
+            text = answer.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{self._path}: {error!r}") from error
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise ValueError(f"{self._path}: Envoy answers {answer.status} to {what}")
+        return json.loads(text)
+
+    @contextmanager
+    def _whole(self) -> Generator[None]:
+        """Where an answer is read: that something is missing there is said."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._path}: Envoy's cluster {self._cluster!r} has not all servers of {self._endpoints} with all "
+                f"their counts ({error!r}); versions from 1.30 on are known"
+            ) from error
 
     def _file(self) -> Any:
         return read_json(self._endpoints)
@@ -122,41 +152,7 @@ def _configured(server: Mapping[str, Any]) -> int:
     return server["metadata"]["filter_metadata"]["reverie"]["configured"]
 
 
-def _process(admin: "_Admin") -> str:
-    """When it read its own configuration, which it does once."""
-    try:
-        return admin.ask("/config_dump?mask=last_updated")["configs"][0]["last_updated"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"Envoy does not say since when it runs ({error!r})") from error
-
-
-class _Admin:
-    """A connection to the admin socket; each exchange has its own, as an open one may end with the process."""
-
-    def __init__(self, path: Path, timeout: float):
-        self._path, self._timeout = path, timeout
-
-    def __enter__(self) -> "_Admin":
-        self._http = http.client.HTTPConnection("localhost", timeout=self._timeout)
-        self._http.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._http.sock.settimeout(self._timeout)
-        try:
-            self._http.sock.connect(str(self._path))
-        except OSError:
-            self._http.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
-
-    def ask(self, what: str) -> Any:
-        try:
-            self._http.request("GET", what)
-            answer = self._http.getresponse()
-            text = answer.read()
-        except http.client.HTTPException as error:
-            raise ConnectionError(f"{self._path}: {error!r}") from error
-        if answer.status != 200:
-            raise ValueError(f"{self._path}: Envoy answers {answer.status} to {what}")
-        return json.loads(text)
+def _hosts(answer: Any) -> dict[str, Any]:
+    """The servers of the one cluster that was asked for, by name."""
+    (cluster,) = answer["cluster_statuses"]
+    return {host["hostname"]: host for host in cluster.get("host_statuses", [])}

