@@ -34,6 +34,7 @@ from reverie.nn.distributions import symlog
 from reverie.nn.optimiser import OptimiserConfig, optimiser
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
+from reverie.tables import Row
 
 MODEL = StormConfig(units=64, deter=64, heads=4, window=8, dropout=0.0, stoch=8, classes=8, servers="set")
 TRUTHS = {"fleet": FLEETS, "traffic": TRAFFIC}
@@ -184,14 +185,14 @@ def looks(played: Sequence) -> np.ndarray:
     return (found - found.mean(0)) / np.maximum(found.std(0), 1e-6)
 
 
-def measure(asked: Clusters, seed: int) -> list[dict[str, float | str]]:
+def measure(asked: Clusters, seed: int) -> list[Row]:
     """A row for each way of clustering: how well it agrees with either truth."""
     sizes, played = play(asked, seed)
     tasks, count = played.reward.shape[0], 4
     truths = {name: np.arange(tasks) // 4 if name == "fleet" else np.arange(tasks) % 4 for name in TRUTHS}
     rng = np.random.default_rng(seed)
 
-    def row(by: str, updates: int, groupings: list[tuple[int, ...]]) -> dict[str, float | str]:
+    def row(by: str, updates: int, groupings: list[tuple[int, ...]]) -> Row:
         agreement = {
             name: float(np.mean([adjusted_rand_score(truth, g) for g in groupings])) for name, truth in truths.items()
         }

@@ -13,6 +13,7 @@ has at that moment and the work that they still bring. All play the same held-ou
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
@@ -256,11 +257,9 @@ def searched(asked: Weights, name: str, arm: Arm, seed: int) -> list[Row]:
         return draw_tasks(draw, count, stream_seed(number, "tuning"))
 
     found = evolve(search, free(arm, servers), tasks, mean, (), Proxy(hold=asked.hold), costs)
-    for generation in found:
-        if generation.number == arm.generations:
-            say(f"{name}: {arm.names} {np.round(generation.centre, 2)}")
-            return [dict(zip(arm.names, generation.centre.tolist(), strict=True))]
-    raise AssertionError
+    centre = next(islice(found, arm.generations - 1, None)).centre
+    say(f"{name}: {arm.names} {np.round(centre, 2)}")
+    return [dict(zip(arm.names, centre.tolist(), strict=True))]
 
 
 def examined(asked: Weights, name: str, arm: Arm, vectors: Sequence[Sequence[float]]) -> list[Row]:
@@ -270,7 +269,7 @@ def examined(asked: Weights, name: str, arm: Arm, vectors: Sequence[Sequence[flo
     x = jnp.asarray(vectors, jnp.float32)
     for first in range(0, asked.exam.episodes, CHUNK):
         chunk = jax.tree.map(lambda leaf, first=first: leaf[first : first + CHUNK], tasks)
-        key = jax.random.fold_in(jax.random.key(asked.exam.seed), first)
+        key = jax.random.fold_in(jax.random.key(asked.exam.stream), first)  # other jobs than those that are tuned on
         found = np.asarray(costs(rule, x, chunk, key, asked.exam.jobs, mean_and_p99, Proxy(hold=asked.hold)))
         for (search, episode), took in np.ndenumerate(found[:, 0]):
             slowest = float(found[search, 1, episode])
@@ -284,7 +283,7 @@ def table(asked: Weights, name: str) -> list[Row]:
     for label, arm in ARMS.items():
         if name in ALIKE.get(label, ()):
             continue
-        place = f"weights-{name}-{label.replace(' ', '-')}-{asked.hold:g}"
+        place = f"weights-{name}-{label.replace(' ', '-')}-{asked.hold:g}-{asked.exam.jobs}"
         vectors = []
         for seed in range(asked.seeds):
             (row,) = asked.kept(f"{place}-{seed}", lambda arm=arm, seed=seed: searched(asked, name, arm, seed))
@@ -309,7 +308,7 @@ def table(asked: Weights, name: str) -> list[Row]:
         row["response"] = float(of["mean"].mean())
         for measure, values in of.items():
             value, low, high = statistics.ratio(values, times["tuned"][measure])
-            row |= {measure: value, f"{measure}, low": low, f"{measure}, high": high}
+            row |= {f"{measure}_ratio": value, f"{measure}_ratio_low": low, f"{measure}_ratio_high": high}
         found.append(row)
     return found
 

@@ -6,6 +6,7 @@ A real proxy, servers that sleep, an open-loop plan of requests. The tables of d
     REVERIE_SERVING_DRIVER=envoy REVERIE_SERVING_REQUESTS=10000 python -m pytest -q -s tests/test_serving_failures.py
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from reverie.serve.live import Answers, poisson_plan, quantile
 REQUESTS = int(os.environ.get("REVERIE_SERVING_REQUESTS", "0"))
 """Of a row; 0 for as few as show the danger."""
 DRIVER = os.environ.get("REVERIE_SERVING_DRIVER", "haproxy")
+assert DRIVER in ("haproxy", "envoy"), f"REVERIE_SERVING_DRIVER must be haproxy or envoy, got {DRIVER!r}"
 RATE, WORK = 400.0, 0.004
 SPEEDS = (1.0, 0.5, 0.25)
 
@@ -129,6 +131,9 @@ def test_nobody_notices_that_the_socket_is_gone(running):
         def take_away() -> None:
             path.rename(f"{path}.away")
             time.sleep(10 if REQUESTS else 1.5)
+            if endpoints := running.config.balancer.endpoints:  # which the agent still reaches
+                groups = json.loads(endpoints.read_text())["resources"][0]["endpoints"]
+                assert {each["load_balancing_weight"] for group in groups for each in group["lb_endpoints"]} == {128}
             Path(f"{path}.away").rename(path)
             back.append(until(lambda: uneven(running), 4))
 
