@@ -81,10 +81,7 @@ def plans(asked: Mixtures, arm: str, seed: int) -> list[TrainConfig]:
     Raises:
         ValueError: another scale is asked for, or a number of workers.
     """
-    if asked.scale != "cpu" or asked.workers is not None:
-        raise ValueError(
-            "this experiment has one scale, and all seeds of an arm in one program: no --scale or --workers"
-        )
+    asked.only_here()
     names = SuiteConfig(asked.suite).names
     if arm == "ensemble":
         return [plan(asked, ALONE, f"ensemble-{k}", seed, (name,)) for k, name in enumerate(names)]

@@ -66,6 +66,11 @@ class Study:
         bare = type(self)()
         return all(getattr(self, f.name) == getattr(bare, f.name) for f in fields(self) if f.name not in ANYWAY)
 
+    def only_here(self) -> None:
+        """Errors: ValueError where a scale or workers are asked of an experiment that knows neither."""
+        if self.scale != "cpu" or self.workers is not None:
+            raise ValueError("this experiment has one scale, and runs in one process: no --scale or --workers")
+
     def larger(self, plan: TrainConfig) -> TrainConfig:
         """A plan at the scale of this study."""
         if self.scale == "cpu":

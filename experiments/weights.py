@@ -10,7 +10,7 @@ has at that moment and the work that they still bring. All play the same held-ou
     python experiments/weights.py
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -23,21 +23,20 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from study import ExamOptions, Study, study
 
-from reverie.envs.core import TimeStep
+from reverie.envs.core import ArraySpec, Continuous, TimeStep
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet.env import Task
 from reverie.envs.fleet.families import draw_tasks, family
-from reverie.envs.fleet.sharing import most, one_by_one
+from reverie.envs.fleet.sharing import most
 from reverie.envs.fleet.weights import LEAST, Proxy, View, WeightsEnv, WeightsState, action_of
 from reverie.evaluate import statistics
 from reverie.evaluate.examination import Exam
-from reverie.policies.rollout import trials
 from reverie.policies.tunable import Tunable
 from reverie.policies.weights import COLUMN
 from reverie.report.output import say
 from reverie.settings.config import stream_seed
 from reverie.tables import Row
-from reverie.train.evolve import Cost, EvolveConfig, evolve
+from reverie.train.evolve import EvolveConfig, evolve, play
 
 CHUNK = 20
 """Held-out episodes that are played at once: the fewer there are, the better they fit into caches."""
@@ -66,7 +65,7 @@ class Truth(NamedTuple):
     speed: Float[Array, "*B N"]
     alone: Float[Array, "*B N"]
     """How much work it does in a time unit, at speed 1, with one job."""
-    full: Float[Array, "*B N"]
+    crowded: Float[Array, "*B N"]
     """The same with all slots taken."""
     jobs: Float[Array, "*B N"]
     work: Float[Array, "*B N"]
@@ -81,6 +80,14 @@ class Open:
 
     env: WeightsEnv
 
+    @property
+    def observation_spec(self) -> Mapping[str, ArraySpec]:
+        return dict(self.env.observation_spec) | dict.fromkeys(Truth._fields, ArraySpec((self.env.servers,)))
+
+    @property
+    def action_spec(self) -> Continuous:
+        return self.env.action_spec
+
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[WeightsState, TimeStep]:
         return self._shown(task, *self.env.reset(task, key))
 
@@ -90,7 +97,7 @@ class Open:
         return self._shown(task, *self.env.step(task, state, action, key))
 
     def _shown(self, task: Task, state: WeightsState, timestep: TimeStep) -> tuple[WeightsState, TimeStep]:
-        how = one_by_one(task.mask) if task.sharing is None else task.sharing
+        how = self.env.servers_of(task)
         slots, speed = state.slots, jax.vmap(lambda s: schedules.at(s, state.clock))(task.speed)
         left = jnp.where(jnp.isinf(slots.left), 0.0, slots.left).sum(-1) + slots.queued
         truth = Truth(
@@ -146,12 +153,12 @@ class Formula(eqx.Module):
             jobs = seen["servers"][..., COLUMN["in progress"]]
             terms = {"quick": quick, "stay": _stay(state), "jobs": jobs + 1, "slots": seen["slots"]}
         else:
-            rate, mean = (
+            rate, usual = (
                 seen["speed"],
                 seen["work"].sum(-1, keepdims=True) / jnp.maximum(seen["jobs"].sum(-1), 1)[:, None],
             )
-            work = seen["work"] / jnp.maximum(mean, 1e-6) + 1
-            terms = {"full": seen["full"], "alone": seen["alone"], "jobs": seen["jobs"] + 1, "work": work}
+            work = seen["work"] / jnp.maximum(usual, 1e-6) + 1
+            terms = {"crowded": seen["crowded"], "alone": seen["alone"], "jobs": seen["jobs"] + 1, "work": work}
         word = jnp.exp(c["gain"]) * (1 + c.get("slope", 0.0) * (busy - 0.7)) * _log(rate)
         word += sum(c[name] * _log(term) for name, term in terms.items() if name in c)
         weights = jnp.where(mask, jnp.exp(word - jnp.where(mask, word, -jnp.inf).max(-1, keepdims=True)), 0.0)
@@ -186,8 +193,8 @@ def _stay(state: Sums) -> Float[Array, "B N"]:
     """Of a job, by Little's law, with four jobs of the fleet's mean added."""
     completed, presence = state.completed[:, 0], state.presence[:, 0]
     every = completed.sum(-1, keepdims=True)
-    mean = presence.sum(-1, keepdims=True) / jnp.maximum(every, 1e-6)
-    return jnp.where(every > 0, (presence + 4 * mean) / (completed + 4), 1.0)
+    usual = presence.sum(-1, keepdims=True) / jnp.maximum(every, 1e-6)
+    return jnp.where(every > 0, (presence + 4 * usual) / (completed + 4), 1.0)
 
 
 class Arm(NamedTuple):
@@ -210,7 +217,7 @@ ARMS = {
     "richer": Arm("what a proxy tells", RICHER, 20, 12, 8),
     "knows slots": Arm("what a proxy tells", ("tau", "gain", "slope", "prior", "stay", "jobs", "slots"), 20, 12, 8),
     "told speeds": Arm("speeds", ("gain", "slope"), 10, 8, 16),
-    "told everything": Arm("everything", ("gain", "slope", "full", "alone", "jobs", "work"), 20, 12, 8),
+    "told everything": Arm("everything", ("gain", "slope", "crowded", "alone", "jobs", "work"), 20, 12, 8),
 }
 """The name of each constant that is searched, generations, members, episodes that each of them plays."""
 
@@ -221,22 +228,6 @@ def free(arm: Arm, servers: int) -> Tunable:
 
 
 # --- search and exam --------------------------------------------------------------------------------------------------
-
-
-@eqx.filter_jit
-def costs(
-    rule: Tunable, vectors: Float[Array, "P D"], tasks: Task, key: Key[Array, ""], jobs: int, cost: Cost, proxy: Proxy
-) -> Float[Array, "P E"]:
-    """As `play` of `evolve.py`, where the truth is shown."""
-    world, once = Open(WeightsEnv(tasks.mask.shape[-1], jobs, proxy)), jax.tree.map(lambda leaf: leaf[None], tasks)
-
-    def one(vector: Float[Array, " D"]) -> Float[Array, " E"]:
-        ended = trials(
-            world, rule.make(vector), once, key, None, lambda *_: None, lambda ended: ended.states.record.response
-        )[1]
-        return cost(ended[0].T)
-
-    return jax.vmap(one)(vectors)
 
 
 def mean(response: Float[Array, "J E"]) -> Float[Array, " E"]:
@@ -256,7 +247,7 @@ def searched(asked: Weights, name: str, arm: Arm, seed: int) -> list[Row]:
     def tasks(count: int, number: int) -> Task:
         return draw_tasks(draw, count, stream_seed(number, "tuning"))
 
-    found = evolve(search, free(arm, servers), tasks, mean, (), Proxy(hold=asked.hold), costs)
+    found = evolve(search, free(arm, servers), tasks, mean, (), Proxy(hold=asked.hold), Open)
     centre = next(islice(found, arm.generations - 1, None)).centre
     say(f"{name}: {arm.names} {np.round(centre, 2)}")
     return [dict(zip(arm.names, centre.tolist(), strict=True))]
@@ -270,7 +261,7 @@ def examined(asked: Weights, name: str, arm: Arm, vectors: Sequence[Sequence[flo
     for first in range(0, asked.exam.episodes, CHUNK):
         chunk = jax.tree.map(lambda leaf, first=first: leaf[first : first + CHUNK], tasks)
         key = jax.random.fold_in(jax.random.key(asked.exam.stream), first)  # other jobs than those that are tuned on
-        found = np.asarray(costs(rule, x, chunk, key, asked.exam.jobs, mean_and_p99, Proxy(hold=asked.hold)))
+        found = np.asarray(play(rule, x, chunk, key, asked.exam.jobs, mean_and_p99, Proxy(hold=asked.hold), Open))
         for (search, episode), took in np.ndenumerate(found[:, 0]):
             slowest = float(found[search, 1, episode])
             rows.append({"search": search, "episode": first + episode, "mean": float(took), "p99": slowest})
@@ -324,6 +315,7 @@ def by_search(rows: Sequence[Row], part: slice) -> dict[str, Float[np.ndarray, "
 
 def main() -> None:
     asked = study(Weights, __doc__)
+    asked.only_here()
     asked.publish("weights", [row for name in asked.families for row in table(asked, name)])
 
 

@@ -499,33 +499,60 @@ def test_the_point_robot_is_measured_where_each_episode_ends(load):
     build(oracle)
 
 
-def test_formulas_of_weights_begin_at_the_rule_or_at_the_speeds_of_the_moment(load):
-    weights = load("weights")
-    task = weights.family("workers")(np.random.default_rng(4))
-    world = weights.Open(weights.WeightsEnv(10, 50))
-    state, timestep = world.env.reset(task, jax.random.key(0))
+def test_the_truth_about_servers_is_that_of_the_moment_and_formulas_that_are_told_begin_at_the_speeds(load):
+    weights, task, shown = told_of_servers(load)
     third = float(task.speed.start[0, 2])  # speeds change at that time
     for moment, segment in ((0.0, 0), (third - 1, 1), (third + 1, 2)):
-        at = state._replace(clock=weights.schedules.instant(moment))
-        shown = jax.tree.map(lambda leaf: leaf[None], world._shown(task, at, timestep)[1])
-        speed = task.speed.value[:, segment]
-        np.testing.assert_allclose(shown.observation["speed"][0], speed)
+        seen, speed = shown(moment), task.speed.value[:, segment]
+        np.testing.assert_allclose(seen.observation["speed"][0], speed)
         for name in ("told speeds", "told everything"):
             formula = zero(weights, name)
-            word, _ = formula.act(formula.initial_state(1), shown, jax.random.key(0))
+            word, _ = formula.act(formula.initial_state(1), seen, jax.random.key(0))
             np.testing.assert_allclose(word[0], weights.action_of(speed), atol=1e-5)
-    np.testing.assert_allclose(shown.observation["alone"][0] * task.sharing.a, 1)  # of k workers one has 1 / k
-    np.testing.assert_allclose(shown.observation["full"][0], 1)
+    np.testing.assert_allclose(seen.observation["alone"][0] * task.sharing.a, 1)  # of k workers one has 1 / k
+    np.testing.assert_allclose(seen.observation["crowded"][0], 1)
+
+
+def test_formulas_of_what_a_proxy_tells_begin_at_the_rule(load):
+    weights, _, shown = told_of_servers(load)
     rule = AdaptiveWeights(AdaptiveLeastConnections(np.ones(10), tau=weights.PATIENCE))
     formulas = [rule, *(zero(weights, name) for name in ("tuned", "richer", "knows slots"))]
     states = [each.initial_state(1) for each in formulas]
     for rows in np.random.default_rng(0).poisson(2.0, (5, 1, 10, 7)):
         observation = {"servers": jnp.asarray(rows, jnp.float32), "proxy": jnp.array([[4.0, 9.0, 500.0]])}
-        seen = shown._replace(observation=shown.observation | observation)
+        seen = shown(0.0)._replace(observation=shown(0.0).observation | observation)
         acted = [each.act(state, seen, jax.random.key(0)) for each, state in zip(formulas, states, strict=True)]
         states = [state for _, state in acted]
         for word, _ in acted:
             np.testing.assert_allclose(word, acted[0][0], atol=1e-5)
+
+
+def test_what_is_shown_besides_changes_nothing_for_who_does_not_look(load):
+    """The rule in the world of a proxy, and the formula that begins there in the one that tells the truth besides."""
+    weights = load("weights")
+    tasks, key = weights.draw_tasks(weights.family("workers"), 2, 3), jax.random.key(1)
+    rule = AdaptiveWeights(AdaptiveLeastConnections(np.ones(10), tau=weights.PATIENCE))
+    played = weights.Tunable((), lambda _: rule, 1.0), jnp.zeros((1, 0)), tasks, key, 40, weights.mean_and_p99
+    usual = weights.play(*played, weights.Proxy(hold=500.0))
+    formula = weights.free(weights.ARMS["tuned"], 10)
+    nothing = jnp.zeros((1, len(formula.names)))
+    told = weights.play(formula, nothing, *played[2:], weights.Proxy(hold=500.0), weights.Open)
+    assert usual.shape == (1, 2, 2)
+    np.testing.assert_allclose(told, usual, rtol=1e-4)
+
+
+def told_of_servers(load):
+    """The experiment, a task of `workers`, and what is shown of it [1, ...] at a moment."""
+    weights = load("weights")
+    task = weights.family("workers")(np.random.default_rng(4))
+    world = weights.Open(weights.WeightsEnv(10, 50))
+    state, timestep = world.env.reset(task, jax.random.key(0))
+
+    def shown(moment):
+        at = state._replace(clock=weights.schedules.instant(moment))
+        return jax.tree.map(lambda leaf: leaf[None], world._shown(task, at, timestep)[1])
+
+    return weights, task, shown
 
 
 def zero(weights, arm):

@@ -16,14 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from reverie.envs.core import World
 from reverie.envs.fleet.env import FleetEnv, Task, known_at_dispatch, responses
 from reverie.envs.fleet.weights import USUAL, Proxy, WeightsEnv
 from reverie.policies.rollout import rollout, trials
 from reverie.policies.tunable import Tunable
 from reverie.ranges import Seed, at_least, checked
 
-Cost = Callable[[Float[Array, "J E"]], Float[Array, " E"]]
-"""What an episode costs, by the response times of its jobs: their mean, or a percentile."""
+Cost = Callable[[Float[Array, "J E"]], Float[Array, "*R E"]]
+"""What an episode costs, by the response times of its jobs: their mean, or a percentile. A search wants one number."""
+
+
+def as_it_is(env: WeightsEnv) -> World:
+    """The world of rules that set weights, showing what a proxy tells."""
+    return env
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,17 @@ def evolve(
     cost: Cost,
     history: Sequence[Float[np.ndarray, " P"]] = (),
     proxy: Proxy = USUAL,
-    played: "Callable[..., Float[Array, 'P E']] | None" = None,
+    shown: Callable[[WeightsEnv], World] = as_it_is,
 ) -> Iterator[Generation]:
     """Generation after generation, for as long as it is asked.
 
     Arguments: `draw(count, seed)` gives tasks [E, ...] to tune on; `history`, the worths of generations that were
-    before, which are not played again; `proxy`, whose weights are set by rules that do; `played`, who plays
-    vectors in place of `play`, as it is called.
+    before, which are not played again; `proxy`, whose weights are set by rules that do; `shown`, the world around such
+    a proxy that shows them what they read.
     """
     from cmaes import CMA  # here, as it imports most of scipy
 
-    size, played = len(rule.names), played or play
+    size = len(rule.names)
     search = CMA(np.zeros(size), rule.spread, population_size=config.members, seed=config.seed)
     number = 0
     while True:
@@ -80,7 +86,7 @@ def evolve(
             tasks, key = draw(config.episodes, config.seed + number), jax.random.key(number)
             key = jax.random.fold_in(key, config.seed)
             vectors = jnp.asarray(np.vstack([np.zeros(size), members]), jnp.float32)
-            took = np.asarray(played(rule, vectors, tasks, key, config.jobs, cost, proxy), float)
+            took = np.asarray(play(rule, vectors, tasks, key, config.jobs, cost, proxy, shown), float)
             worths = np.log(took[1:] / took[0]).mean(1)
         search.tell(list(zip(members, worths.tolist(), strict=True)))
         number += 1
@@ -97,21 +103,22 @@ def play(
     jobs: int,
     cost: Cost,
     proxy: Proxy = USUAL,
-) -> Float[Array, "P E"]:
-    """What each vector costs in each episode; all meet the same jobs."""
+    shown: Callable[[WeightsEnv], World] = as_it_is,
+) -> Float[Array, "P *R E"]:
+    """What each vector costs in each episode; all meet the same jobs. Arguments as of `evolve`."""
     view, servers = rule.make(jnp.zeros(len(rule.names))).view, tasks.mask.shape[-1]
     if view == "weights":
         once = jax.tree.map(lambda leaf: leaf[None], tasks)
 
-        def held(vector: Float[Array, " D"]) -> Float[Array, " E"]:
-            env, policy = WeightsEnv(servers, jobs, proxy), rule.make(vector)
+        def held(vector: Float[Array, " D"]) -> Float[Array, "*R E"]:
+            env, policy = shown(WeightsEnv(servers, jobs, proxy)), rule.make(vector)
             ended = trials(env, policy, once, key, None, lambda *_: None, lambda ended: ended.states.record.response)[1]
             return cost(ended[0].T)
 
         return jax.vmap(held)(vectors)
     env = FleetEnv(servers, jobs, view, "admission" if known_at_dispatch(tasks) else "elapsed")
 
-    def one(vector: Float[Array, " D"]) -> Float[Array, " E"]:
+    def one(vector: Float[Array, " D"]) -> Float[Array, "*R E"]:
         ended, record = rollout(env, rule.make(vector), tasks, key, jobs, lambda state, *_: state.record)
         return cost(responses(record, ended.states))
 

@@ -170,7 +170,7 @@ class WeightsEnv:
             raise ValueError("WeightsEnv: other balancers' jobs are not simulated behind a queue in the proxy")
         start, no_time = schedules.instant(0.0), jnp.zeros((self.servers,))
         job = workloads.draw_job(task.workload, key, jnp.int32(0), start)
-        slots = sharing.empty(self._servers(task), self.jobs, job.prompt is not None)
+        slots = sharing.empty(self.servers_of(task), self.jobs, job.prompt is not None)
         nothing, none = jnp.zeros((self.jobs,)), jnp.int32(0)
         comes, nowhere = schedules.later(start, job.gap), nothing.astype(jnp.int32)
         waiting = Waiting(none, none, job, comes, nothing, nowhere, no_time + jnp.inf)
@@ -185,7 +185,7 @@ class WeightsEnv:
         """Hold the weights that `action` says for one interval or, if the last job comes in it, until all work ends."""
         weights = self._weights(state.told[0].servers[:, _RULE], action)
         end = schedules.later(state.clock, jnp.float32(self.proxy.hold))
-        before, how = state.waiting.came, self._servers(task)
+        before, how = state.waiting.came, self.servers_of(task)
         idle_first = jnp.asarray(self.proxy.idle_first)
         sure = (how, self._caps(how), task, weights, idle_first, end, state.stream)
         one = jax.tree.map(lambda leaf: leaf[None], (sure, _Interval.begin(state)))
@@ -208,8 +208,8 @@ class WeightsEnv:
             return weights_of(action)
         return weights_of(action_of(most ** jnp.clip(action, -1.0, 1.0) * LEAST ** ((1 - rule) / 2)))
 
-    def _servers(self, task: Task) -> Sharing:
-        """How they serve; without the slots that no cap lets be taken."""
+    def servers_of(self, task: Task) -> Sharing:
+        """How the servers of a task serve; without the slots that no cap lets be taken."""
         how = sharing.one_by_one(task.mask) if task.sharing is None else task.sharing
         return how._replace(slot=how.slot[:, : max(self.proxy.caps, default=None)])
 
