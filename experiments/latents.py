@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from probes import numbers, purity, record, silhouette, standardised
 from study import Study, agent, study
 
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
 from reverie.evaluate.examination import Exam
+from reverie.evaluate.probes import numbers, purity, record, silhouette, standardised
 from reverie.evaluate.statistics import over_seeds
 from reverie.models.latent import LatentState
 from reverie.models.rssm import RSSMConfig

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from probes import Wiped, decode, numbers, record
 from standard import dreamers
 from study import UNTRAINED, ExamOptions, Study, agent, study, untrained
 
@@ -26,6 +25,7 @@ from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
 from reverie.evaluate import statistics
 from reverie.evaluate.examination import Exam, Setting, hold
+from reverie.evaluate.probes import Wiped, decode, numbers, record
 from reverie.evaluate.statistics import over_seeds, verdict
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH

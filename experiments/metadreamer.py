@@ -20,9 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from disentanglement import dci, mig, sap, scatter
 from jaxtyping import Array, Float, Int, Key
-from likely import LikelyDelay
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 from study import Study, study
@@ -32,9 +30,11 @@ from reverie.agents.pearl import PEARLPolicy
 from reverie.agents.rsac import RSACConfig
 from reverie.envs.core import TimeStep
 from reverie.evaluate.contexts import codes_of, foretold, midpoints
+from reverie.evaluate.disentanglement import dci, mig, sap, scatter
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
+from reverie.policies.likely import LikelyDelay
 from reverie.report.imagined_page import codes_of_tasks, world_and_model
 from reverie.report.output import say
 from reverie.runs import loop

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from matplotlib.figure import Figure
 from memory import EPISODES, logs, of_trials, wiped
-from probes import Swapped
 from study import ExamOptions, Study, agent, study
 from tuned import Tuned
 
@@ -24,6 +23,7 @@ from reverie.envs.core import TaskFamily
 from reverie.envs.fleet.families import unlike
 from reverie.evaluate import statistics
 from reverie.evaluate.examination import Exam, hold
+from reverie.evaluate.probes import Swapped
 from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
 from reverie.report.style import INK, looks, setting

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-MEASURES = ["clusters", "disentanglement", "forgetting", "likely", "probes"]
+MEASURES = ["clusters", "forgetting"]
 """Of the experiments: what has tests of its own."""
 install_import_hook(["reverie", *MEASURES], "beartype.beartype")
 
@@ -62,6 +62,7 @@ def _compiled_once() -> None:
 
 
 MOST_MAPS = 15_000
+"""Of a worker that goes on with the programs that it has; a file of tests loads far fewer than are left then."""
 
 
 @pytest.fixture(scope="module", autouse=True)

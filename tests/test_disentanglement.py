@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from disentanglement import dci, mig, sap, scatter
+
+from reverie.evaluate.disentanglement import dci, mig, sap, scatter
 
 FACTORS = np.random.default_rng(0).uniform(-1, 1, (2000, 3))
 NOISE = np.random.default_rng(1).normal(size=(2000, 3))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from likely import LikelyDelay
 
 from reverie.envs import merging
 from reverie.envs.core import batch_reset
@@ -14,6 +13,7 @@ from reverie.envs.games import GAMES
 from reverie.envs.merging import Merging, Road, drive, seen, unseen
 from reverie.envs.point_robot import PointRobot
 from reverie.evaluate.returns import returns
+from reverie.policies.likely import LikelyDelay
 from reverie.policies.rollout import rollout
 
 KEY = jax.random.key(0)

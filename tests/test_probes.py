@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import Swapped, Wiped, decode, numbers, purity, record, silhouette, standardised
 
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, fleet_task
 from reverie.evaluate.capacity import changes
+from reverie.evaluate.probes import Swapped, Wiped, decode, numbers, purity, record, silhouette, standardised
 from reverie.evaluate.trials import Contestant, play
 
 CHANGE = 40.0

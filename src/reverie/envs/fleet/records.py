@@ -246,11 +246,8 @@ class Records:
                     f"{self.path}: the unit of {name} cannot be seen from numbers such as {shorten(sample)}; "
                     "say it with --unit s, ms, us or ns"
                 )
-            said, per_second, expected = (
-                UNIT_NAMES[unit],
-                PER_SECOND[unit],
-                f"a finite number, at most {_LATEST_NS:.2g}",
-            )
+            said, per_second = UNIT_NAMES[unit], PER_SECOND[unit]
+            expected = f"a finite number, at most {_LATEST_NS:.2g}"
             if since_1970 == unit:
                 low, high = _YEARS[0] * per_second, _YEARS[1] * per_second
                 ticks = [tick if tick is not None and low <= tick < high else None for tick in ticks]
