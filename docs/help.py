@@ -1,4 +1,4 @@
-"""Write src/reverie/help/COMMAND.txt, what `reverie COMMAND --help` prints: `python docs/help.py`.
+"""Write src/reverie/help/, what `reverie COMMAND --help` prints: `python docs/help.py`.
 
 To make these texts imports JAX, which takes seconds; to print them takes none. A test holds them to what this program
 would write.
@@ -6,25 +6,30 @@ would write.
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 
-from reverie.cli import COMMANDS, HELP
+from reverie.cli import COMMANDS, help_page
+
+PARTS = (("trace", "inspect"), *(("serve", part) for part in ("init", "explain", "rearm", "race")))
+AGENTS = tuple(("train", "--agent", agent) for agent in ("a2c", "ppo", "sac"))
+"""Other agents than Dreamer that learn fleets: their options differ."""
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """Each command with its help, as wide as the terminal."""
-    for name in COMMANDS:
+def texts() -> Iterator[tuple[Sequence[str], str]]:
+    """What stands before `--help`, and what it prints then, as wide as the terminal."""
+    for words in (*((name,) for name in COMMANDS), *PARTS, *AGENTS):
+        name, *rest = words
         printed = io.StringIO()
         try:
             with redirect_stdout(printed):
-                import_module(f"reverie.commands.{name}").main(["--help"])
+                import_module(f"reverie.commands.{name}").main([*rest, "--help"])
         except SystemExit:
-            yield name, "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
+            yield words, "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
 
 
 if __name__ == "__main__":
     os.environ["COLUMNS"] = "80"
-    for name, text in texts():
-        (HELP / f"{name}.txt").write_text(text, encoding="utf-8")
+    for words, text in texts():
+        help_page(words).write_text(text, encoding="utf-8")

@@ -381,13 +381,14 @@ def test_masks_are_given_the_usual_ways():
     assert infos["action_mask"].tolist() == envs.action_masks().tolist() == [[1, 1, 1, 0, 0]] * 2
 
 
-def test_a_process_that_was_forked_says_so_instead_of_waiting_for_ever():
+@pytest.mark.parametrize("before", ["make().reset(seed=0)", "import jax; jax.numpy.ones(2)"])
+def test_a_process_that_was_forked_says_so_instead_of_waiting_for_ever(before):
     """In a process of its own: forking this one would not be safe."""
-    script = """
+    script = f"""
 import warnings; warnings.simplefilter("ignore")
 import gymnasium, reverie.envs.gymnasium
 make = lambda: gymnasium.make("reverie/Fleet-v0", family="easy", jobs=2, disable_env_checker=True)
-make().reset(seed=0)
+{before}
 envs = gymnasium.vector.AsyncVectorEnv([make], context="fork", shared_memory=False)
 try:
     envs.reset(seed=0)

@@ -32,14 +32,15 @@ COMMANDS = {
     "compare": "rank rules and trained agents on the same jobs, with paired statistics",
     "export": "write the policy of a run into one file that decides without trainer, replay or JAX",
     "report": "write the page of a run: learning curves, verdict, distributions, pictures",
-    "serve": "set the weights of a real balancer (HAProxy), in shadow first, within guards",
+    "serve": "set the weights of a real balancer (HAProxy, Envoy), in shadow first, within guards",
     "trace": "`reverie trace inspect FILE`: count, rate, burstiness and sizes of a recorded trace",
     "completion": "what bash and zsh need to complete commands and options",
     "doctor": "what this machine can do, and whether everything is in order",
 }
 
 HELP = Path(__file__).parent / "help"
-"""What `--help` of each command prints, written by docs/help.py: parsers that know all options import JAX."""
+"""What `--help` prints after the commands, and the first words of some, that docs/help.py names; it writes these texts,
+as parsers that know all options import JAX."""
 
 EXAMPLES = (
     "reverie verdict",
@@ -81,8 +82,8 @@ def _answer(words: list[str]) -> int:
         case ["--version", *_]:
             print(f"reverie {reverie.__version__}")
             return 0
-        case [name, "-h" | "--help"] if name in COMMANDS:
-            print((HELP / f"{name}.txt").read_text(encoding="utf-8"), end="")
+        case [*before, "-h" | "--help"] if (page := help_page(before)).is_file():
+            print(page.read_text(encoding="utf-8"), end="")
             return 0
         case []:
             print(_help(), file=sys.stderr)
@@ -118,6 +119,11 @@ def _answer(words: list[str]) -> int:
             print(f"reverie {name}: {_sentence(error)}", file=sys.stderr)
         return _ERROR
     return 0
+
+
+def help_page(words: Sequence[str]) -> Path:
+    """Where the help stands that follows these words, if it is one of those that are stored."""
+    return HELP / f"{'_'.join(words)}.txt"
 
 
 def _help() -> str:

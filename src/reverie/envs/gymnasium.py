@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from jax._src import xla_bridge  # nothing public tells whether JAX works already
 from jaxtyping import Array, Key, UInt8
 
 from reverie.envs.core import (
@@ -399,19 +400,25 @@ def _register() -> None:
 _register()
 
 
-_processes: set[int] = set()
-"""In which worlds have been opened; a process that was forked from one of them finds it here."""
+_working: set[int] = set()
+"""Processes that were forked from after JAX had begun to work in them; their children find this here."""
+
+
+def _before_fork() -> None:
+    if xla_bridge.backends_are_initialized():
+        _working.add(os.getpid())
+
+
+os.register_at_fork(before=_before_fork)
 
 
 def _refuse_forks() -> None:
     """Errors: RuntimeError in a process that was forked after JAX had begun to work, where it waits for ever."""
-    if not _processes:
-        _processes.add(os.getpid())
-    if os.getpid() not in _processes:
+    if _working and os.getpid() not in _working:
         raise RuntimeError(
-            "this process was forked from one in which a world of Reverie had been opened, and JAX would wait for ever "
-            "in it: start processes anew, as by AsyncVectorEnv(..., context='spawn'), or use gymnasium.make_vec, which "
-            "steps all copies in one compiled program"
+            "this process was forked from one in which JAX had begun to work, as it does where a world of Reverie is "
+            "opened, and it would wait for ever here: start processes anew, as by AsyncVectorEnv(..., "
+            "context='spawn'), or use gymnasium.make_vec, which steps all copies in one compiled program"
         )
 
 
