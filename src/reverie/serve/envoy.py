@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +20,9 @@ from urllib.parse import quote
 from reverie.files import read_json, write_text
 from reverie.serve.balancer import Counts
 
-_LOOK = 0.008
+_LOOK = 0.015
 """Seconds between two looks at whether a new file has been taken, which it is after 1 to 13 ms."""
+_IDENTITY = "/config_dump?mask=last_updated"
 
 
 class Envoy:
@@ -31,10 +32,12 @@ class Envoy:
         """Arguments: `path` of the admin socket; `endpoints`, the file; `timeout`, seconds within which an answer must
         come, and a new file be taken."""
         self._path, self._cluster, self._endpoints, self._timeout = path, cluster, endpoints, timeout
+        self._clusters = f"/clusters?format=json&filter=^{quote(re.escape(cluster))}$"
 
     def observe(self) -> Counts:
         at = time.monotonic()
-        process, answer = self.identity(), self._ask()
+        dump, answer = self._get(_IDENTITY, self._clusters)
+        process = _process(dump)
         configured = {name: _configured(each) for name, each in self._servers(self._file()).items()}
         with self._whole():
             hosts = _hosts(answer)
@@ -61,12 +64,7 @@ class Envoy:
         self._set({name: _configured(each) for name, each in self._servers(self._file()).items()})
 
     def identity(self) -> str:
-        """When it read its own configuration, which it does once."""
-        dump = self._get("/config_dump?mask=last_updated")
-        try:
-            return dump["configs"][0]["last_updated"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"Envoy does not say since when it runs ({error!r})") from error
+        return _process(*self._get(_IDENTITY))
 
     def _set(self, weights: Mapping[str, int]) -> None:
         """Write them, and wait until Envoy has them."""
@@ -79,7 +77,7 @@ class Envoy:
         write_text(self._endpoints, json.dumps(file, indent=1))
         while True:
             time.sleep(_LOOK)
-            answer = self._ask()  # of the process of now: it may have changed since the last look
+            (answer,) = self._get(self._clusters)  # of the process of now: it may have changed since the last look
             with self._whole():
                 hosts = _hosts(answer)
                 if all(hosts.get(name, {}).get("weight") == weight for name, weight in weights.items()):
@@ -87,27 +85,21 @@ class Envoy:
             if time.monotonic() > end:
                 raise TimeoutError(f"Envoy did not take {self._endpoints} within {self._timeout} s")
 
-    def _ask(self) -> Any:
-        """What it knows of the servers."""
-        return self._get(f"/clusters?format=json&filter=^{quote(re.escape(self._cluster))}$")
-
-    def _get(self, what: str) -> Any:
-        """An answer of the admin socket, over a connection of its own: an open one may end with the process.
+    def _get(self, *what: str) -> list[Any]:
+        """Answers of the admin socket, over a connection of their own: an open one may end with the process.
 
         Errors: OSError where there is none, ValueError where it is no answer.
         """
-        connection = http.client.HTTPConnection("localhost", timeout=self._timeout)
         try:
-            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.sock.settimeout(self._timeout)
-            connection.sock.connect(str(self._path))
-            connection.request("GET", what)
-            answer = connection.getresponse()
-            text = answer.read()
+            with closing(_Connection(self._path, self._timeout)) as connection:
+                return [self._answer(connection, each) for each in what]
         except http.client.HTTPException as error:
             raise ConnectionError(f"{self._path}: {error!r}") from error
-        finally:
-            connection.close()
+
+    def _answer(self, connection: http.client.HTTPConnection, what: str) -> Any:
+        connection.request("GET", what)
+        answer = connection.getresponse()
+        text = answer.read()
         if answer.status != 200:
             raise ValueError(f"{self._path}: Envoy answers {answer.status} to {what}")
         return json.loads(text)
@@ -138,6 +130,19 @@ class Envoy:
             raise ValueError(f"{self._endpoints} is no file of endpoints of one cluster ({error!r})") from error
 
 
+class _Connection(http.client.HTTPConnection):
+    """To a socket of this machine; where Envoy hangs up after an answer it is opened anew."""
+
+    def __init__(self, path: Path, timeout: float):
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
 def request_times(line: bytes, failure: float) -> list[float]:
     """Seconds that requests took, of what Envoy sends as `statsd`: a line for each, and now and then how many failed;
     these count for `failure` seconds each."""
@@ -146,6 +151,14 @@ def request_times(line: bytes, failure: float) -> list[float]:
     if name.endswith(b".downstream_rq_time") and kind == b"ms":
         return [int(value) / 1000]
     return [failure] * int(value) if name.endswith(b".downstream_rq_5xx") else []
+
+
+def _process(dump: Any) -> str:
+    """When it read its own configuration, which it does once."""
+    try:
+        return dump["configs"][0]["last_updated"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"Envoy does not say since when it runs ({error!r})") from error
 
 
 def _configured(server: Mapping[str, Any]) -> int:

@@ -134,6 +134,6 @@ def guard(
         allowed = of(before, now)
         if allowed is None:
             return None, (*fired, name)
-        if (np.abs(scaled(allowed) - scaled(before)) > 1e-9 * LARGEST).any():
+        if allowed is not before and (np.abs(scaled(allowed) - scaled(before)) > 1e-9 * LARGEST).any():
             fired.append(name)
     return allowed, tuple(fired)

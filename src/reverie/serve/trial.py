@@ -8,6 +8,7 @@ do, as order is drawn: a test by signs. It may be looked at after each block, fo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -43,8 +44,14 @@ def slice_at(elapsed: float, trial: Trial, mode: Mode, seed: int) -> Slice:
     slices = 2 if mode == "canary" else trial.active
     number, within = divmod(max(elapsed, 0.0), trial.slice)
     block, position = divmod(int(number), slices)
-    control = np.random.default_rng((seed, block)).integers(slices)
-    return Slice(block, "control" if position == control else "policy", within >= trial.settle)
+    arm = "control" if position == _control(slices, seed, block) else "policy"
+    return Slice(block, arm, within >= trial.settle)
+
+
+@lru_cache(maxsize=1)  # asked at each decision of a block
+def _control(slices: int, seed: int, block: int) -> int:
+    """The position of the slice of the configured weights in a block."""
+    return int(np.random.default_rng((seed, block)).integers(slices))
 
 
 def judge(score: Score, control: Sequence[float], policy: Sequence[float], trial: Trial) -> Score:
