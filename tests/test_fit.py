@@ -13,7 +13,7 @@ import pytest
 from reverie import cli
 from reverie.commands.fit import parse
 from reverie.envs.fleet.fitting import Fit, Interval, Server, fit, works
-from reverie.envs.fleet.formats.reading import Reading, read_requests
+from reverie.envs.fleet.formats.reading import Reading, read_requests, read_trace
 from reverie.envs.fleet.own import read_fleet
 from reverie.envs.fleet.records import TraceError
 from reverie.envs.fleet.traces import Failed, Requests
@@ -326,7 +326,7 @@ BARE = '10.0.0.9 - - [10/May/2024:00:00:00 +0000] "GET /a HTTP/1.1" 200 10 "-" "
         ('10.0.0.9 - - [10/May/2024:00:00:00 +0000] "GET /a HTTP/1.1" 200 10', "without request times"),
         (
             "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,1,2",
-            "Azure.*tells nothing of a fleet; .*As a trace",
+            "Azure.*tells nothing of a fleet; .*Or say your servers: reverie fit FILE --fleet",
         ),
         ("Timestamp,Request tokens,Response tokens\n3,1,2", "BurstGPT, does not say which server"),
         (envoy(START, 84, "a"), "requests that say where they went: 1, too few; expected 30 at least"),
@@ -400,6 +400,24 @@ def test_the_command_writes_what_other_commands_take(tmp_path, monkeypatch, caps
     assert served.server[0].weight == 256 > served.server[1].weight > served.server[2].weight
     assert cli.main(["serve", "init", "ours/serve.toml", "--out", "deployment"]) == 1
     assert "server web-1 has no address" in capsys.readouterr().err
+
+
+def test_requests_that_say_no_server_are_found_with_the_load_that_they_are_for_a_known_fleet(tmp_path, capsys):
+    """900 requests of 1 to 3 work units, one each half second, on servers that do 5 work units a second: 4 / 5."""
+    rows = (f"{i / 2},{1 + i % 3}\n" for i in range(900))
+    (tmp_path / "jobs.csv").write_text("".join(["arrival,size\n", *rows]))
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text("[[server]]\nspeed = 3\n[[server]]\nspeed = 2\n")
+    words = ["fit", f"{tmp_path / 'jobs.csv'}", "--fleet", f"{fleet}", "--unit", "s", "--out", f"{tmp_path / 'ours'}"]
+    assert cli.main([*words, "--output", "json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["load"] == pytest.approx(0.8, rel=0.01)
+    assert read_trace(tmp_path / "ours" / "requests.csv").work.mean() == pytest.approx(2.0)
+    assert f"--fleet {fleet} --trace {tmp_path / 'ours' / 'requests.csv'}" in said["next"]["tune"]
+    assert cli.main(words) == 0
+    assert "0.8" in re.search(r"load of .*", capsys.readouterr().out).group()
+    assert cli.main(["fit", words[1], *words[1:]]) == 1
+    assert "--fleet" in capsys.readouterr().err
 
 
 def test_logs_and_options_are_read_from_the_command_line():

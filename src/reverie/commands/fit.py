@@ -14,7 +14,9 @@ from rich.table import Table
 from reverie.commands.trace import summary_facts
 from reverie.envs.fleet.families import trace_unit
 from reverie.envs.fleet.fitting import FEWEST, Fit, Interval, Server, fit
-from reverie.envs.fleet.formats.reading import Reading, read_requests
+from reverie.envs.fleet.formats.reading import Reading, read_requests, read_trace
+from reverie.envs.fleet.load import offered_load
+from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.traces import Requests, Trace, describe
 from reverie.files import write_text
 from reverie.report.output import Output, print_facts, print_json, print_table, say
@@ -38,13 +40,18 @@ class FitLog:
     Example: reverie fit /var/log/haproxy.log --out ours
 
     Example: reverie fit requests.csv --columns arrival=time,size=seconds,server=host --unit s
+
+    Example: reverie fit BurstGPT.csv --fleet fleet.toml
     """
 
     logs: tyro.conf.Positional[tuple[Path, ...]]
     """Logs of HAProxy (httplog), nginx (with $upstream_addr, $upstream_response_time and $msec) or Envoy; more than one
     are read as parts of one."""
+    fleet: Path | None = None
+    """Your servers (docs/your-fleet.md), for what does not say who served a request, such as published traces: requests
+    alone are found then, and the load that they are for these servers."""
     out: Path = Path("fit")
-    """The folder for fleet.toml, requests.csv and serve.toml."""
+    """The folder for fleet.toml, requests.csv and serve.toml; with --fleet for requests.csv alone."""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
     """How logs are read."""
     output: Output = "table"
@@ -59,26 +66,48 @@ def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     if not asked.logs:
         raise ValueError("say which log: reverie fit FILE")
+    if asked.fleet is not None:
+        _fit_requests(asked, asked.fleet)
+        return
     requests = read_requests(asked.logs, asked.reading)
     say(f"reverie fit: {len(requests.server):,} requests at {len(requests.servers)} servers")
     fitted, how = fit(requests), placed(requests)
     trace = Trace(requests.name, requests.arrival, fitted.work, {}, requests.provenance)
     judged, checks = alike(requests, fitted), _checked(requests, fitted, how)
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_text(asked.out / "fleet.toml", _fleet_toml(fitted.servers))
+    write_text(fleet := asked.out / "fleet.toml", _fleet_toml(fitted.servers))
     write_text(asked.out / "requests.csv", _trace_csv(trace))
     write_text(asked.out / "serve.toml", _serve_toml(fitted.servers))
     if asked.output == "json":
-        print_json(_described(trace, fitted, how, judged, checks, dict(_next(asked.out, trace))))
+        print_json(_described(trace, fitted, how, judged, checks, dict(_next(asked.out, fleet, trace))))
         return
     print_facts(requests.name, [*trace.provenance, ("placed", _PLACED[how]), *summary_facts(describe(trace))])
     print_table(_servers_table(fitted.servers, judged))
-    print_facts("Sizes as a law (KS distance)", [(law.text, f"{law.distance:.3f}") for law in laws(fitted.work)])
+    print_facts(_LAWS, _laws(fitted.work))
     for title, rows in checks.items():
         print_table(_predictions_table(title, rows))
-    print_facts(f"Written: {asked.out}", _next(asked.out, trace))
+    print_facts(f"Written: {asked.out}", _next(asked.out, fleet, trace))
     for line in _warnings(fitted.servers, judged):
         say(f"reverie fit: {line}")
+
+
+def _fit_requests(asked: FitLog, fleet: Path) -> None:
+    """What can be said of requests alone, and the load that they are for servers that are known otherwise."""
+    if len(asked.logs) > 1:
+        raise ValueError(f"--fleet {fleet} goes with one recording; {len(asked.logs)} files were given")
+    trace = read_trace(asked.logs[0], reading=asked.reading)
+    load = offered_load(Own(fleet=fleet).play(trace, "recorded", len(trace.work))(np.random.default_rng(0)))
+    asked.out.mkdir(parents=True, exist_ok=True)
+    write_text(asked.out / "requests.csv", _trace_csv(trace))
+    written = _next(asked.out, fleet, trace)[:2]
+    if asked.output == "json":
+        workload, sizes = describe(trace).__dict__, [law._asdict() for law in laws(trace.work)]
+        told = {"log": trace.name, "provenance": dict(trace.provenance), "workload": workload, "sizes": sizes}
+        print_json(told | {"load": load, "next": dict(written)})
+        return
+    print_facts(trace.name, [*trace.provenance, *summary_facts(describe(trace)), (f"load of {fleet}", f"{load:.3g}")])
+    print_facts(_LAWS, _laws(trace.work))
+    print_facts(f"Written: {asked.out}", written)
 
 
 def _checked(requests: Requests, fitted: Fit, how: Placed) -> dict[str, list[Predicted]]:
@@ -96,6 +125,13 @@ def _checked(requests: Requests, fitted: Fit, how: Placed) -> dict[str, list[Pre
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------
+
+
+_LAWS = "Sizes as a law (KS distance)"
+
+
+def _laws(work: np.ndarray) -> list[tuple[str, str]]:
+    return [(law.text, f"{law.distance:.3f}") for law in laws(work)]
 
 
 def _servers_table(servers: Sequence[Server], judged: Sequence[Alike]) -> Table:
@@ -164,10 +200,10 @@ def _warnings(servers: Sequence[Server], judged: Sequence[Alike]) -> list[str]:
     return lines
 
 
-def _next(out: Path, trace: Trace) -> list[tuple[str, str]]:
+def _next(out: Path, fleet: Path, trace: Trace) -> list[tuple[str, str]]:
     """The commands that come next; weights are held for a tenth of a second, as `serve` does, which begins in the mode
     of its file, shadow."""
-    where = ["--fleet", f"{out / 'fleet.toml'}", "--trace", f"{out / 'requests.csv'}", "--load", "recorded"]
+    where = ["--fleet", f"{fleet}", "--trace", f"{out / 'requests.csv'}", "--load", "recorded"]
     where += ["--jobs", f"{max(len(trace.work) // 10, 1)}"] if len(trace.work) < 10_000 else []
     where += ["--idle-first", "--hold", f"{trace_unit(trace) / 10:.4g}"]
     tuned = f"{out / 'tuned.safetensors'}"
