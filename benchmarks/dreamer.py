@@ -1,20 +1,28 @@
 """How long one Dreamer update takes, and how far from the floor that is.
 
-    python benchmarks/dreamer.py [--updates 10]
+    python benchmarks/dreamer.py [--updates 10] [--official PATH]
 
 The floor is the arithmetic of the update's matrix products (two operations per weight and row, three times that where
 gradients flow) over the rate of a large matrix product measured in the same run. The setting is that of DreamerV3's
 public code for vectors: size1m, 16 sequences of 64 steps, 4 numbers in, 2 actions, dreams of 15 steps. As in training,
-one program makes several updates. That code takes 0.70 to 0.82 CPU-seconds for one (measured elsewhere, on two cores of
-an AMD EPYC; `docs/speed.md`).
+one program makes several updates.
 
-Needs nothing but Reverie itself; the numbers of others in docs/speed.md were measured apart.
+With `--official` that code itself runs in turn with the first variant here, in one process and one update a call, and
+nothing else is measured. PATH is a checkout of danijar/dreamerv3 at e3f0224, which reads these packages:
+
+    python -m uv run --with ninjax,elements,chex,einops,portal,cloudpickle,ruamel.yaml \\
+        taskset -c 0 python benchmarks/dreamer.py --official PATH
+
+Without it, nothing but Reverie is needed.
 """
 
 import argparse
 import resource
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from reverie.runtime import configure, release_memory
 
@@ -101,6 +109,60 @@ def batch_for(agent: Dreamer, key) -> Batch:
     return Batch(sequence, none, model.compress(model.initial(B)), jnp.zeros((B, agent.config.memory)))
 
 
+def beside_official(path: Path, precisions: list[str], updates: int) -> None:
+    """Print what an update takes here and there, called in turn."""
+    agent = Dreamer(next(iter(VARIANTS.values())), {"vector": ArraySpec((4,))}, Discrete(2))
+    learner, batch = agent.init(jax.random.key(0)), batch_for(agent, jax.random.key(1))
+    update = jax.jit(agent.learn).lower(learner, batch, jax.random.key(2)).compile()
+    calls = {"ours, float32": lambda i: update(learner, batch, jax.random.key(i))}
+    calls |= {f"official, {precision}": official(path, precision) for precision in precisions}
+    spent = np.array([[cpu_seconds(call, i) for call in calls.values()] for i in range(1 + updates)][1:])
+    print(f"{'one update a call':38} {'CPU-s':>7} {'min':>7} {'x ours':>7}")
+    for name, times in zip(calls, spent.T, strict=True):
+        ratio = np.median(times / spent[:, 0])
+        print(f"{name:38} {np.median(times):7.3f} {min(times):7.3f} {ratio:7.2f}")
+
+
+def official(path: Path, precision: str) -> Callable[[int], object]:
+    """The official code's own `Agent.train` on a batch like ours, after a row of context: the weights it is called with
+    stay the same."""
+    sys.path.insert(0, str(path))
+    import elements
+    import ninjax
+    import ruamel.yaml
+    from dreamerv3.agent import Agent
+    from embodied.jax import nets
+
+    nets.COMPUTE_DTYPE = getattr(jnp, precision)
+    texts = ruamel.yaml.YAML(typ="safe").load((path / "dreamerv3" / "configs.yaml").read_text())
+    config = elements.Config(texts["defaults"]).update(texts["size1m"])
+    config = elements.Config(**config.agent, replay_context=1)
+    seen = {"vector": elements.Space(np.float32, (4,)), "reward": elements.Space(np.float32)}
+    seen |= {name: elements.Space(bool) for name in ("is_first", "is_last", "is_terminal")}
+    agent = object.__new__(Agent)  # the algorithm, without what puts it on devices
+    agent.__init__(seen, {"action": elements.Space(np.int32, (), 0, 2)}, config)
+    rng, rows = np.random.default_rng(0), (B, 1 + T)
+    no = jnp.zeros(rows, bool)
+    data = {
+        "vector": jnp.asarray(rng.normal(size=(*rows, 4)), jnp.float32),
+        "reward": jnp.asarray(rng.normal(size=rows), jnp.float32),
+        "action": jnp.asarray(rng.integers(0, 2, rows), jnp.int32),
+        "is_first": no.at[:, 31].set(True),
+        "is_last": no,
+        "is_terminal": no,
+        "consec": jnp.zeros(rows, jnp.int32),
+        "stepid": jnp.zeros((*rows, 20), jnp.uint8),
+        "dyn/deter": jnp.zeros((*rows, config.dyn.rssm.deter)),
+        "dyn/stoch": jnp.zeros((*rows, config.dyn.rssm.stoch, config.dyn.rssm.classes)),
+    }
+    train = ninjax.pure(agent.train)
+    seed = jnp.zeros(2, jnp.uint32)
+    carry = ninjax.pure(agent.init_train)({}, B, seed=seed)[1]
+    state = jax.jit(lambda: train({}, carry, data, seed=seed, create=True, modify=True, ignore=True)[0])()
+    program = jax.jit(lambda state, data, seed: train(state, carry, data, seed=seed)).lower(state, data, seed).compile()
+    return lambda i: program(state, data, jnp.array([0, i], jnp.uint32))
+
+
 def gemm_rate() -> float:
     """Floating-point operations per CPU-second of a large float32 matrix product."""
     x = jnp.ones((2048, 2048))
@@ -118,7 +180,15 @@ def cpu_seconds(program, *arguments) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10, help="counted updates of each variant, in calls of 5")
+    parser.add_argument(
+        "--official", type=Path, metavar="PATH", help="checkout of the official code to run beside ours"
+    )
+    parser.add_argument(
+        "--precision", nargs="+", default=["float32"], help="of the official code, whose default on GPUs is bfloat16"
+    )
     arguments = parser.parse_args()
+    if arguments.official is not None:
+        return beside_official(arguments.official, arguments.precision, arguments.updates)
     programs = {}
     for name, config in VARIANTS.items():
         agent = Dreamer(replace(config), {"vector": ArraySpec((4,))}, Discrete(2))
