@@ -128,6 +128,13 @@ class RMSNorm(eqx.Module):
         return rms_norm(x, self.scale)
 
 
+@jax.checkpoint
+def normed_silu(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    """SiLU of `rms_norm`. Its gradient computes both once more, so that `x` is all that waits for it: on CPU, holding
+    what stands between takes longer than computing it."""
+    return jax.nn.silu(rms_norm(x, scale))
+
+
 class Dense(eqx.Module):
     """A hidden layer: linear, norm, SiLU."""
 
@@ -139,7 +146,7 @@ class Dense(eqx.Module):
         self.norm = RMSNorm(units)
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B U"]:
-        return jax.nn.silu(self.norm(self.linear(x)))
+        return normed_silu(self.linear(x), self.norm.scale)
 
 
 class MLP(eqx.Module):
