@@ -184,7 +184,8 @@ def test_losses_follow_the_equations(example):
     goes_on = (1 - np.asarray(sequence.is_terminal)) * (1 - 1 / 333)
     p = expit(logit[..., 0])
     bins = dense(model.rew.mlp.layers[0], x) @ np.asarray(model.rew.output.weight) + np.asarray(model.rew.output.bias)
-    weights = np.asarray(TwoHot.weights(sequence.reward, 255))
+    lower, share = (np.asarray(x) for x in TwoHot.between(sequence.reward, 255))
+    weights = (1 - share)[..., None] * np.eye(255)[lower] + share[..., None] * np.eye(255)[lower + 1]
     expected = {
         "model/kl": kl.mean(),
         "model/dyn": np.maximum(1, kl).mean(),

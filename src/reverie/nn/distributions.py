@@ -135,8 +135,7 @@ class TwoHot(eqx.Module):
         outermost bins lets equal tails cancel before they meet bins of 1e8 and leave their rounding behind. The paper
         adds mirrored bins in pairs to that end, which takes three times as long on CPU.
         """
-        logits = self.logits.astype(jnp.float32)
-        probs = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))  # up to their sum
+        probs, _ = self.relative()
         tail = jax.lax.stop_gradient(jnp.minimum(probs[..., :1], probs[..., -1:]))
         return ((probs - tail) * self.bins(probs.shape[-1])).sum(-1) / probs.sum(-1)
 
@@ -145,18 +144,27 @@ class TwoHot(eqx.Module):
 
     def loss(self, target: Float[Array, "*B"]) -> Float[Array, "*B"]:
         """Cross-entropy to the two-hot `target`; a target beyond the outermost bin counts as that bin."""
+        probs, peak = self.relative()
+        lower, share = self.between(target, probs.shape[-1])
+        below, above = (jnp.take_along_axis(self.logits, i[..., None], -1)[..., 0] for i in (lower, lower + 1))
+        said = (1 - share) * below.astype(jnp.float32) + share * above.astype(jnp.float32)
+        return jnp.log(probs.sum(-1)) + peak - said
+
+    def relative(self) -> tuple[Float[Array, "*B K"], Float[Array, "*B"]]:
+        """The probabilities over the largest of them, and the logit of that."""
         logits = self.logits.astype(jnp.float32)
-        return -(self.weights(target, logits.shape[-1]) * jax.nn.log_softmax(logits)).sum(-1)
+        peak = jax.lax.stop_gradient(logits.max(-1))
+        return jnp.exp(logits - peak[..., None]), peak
 
     @classmethod
-    def weights(cls, target: Float[Array, "*B"], count: int) -> Float[Array, "*B K"]:
-        """The two-hot vector of `target`: a bin weighs 1 at its own value, falling linearly to 0 at its neighbours'."""
-        bins = cls.bins(count)
-        lower = np.append(2 * bins[0], bins[:-1])  # no target lies beyond the outermost bins, so that what is put
-        upper = np.append(bins[1:], 2 * bins[-1])  # outside them only has to be farther out
-        target = jnp.clip(target.astype(jnp.float32), bins[0], bins[-1])[..., None]
-        rising, falling = (target - lower) / (bins - lower), (upper - target) / (upper - bins)
-        return jnp.maximum(0, jnp.minimum(rising, falling))
+    def between(cls, target: Float[Array, "*B"], count: int) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
+        """Which bin is the last at or below `target`, and the next one's share of the two-hot vector, which falls
+        linearly with the distance. The rest is the former's: to read these two entries is cheaper than a product with
+        the vector."""
+        bins = jnp.asarray(cls.bins(count))
+        target = jnp.clip(target.astype(jnp.float32), bins[0], bins[-1])
+        lower = jnp.clip(jnp.searchsorted(bins, target, side="right") - 1, 0, count - 2)
+        return lower, (target - bins[lower]) / (bins[lower + 1] - bins[lower])
 
 
 class BoundedNormal(eqx.Module):
