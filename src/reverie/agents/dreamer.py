@@ -146,7 +146,9 @@ class Dreams(NamedTuple):
     """Imagined experience, time first. Rewards and continues belong to arriving in a state, actions to leaving it."""
 
     features: Features
-    """[H + 1, n, ...]"""
+    """[H, n, ...] of the states that actions leave."""
+    end: Features
+    """[n, ...] of the state that a dream ends in."""
     action: Array
     """[H, n, ...] as the environment takes it."""
     encoded: Float[Array, "H n A"]
@@ -266,12 +268,14 @@ class Dreamer:
         start, start_memory = model.starts(before, states, family), memories.reshape(b * t, -1)[family]
         dreams = stop_gradient(dream(networks, start, start_memory, c.dream_length, c.siblings, dream_key))
         # Memory is learned through the dream and, from its start, through the replayed past.
-        arrived = jax.tree.map(lambda x: x[1:], dreams.features)
+        arrived = jax.tree.map(lambda x, end: jnp.append(x[1:], end[None], 0), dreams.features, dreams.end)
         dreamt = remember_dream(networks.memory, start_memory, arrived, dreams.encoded, dreams.reward[1:])  # [G, n, M]
 
         # Judge the dreams.
-        value = networks.critic(dreams.features, dreamt)  # [H + 1, n]
-        worth = stop_gradient(value.mean())
+        acted = dreams.features, dreamt[:-1]
+        value = networks.critic(*acted)  # [H, n]
+        end = networks.critic(dreams.end, dreamt[-1])
+        worth = stop_gradient(jnp.append(value.mean(), end.mean()[None], 0))  # [H + 1, n]
         returns = lambda_returns(dreams.reward[1:], dreams.continues[1:], worth, c.discount_lambda)  # [H, n]
         weight = jnp.cumprod(dreams.continues, 0)[:-1]  # [H, n] how likely the dream has got so far, discounted
         task = sequence.observation.get("task", sequence.task)  # of a suite, or of the pool
@@ -283,7 +287,6 @@ class Dreamer:
         )
 
         # Act better (REINFORCE), and judge better.
-        acted = but_last(dreams.features), dreamt[:-1]
         policy = networks.actor(*acted)
         gain = returns - worth[:-1]
         if c.siblings > 1:
@@ -293,8 +296,7 @@ class Dreamer:
         entropy = policy.entropy()
         actor_loss = -(weight * (policy.log_prob(dreams.action) * advantage + c.entropy * entropy)).mean()
         slow_worth = learner.slow_critic(*stop_gradient(acted)).mean()
-        now = TwoHot(value.logits[:-1])
-        critic_loss = (weight * (now.loss(returns) + c.slow_weight * now.loss(slow_worth))).mean()
+        critic_loss = (weight * (value.loss(returns) + c.slow_weight * value.loss(slow_worth))).mean()
 
         # Judge reality by the same critic. Where no dream began, the critic's own word stands for the dream's return.
         real = networks.critic(features, memories)  # [B, T]
@@ -378,19 +380,16 @@ def dream(
         action = networks.actor(features, recurrent).sample(action_key)
         encoded = spec.encode(action)
         state = imagine(state, encoded, model_key)
-        features, reward = model.features(state), model.reward(state)
-        told = memory_inputs(features, encoded, reward, jnp.zeros(reward.shape, bool))
+        arrived, reward = model.features(state), model.reward(state)
+        told = memory_inputs(arrived, encoded, reward, jnp.zeros(reward.shape, bool))
         recurrent = remember(networks.memory, recurrent, told)
-        return (state, recurrent, features), (features, encoded, action, reward, model.continues(state))
+        return (state, recurrent, arrived), (features, encoded, action, reward, model.continues(state))
 
-    features = model.features(start)
-    carry = start, recurrent, features
-    _, (later, encoded, action, reward, continues) = jax.lax.scan(step, carry, jax.random.split(key, length))
-    began = features, jnp.zeros_like(reward[0]), model.continues(start)
-    seen, reward, continues = jax.tree.map(
-        lambda x, xs: jnp.concatenate([x[None], xs]), began, (later, reward, continues)
-    )
-    return Dreams(seen, action, encoded, reward, continues)
+    carry = start, recurrent, model.features(start)
+    (_, _, end), (left, encoded, action, reward, continues) = jax.lax.scan(step, carry, jax.random.split(key, length))
+    reward = jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
+    continues = jnp.concatenate([model.continues(start)[None], continues])
+    return Dreams(left, end, action, encoded, reward, continues)
 
 
 def in_families(imagine: Callable[..., ModelState], siblings: int) -> Callable[..., ModelState]:
@@ -467,7 +466,3 @@ def placing(step: Any) -> Any:
 
 def flat(x: Shaped[Array, "B T"]) -> Shaped[Array, " R"]:
     return x.reshape(-1)
-
-
-def but_last(features: Features) -> Features:
-    return jax.tree.map(lambda x: x[:-1], features)
