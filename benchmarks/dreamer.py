@@ -155,12 +155,13 @@ def official(path: Path, precision: str) -> Callable[[int], object]:
         "dyn/deter": jnp.zeros((*rows, config.dyn.rssm.deter)),
         "dyn/stoch": jnp.zeros((*rows, config.dyn.rssm.stoch, config.dyn.rssm.classes)),
     }
-    train = ninjax.pure(agent.train)
-    seed = jnp.zeros(2, jnp.uint32)
+    train, seed = ninjax.pure(agent.train), jnp.zeros(2, jnp.uint32)
     carry = ninjax.pure(agent.init_train)({}, B, seed=seed)[1]
-    state = jax.jit(lambda: train({}, carry, data, seed=seed, create=True, modify=True, ignore=True)[0])()
-    program = jax.jit(lambda state, data, seed: train(state, carry, data, seed=seed)).lower(state, data, seed).compile()
-    return lambda i: program(state, data, jnp.array([0, i], jnp.uint32))
+    begin = jax.jit(lambda *given: train({}, *given, seed=seed, create=True, modify=True, ignore=True)[0])
+    state = begin(carry, data)
+    update = jax.jit(lambda state, carry, data, seed: train(state, carry, data, seed=seed))
+    program = update.lower(state, carry, data, seed).compile()
+    return lambda i: program(state, carry, data, jnp.array([0, i], jnp.uint32))
 
 
 def gemm_rate() -> float:
