@@ -512,9 +512,12 @@ def test_a_run_goes_on_with_more_steps_to_the_numbers_of_an_unbroken_one(capsys)
     train = ["train", "--agent", "a2c", "--quiet"]
     assert cli.main([*train, "--steps", "128", "--out", "short"]) == 0
     resume = ["train", "--resume", "--quiet", "--out", "short"]
-    assert "learning_rate: 0.0007, now 0.5" in fails(capsys, *resume, "--agent.learning-rate", "0.5")
+    said = fails(capsys, *resume, "--agent.learning-rate", "0.5", "--steps", "256")
+    assert "learning_rate: 0.0007, now 0.5" in said
+    assert "steps" not in said  # which may change
+    assert "reverie train --start short --out ANOTHER" in said
     assert "--agent dreamer: the run that is there is of a2c" in fails(capsys, *resume, "--agent", "dreamer")
-    assert cli.main([*resume, "--agent", "a2c", "--steps", "256"]) == 0
+    assert cli.main([*resume, "--agent", "a2c", "--steps", "256", "--save-every", "7"]) == 0
     assert json.loads(Path("short/config.json").read_text())["loop"]["steps"] == 256
     assert cli.main([*train, "--steps", "256", "--out", "whole"]) == 0
     assert newest("short") == newest("whole")
@@ -588,13 +591,22 @@ def test_a_step_size_that_has_fallen_to_nothing_names_another_start(capsys, monk
     )
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_start_without_a_checkpoint_is_said_before_anything_is_compiled(capsys, there):
+    if there:
+        RunFolder.create(Path("before"), TINY["a2c"]["cpu"])
+    said = fails(capsys, "train", "--agent", "a2c", "--start", "before", "--out", "after")
+    assert ("before has no checkpoint yet" if there else "before is not a run") in said
+    assert not Path("after").exists()
+
+
 def test_a_failed_start_leaves_nothing_that_refuses_the_same_command(capsys, monkeypatch):
     train = ["train", "--agent", "a2c", "--quiet", "--steps", "128", "--out", "run"]
     with monkeypatch.context() as patched:
         patched.setattr(loop, "train", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "the disk is full")))
         assert "the disk is full" in fails(capsys, *train)
     assert "seed: 0, now 1" in fails(capsys, *train, "--seed", "1")
-    assert cli.main(train) == 0
+    assert cli.main([*train, "--steps", "64"]) == 0  # nor one that trains for longer, or not so long
     assert "not empty" in fails(capsys, *train)
 
 

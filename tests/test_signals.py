@@ -81,6 +81,21 @@ with signals.heard("test"):
     assert (code, said) == (130, "reverie test: interrupted\n")
 
 
+def test_a_process_that_is_left_says_how_its_work_goes_on_and_by_which_signal_it_ended():
+    """As while a program is compiled: the main thread runs no handler."""
+    code, said = ended(
+        """
+import ctypes
+signals.GRACE = 1.0
+with signals.heard("test"), signals.told(". Go on with: this"), signals.noted():
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    signal.siginterrupt(signal.SIGTERM, False)
+    ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+"""
+    )
+    assert (code, said) == (128 + signal.SIGTERM, "reverie test: interrupted. Go on with: this\n")
+
+
 def test_what_may_not_be_lost_is_finished_first():
     code, said = ended(
         """

@@ -94,6 +94,7 @@ def _answer(words: list[str]) -> int:
         hint = f"did you mean {near[0]!r}? " if near else ""
         print(f"reverie: there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return _USAGE
+    again = f". Go on with: {shlex.join(['reverie', *words])}" if name in _GOES_ON else ""
     warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
 
     def run() -> None:
@@ -101,13 +102,12 @@ def _answer(words: list[str]) -> int:
             if name not in _WITHOUT_JAX:
                 runtime.configure()  # before anything computes
             command = importlib.import_module(f"reverie.commands.{name}")
-        with nullcontext() if name in _HEARS_ITSELF else signals.heard(name):
+        with nullcontext() if name in _HEARS_ITSELF else signals.heard(name), signals.told(again):
             command.main(rest)
 
     try:
         run()
     except KeyboardInterrupt as interrupt:  # training names the signal, and says what is saved
-        again = f". Go on with: {shlex.join(['reverie', *words])}" if name in _GOES_ON else ""
         print(f"reverie {name}: {str(interrupt) or 'interrupted'}{again}", file=sys.stderr)
         return _SIGNAL + getattr(interrupt, "number", signal.SIGINT)
     except BrokenPipeError:

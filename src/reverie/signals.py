@@ -39,6 +39,8 @@ class _Asked:
     """When the main thread last ran a handler."""
     is_held: bool = False
     """The main thread has something to lose: it takes note, and goes on until it can stop."""
+    again: str = ""
+    """What is said where the process is left in the middle: how the work goes on."""
 
 
 _asked = _Asked()
@@ -96,6 +98,16 @@ def noted() -> Generator[Notes]:
 
 
 @contextmanager
+def told(again: str) -> Generator[None]:
+    """Of work that can go on: say `again` too, wherever the process has to be left in the middle of it."""
+    before, _asked.again = _asked.again, again
+    try:
+        yield
+    finally:
+        _asked.again = before
+
+
+@contextmanager
 def heard(name: str) -> Generator[None]:
     """Of a command: Ctrl-C ends it within seconds. It raises KeyboardInterrupt; again, where that was dropped; and
     where a compiled program keeps the main thread from raising it, the process ends without."""
@@ -116,9 +128,9 @@ def heard(name: str) -> Generator[None]:
         later.daemon = True
         later.start()
 
-    def leave() -> None:
-        print(f"reverie {name}: interrupted", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGINT)
+    def leave(number: int) -> None:
+        print(f"reverie {name}: interrupted{_asked.again}", file=sys.stderr, flush=True)
+        os._exit(128 + number)
 
     if usual is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
@@ -153,7 +165,7 @@ def at_once(name: str) -> Generator[None]:
 
 
 @contextmanager
-def _listening(leave: Callable[[], None] | None = None) -> Generator[None]:
+def _listening(leave: Callable[[int], None] | None = None) -> Generator[None]:
     """Have signals told to `_asked` as they come. `leave` ends the process where the main thread does not answer."""
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -170,12 +182,13 @@ def _listening(leave: Callable[[], None] | None = None) -> Generator[None]:
         os.close(write)
 
 
-def _listen(read: int, others: int, leave: Callable[[], None] | None) -> None:
+def _listen(read: int, others: int, leave: Callable[[int], None] | None) -> None:
     came: float | None = None  # a signal that the main thread may not have answered yet
+    stopping = int(signal.SIGINT)  # which one that was
     while True:
         if not select.select([read], [], [], None if came is None else GRACE)[0]:
             if leave and came and _asked.answer < came - 1 and not _asked.is_held:
-                leave()
+                leave(stopping)
             came = None
             continue
         number = os.read(read, 1)[0]
@@ -184,5 +197,5 @@ def _listen(read: int, others: int, leave: Callable[[], None] | None) -> None:
         if others >= 0:
             os.write(others, bytes([number]))  # whoever listened before hears it as well
         if number in _STOPPING:
-            came = time.monotonic()  # it can have been answered up to a second before it was read
+            stopping, came = number, time.monotonic()  # it can have been answered up to a second before it was read
             _asked.first = _asked.first or came

@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import tyro
 
+from reverie import signals
 from reverie.agents.dreamer import DreamerConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Seed, at_least, checked
@@ -23,7 +23,7 @@ from reverie.settings.config import TrainConfig
 from reverie.settings.games import Player, game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
 from reverie.settings.suites import suite_plan
-from reverie.sweep.training import LIMITS, create, go_on, train_run, train_seeds
+from reverie.sweep.training import LIMITS, beginning_of, create, go_on, train_run, train_seeds
 from reverie.train.seeds import side_by_side
 
 
@@ -227,6 +227,15 @@ def _check_step_size(config: TrainConfig, run: Path | None) -> None:
         )
 
 
+def _go_on(path: Path, config: TrainConfig) -> RunFolder:
+    """Errors: ValueError where something was changed that the numbers so far depend on; it names what can be done."""
+    try:
+        return go_on(path, config, free=LIMITS)
+    except ValueError as error:
+        again = shlex.join(["reverie", "train", "--start", str(path), "--out"])
+        raise ValueError(f"{error}\nAnother run can begin with what this one learned: {again} ANOTHER …") from error
+
+
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     choice, config = asked.choice, asked.config
@@ -236,20 +245,24 @@ def main(arguments: Sequence[str]) -> None:
         )
     if choice.seeds > 1 and choice.mlflow is not None:
         raise ValueError(f"--mlflow is for one run, and --seeds is {choice.seeds}: train them one by one")
+    if config.start is not None and not choice.resume:
+        beginning_of(config, config.start)
     configs = [replace(config, seed=config.seed + i) for i in range(choice.seeds)]
     trainers = [build(c) for c in configs]  # a mistake in the configuration should leave no folder behind
-    make = partial(go_on, free=LIMITS) if choice.resume else create
+    make = _go_on if choice.resume else create
     runs = [make(choice.folder(c.name, c.seed), c) for c in configs]
     command = ["reverie", "train", *arguments]
+    out = runs[0].path if choice.seeds == 1 else choice.out or Path("runs") / config.name
+    words = ["reverie", "train", "--resume", "--out", str(out)]
+    words += [] if choice.seeds == 1 else ["--seeds", str(choice.seeds), "--seed", str(config.seed)]
+    again = f". Go on with: {shlex.join(words)}"
     try:
-        if choice.seeds == 1:
-            with reported(choice.mlflow, runs[0], config) as tell:
-                train_run(config, trainers[0], runs[0], command, choice.quiet, tell)
-        else:
-            train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
+        with signals.told(again):
+            if choice.seeds == 1:
+                with reported(choice.mlflow, runs[0], config) as tell:
+                    train_run(config, trainers[0], runs[0], command, choice.quiet, tell)
+            else:
+                train_seeds(configs, side_by_side(trainers), RunFolders(tuple(runs)), command, choice.quiet)
     except Interrupted as stopped:
-        out = runs[0].path if choice.seeds == 1 else choice.out or Path("runs") / config.name
-        words = ["reverie", "train", "--resume", "--out", str(out)]
-        words += [] if choice.seeds == 1 else ["--seeds", str(choice.seeds), "--seed", str(config.seed)]
-        raise Interrupted(f"{stopped}. Go on with: {shlex.join(words)}", stopped.number) from None
+        raise Interrupted(f"{stopped}{again}", stopped.number) from None
     say("\n".join(f"the run: {run.path}" for run in runs))

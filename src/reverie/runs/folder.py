@@ -59,8 +59,10 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: Path, config: Any = None) -> "RunFolder":
+    def open(cls, path: Path, config: Any = None, free: tuple[str, ...] = ()) -> "RunFolder":
         """Find a run; with `config`, make sure that it is the one the run was created with.
+
+        Arguments: `free`, how fields begin that may differ, such as `loop.`.
 
         Raises:
             FileNotFoundError: `path` is not a run.
@@ -69,7 +71,8 @@ class RunFolder:
         run = cls(path)
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path} is not a run (it has no config.json)")
-        if config is not None and (differences := config_differences(run.config_json(), config_to_json(config))):
+        found = [] if config is None else config_differences(run.config_json(), config_to_json(config))
+        if differences := [line for line in found if not line.startswith(free)]:
             raise ValueError(
                 f"{path} was started with another configuration; go on with that one, or choose another folder.\n  "
                 + "\n  ".join(differences)

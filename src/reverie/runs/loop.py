@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -216,6 +217,13 @@ def train[P](
     return Outcome(state, step, updates, wall, cpu, reason)
 
 
+def newest_checkpoint(run: RunFolder) -> Path:
+    """Errors: FileNotFoundError where there is none yet."""
+    if (path := checkpoint.latest(run.checkpoints)) is None:
+        raise FileNotFoundError(f"{run.path} has no checkpoint yet; let it train for a minute, or resume it")
+    return path
+
+
 def newest_state(trainer: Trainer, run: RunFolder) -> tuple[int, PyTree]:
     """The environment steps and the trainer's state of a run's newest checkpoint.
 
@@ -223,8 +231,7 @@ def newest_state(trainer: Trainer, run: RunFolder) -> tuple[int, PyTree]:
         FileNotFoundError: there is no checkpoint yet.
         ValueError: the checkpoint does not fit the trainer, is of another configuration, or is damaged.
     """
-    if (path := checkpoint.latest(run.checkpoints)) is None:
-        raise FileNotFoundError(f"{run.path} has no checkpoint yet; let it train for a minute, or resume it")
+    path = newest_checkpoint(run)
     shapes = jax.eval_shape(trainer.init, jax.random.key(0))
     step, saved = run.load(path, _Saved(shapes, 0, 0.0, 0.0))
     return step, saved.state

@@ -58,9 +58,8 @@ def train_run(
 
     def start() -> InWorld:
         assert config.start is not None
-        before = RunFolder.open(config.start)
-        trust = module_of(config) == module_of(before.config(TrainConfig))  # its name was given for this training
-        _, state = loop.newest_state(build(stored(before, trust)), before)
+        before, other = beginning_of(config, config.start)
+        _, state = loop.newest_state(build(other), before)
         return build(config).continued(state, config.seed)
 
     beginning = None if config.start is None else start
@@ -69,6 +68,19 @@ def train_run(
     return loop.train(
         trainer, limits, run, command, seed, evaluate, beginning, tell=tell, title=title, shown=SHOWN, quiet=quiet
     )
+
+
+def beginning_of(config: TrainConfig, start: Path) -> tuple[RunFolder, TrainConfig]:
+    """The run that training begins from, and its configuration.
+
+    Raises:
+        FileNotFoundError: there is no run, or it has no checkpoint.
+        ValueError: it is damaged, or its game is of a module that `config` does not name.
+    """
+    before = RunFolder.open(start)
+    loop.newest_checkpoint(before)
+    trust = module_of(config) == module_of(before.config(TrainConfig))  # its name was given for this training
+    return before, stored(before, trust)
 
 
 def train_seeds(
@@ -105,35 +117,34 @@ def _judge(config: TrainConfig, runs: Sequence[RunFolder]) -> _Curve:
     return judged
 
 
-LIMITS = ("loop.steps:", "loop.minutes:", "loop.cpu_minutes:")
-"""What may change when a run goes on, as no number so far depends on it."""
+LIMITS = ("loop.",)
+"""What may change when a run goes on, as no number so far depends on it: how long it trains, and how often it is judged
+and saved."""
 
 
 def go_on(path: Path, config: object, free: tuple[str, ...] = ()) -> RunFolder:
     """The run in a folder, which must be of the same configuration but for the fields `free`; these are put on record.
 
-    Arguments: `free`, fields by their path, each followed by a colon.
+    Arguments: `free`, how the paths of these fields begin: `loop.` for all of a part, `seeds:` for one.
 
     Raises:
         FileNotFoundError: there is no run.
         ValueError: another field differs; all that do are named.
         BlockingIOError: another process writes there.
     """
-    run = RunFolder.open(path)
+    run = RunFolder.open(path, config, free)
     new = config_to_json(config)
-    changed = config_differences(run.config_json(), new)
-    if not all(line.startswith(free) for line in changed):
-        return RunFolder.open(path, config)  # says so
-    if changed:
+    if config_differences(run.config_json(), new):
         with locked(path / "lock", str(path)):
             write_text(path / "config.json", json.dumps(new, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return run
 
 
 def create(path: Path, config: object) -> RunFolder:
-    """The folder of a new run, or of one of the same configuration that failed before its first checkpoint."""
+    """The folder of a new run, or of one that failed before its first checkpoint and is of the same configuration, but
+    maybe for how long it was to train."""
     if (path / "config.json").exists() and checkpoint.latest(RunFolder(path).checkpoints) is None:
-        return go_on(path, config)
+        return go_on(path, config, free=LIMITS)
     return RunFolder.create(path, config)
 
 
