@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from reverie.commands import evaluate, report, train
 from reverie.evaluate import results as results_module
+from reverie.evaluate.examination import Exam
 from reverie.evaluate.results import Examination, Results, examine_agent
 from reverie.files import is_sealed, locked, seal
 from reverie.report.output import print_table
@@ -96,6 +97,15 @@ def test_new_tables_replace_old_ones_when_they_are_whole(run, examined):
     assert {row["agent"] for row in results.tables().results} == {"new"}
     assert not (run.tables / "results-older-1.csv").exists()
     assert not (run.tables / "new").exists()
+
+
+@pytest.mark.parametrize(("episodes", "first"), [(199, "--episodes 199: fewer than 200"), (200, "examining the rules")])
+def test_too_few_episodes_for_a_claim_are_said_before_the_work(run, examined, episodes, first):
+    def tell(line: str) -> None:
+        raise InterruptedError(line)
+
+    with pytest.raises(InterruptedError, match=first):
+        examine_agent(run.path, run.tables, Examination(exam=Exam(episodes=episodes)), tell)
 
 
 def test_a_full_disk_leaves_the_tables_of_before(run, examined):

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from reverie.envs.fleet.families import PARK_SPEEDS, Load, at_load
 from reverie.envs.fleet.traces import Trace, tenths
 from reverie.envs.fleet.views import VIEWS, View
-from reverie.evaluate.statistics import WINDOWS_FOR_A_CLAIM
+from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, WINDOWS_FOR_A_CLAIM
 
 
 def about_view(view: View) -> str:
@@ -41,6 +41,13 @@ def about_trace(
     lines.append(f"episodes: {windows:,} {several} of {jobs:,} jobs that do not overlap{few}")
     unsteady = course is not None and course.unsteady and not per_window
     return (*lines, f"warning: {course.warning()}") if unsteady else tuple(lines)
+
+
+def about_episodes(count: int) -> tuple[str, ...]:
+    """Whether so many episodes of a trial are too few: nothing where they are enough."""
+    enough = EPISODES_FOR_A_CLAIM
+    few = f"--episodes {count}: fewer than {enough} of each trial, too few to claim anything"
+    return () if count >= enough else (few,)
 
 
 def _clock(trace: Trace, load: Load, per_window: bool, total: float) -> str:

@@ -27,6 +27,7 @@ from reverie.envs.fleet.own import NOTHING_OWN, Own
 from reverie.envs.fleet.sources import BUILT_IN, read_source
 from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import USUAL, Proxy, View
+from reverie.evaluate.about import about_episodes
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import (
     TRACE_LOAD,
@@ -239,6 +240,8 @@ def examine_agent(path: Path, tables: Path, examination: Examination, tell: Call
         try:
             _copy_rules(tables, new)
             results = Results(new, examination)
+            for line in about_episodes(examination.exam.episodes):
+                tell(line)
             tell("examining the rules")
             results.examine_rules(agent.view, agent.proxy)
             tell(f"examining {agent.name}")
