@@ -42,14 +42,15 @@ gc.callbacks.append(collect)
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.11, 0.12, 0.13])
-def test_an_interrupt_that_comes_while_garbage_is_collected_is_not_dropped(delay):
+@pytest.mark.parametrize("within", ['heard("test")', "noted()"])
+def test_an_interrupt_that_comes_while_garbage_is_collected_is_not_dropped(within, delay):
     """Half of its time this process is in a callback of the collector, as JAX has one; an interrupt that is dropped
     there is raised again until it is heard."""
     code, said = ended(
         COLLECTING
         + f"""
 try:
-    with signals.heard("test"):
+    with signals.{within}:
         threading.Timer({delay}, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         end = time.monotonic() + 30
         while time.monotonic() < end:

@@ -86,7 +86,7 @@ def noted() -> Generator[Notes]:
 
     usual = {int(number): signal.getsignal(number) for number in _STOPPING}
     usual = {n: handler for n, handler in usual.items() if n == signal.SIGINT or handler is not signal.SIG_IGN}
-    with _listening():
+    with _listening(), _raised_again(lambda number: signal.signal(number, note)):
         for number in usual:
             signal.signal(number, note)
         try:
@@ -114,19 +114,11 @@ def heard(name: str) -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    dropped, usual = sys.unraisablehook, signal.getsignal(signal.SIGINT)
+    usual = signal.getsignal(signal.SIGINT)
 
     def interrupt(number: int, frame: object) -> None:
         _asked.answer = time.monotonic()
         raise KeyboardInterrupt
-
-    def again(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            return dropped(unraisable)
-        number = getattr(unraisable.exc_value, "number", signal.SIGINT)
-        later = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number))
-        later.daemon = True
-        later.start()
 
     def leave(number: int) -> None:
         print(f"reverie {name}: interrupted{_asked.again}", file=sys.stderr, flush=True)
@@ -134,12 +126,10 @@ def heard(name: str) -> Generator[None]:
 
     if usual is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
-    sys.unraisablehook = again
     try:
-        with _listening(leave):
+        with _listening(leave), _raised_again():
             yield
     finally:
-        sys.unraisablehook = dropped
         signal.signal(signal.SIGINT, usual)
         _asked.first = None
 
@@ -162,6 +152,26 @@ def at_once(name: str) -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _raised_again(ready: Callable[[int], object] = lambda number: None) -> Generator[None]:
+    """Send a signal anew whose exception was dropped; before that `ready` is told its number."""
+    before = sys.unraisablehook
+
+    def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return before(unraisable)
+        ready(number := getattr(unraisable.exc_value, "number", signal.SIGINT))
+        later = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
