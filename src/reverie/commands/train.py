@@ -122,7 +122,7 @@ class Choice:
 
 @dataclass(frozen=True)
 @checked
-class _Beginning(Choice):
+class Beginning(Choice):
     """What has to be known before the rest is read."""
 
     seed: Seed = 0
@@ -167,7 +167,7 @@ class Train:
 
 def parse(arguments: Sequence[str]) -> Train:
     choice, _ = tyro.cli(
-        _Beginning, args=arguments, add_help=False, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+        Beginning, args=arguments, add_help=False, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
     )
     if choice.resume:
         if choice.out is None:
@@ -198,9 +198,9 @@ def _check_agent(config: TrainConfig, arguments: Sequence[str], where: str) -> N
     """Errors: ValueError where another algorithm is asked for than there is in a configuration from a file."""
     own: Any = config.agent.name.split("-")[0]
     asked, _ = tyro.cli(
-        _Beginning,
+        Beginning,
         args=arguments,
-        default=_Beginning(agent=own),
+        default=Beginning(agent=own),
         add_help=False,
         return_unknown_args=True,
         config=(tyro.conf.FlagCreatePairsOff,),
