@@ -65,7 +65,7 @@ class Mixtures(Study):
     """The options of this experiment."""
 
     exam: ExamOptions = field(default_factory=lambda: Exam(episodes=100, jobs=250))
-    seeds: int = 3
+    seeds: int = 5
     """Training seeds."""
     suite: Literal["corners", "loads", "fleets"] = "corners"
     """The tasks."""
