@@ -32,6 +32,8 @@ import equinox as eqx  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import scipy.stats  # noqa: E402
+from jax.stages import Compiled  # noqa: E402
 
 from reverie.agents.dreamer import Batch, Dreamer, DreamerConfig, dream  # noqa: E402
 from reverie.envs.core import ArraySpec, Discrete  # noqa: E402
@@ -110,22 +112,28 @@ def batch_for(agent: Dreamer, key) -> Batch:
 
 
 def beside_official(path: Path, precisions: list[str], updates: int) -> None:
-    """Print what an update takes here and there, called in turn."""
+    """Print what an update takes here and there, called in turn, and the official code's time over ours: the median
+    over the turns with an interval that supposes nothing of their distribution."""
     agent = Dreamer(next(iter(VARIANTS.values())), {"vector": ArraySpec((4,))}, Discrete(2))
     learner, batch = agent.init(jax.random.key(0)), batch_for(agent, jax.random.key(1))
     update = jax.jit(agent.learn).lower(learner, batch, jax.random.key(2)).compile()
-    calls = {"ours, float32": lambda i: update(learner, batch, jax.random.key(i))}
+    calls = {"ours, float32": (update, lambda i: (learner, batch, jax.random.key(i)))}
     calls |= {f"official, {precision}": official(path, precision) for precision in precisions}
-    spent = np.array([[cpu_seconds(call, i) for call in calls.values()] for i in range(1 + updates)][1:])
-    print(f"{'one update a call':38} {'CPU-s':>7} {'min':>7} {'x ours':>7}")
-    for name, times in zip(calls, spent.T, strict=True):
-        ratio = np.median(times / spent[:, 0])
-        print(f"{name:38} {np.median(times):7.3f} {min(times):7.3f} {ratio:7.2f}")
+    turns = range(1 + updates)  # the first warms up
+    spent = np.array([[cpu_seconds(call, *given(i)) for call, given in calls.values()] for i in turns][1:])
+    print(f"{'one update a call':38} {'CPU-s':>7} {'min':>7} {'x ours':>7} {'95 %':>14} {'MB':>6}")
+    for (name, (call, _)), times in zip(calls.items(), spent.T, strict=True):
+        ratios = times / spent[:, 0]
+        low, high = scipy.stats.quantile_test(ratios, p=0.5).confidence_interval(0.95)
+        print(
+            f"{name:38} {np.median(times):7.3f} {min(times):7.3f} {np.median(ratios):7.2f} [{low:5.2f}, {high:5.2f}] "
+            f"{call.memory_analysis().temp_size_in_bytes >> 20:6}"
+        )
 
 
-def official(path: Path, precision: str) -> Callable[[int], object]:
-    """The official code's own `Agent.train` on a batch like ours, after a row of context: the weights it is called with
-    stay the same."""
+def official(path: Path, precision: str) -> tuple[Compiled, Callable[[int], tuple]]:
+    """The official code's own `Agent.train`, compiled, and what its i-th call is given: a batch like ours, after a row
+    of context, and the same weights each time."""
     sys.path.insert(0, str(path))
     import elements
     import ninjax
@@ -161,7 +169,7 @@ def official(path: Path, precision: str) -> Callable[[int], object]:
     state = begin(carry, data)
     update = jax.jit(lambda state, carry, data, seed: train(state, carry, data, seed=seed))
     program = update.lower(state, carry, data, seed).compile()
-    return lambda i: program(state, carry, data, jnp.array([0, i], jnp.uint32))
+    return program, lambda i: (state, carry, data, jnp.array([0, i], jnp.uint32))
 
 
 def gemm_rate() -> float:

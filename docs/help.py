@@ -9,11 +9,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
+from typing import get_args, get_type_hints
 
 from reverie.cli import COMMANDS, help_page
+from reverie.commands import serve
+from reverie.settings.presets import PRESETS
 
-PARTS = (("trace", "inspect"), *(("serve", part) for part in ("init", "explain", "rearm", "race")))
-AGENTS = tuple(("train", "--agent", agent) for agent in ("a2c", "ppo", "sac"))
+_, *OF_SERVE = get_args(get_type_hints(serve.parse)["return"])
+PARTS = (("trace", "inspect"), *(("serve", part.__name__.lower()) for part in OF_SERVE))
+AGENTS = tuple(("train", "--agent", agent) for agent in PRESETS if agent != "dreamer")
 """Other agents than Dreamer that learn fleets: their options differ."""
 
 

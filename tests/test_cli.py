@@ -112,6 +112,20 @@ def test_what_only_some_commands_need_is_not_imported_by_all():
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.parametrize("name", ["/no/such", "serve_race"])
+def test_only_commands_have_help(name, capsys, tmp_path):
+    (tmp_path / "such.txt").touch()
+    assert cli.main([name, "--help"]) == 2
+    assert cli.main([f"{tmp_path / 'such'}", "--help"]) == 2
+    assert f"there is no command {name!r}" in capsys.readouterr().err
+
+
+def test_help_after_more_words_than_a_file_name_holds_is_that_of_the_parser(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["simulate", *["--policy", "jsq"] * 20, "--help"])
+    assert "usage: reverie simulate" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", ["train", "train --agent sac", "serve race"])
 def test_the_help_of_a_command_is_quick_and_needs_neither_jax_nor_the_argument_parser(words):
     code = f"import sys; from reverie import cli; end = cli.main([*'{words}'.split(), '--help'])"

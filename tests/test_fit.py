@@ -402,20 +402,24 @@ def test_the_command_writes_what_other_commands_take(tmp_path, monkeypatch, caps
     assert "server web-1 has no address" in capsys.readouterr().err
 
 
-def test_requests_that_say_no_server_are_found_with_the_load_that_they_are_for_a_known_fleet(tmp_path, capsys):
-    """900 requests of 1 to 3 work units, one each half second, on servers that do 5 work units a second: 4 / 5."""
+@pytest.mark.parametrize(("away", "load"), [("", 0.8), ("away = [[225, inf]]\n", 1.0)])
+def test_requests_that_say_no_server_are_found_with_the_load_that_they_are_for_a_known_fleet(
+    tmp_path, capsys, away, load
+):
+    """900 requests of 1 to 3 work units, one each half second, on servers that do 5 work units a second: 4 / 5. With
+    one of them away in the second half 4 / ((5 + 3) / 2)."""
     rows = (f"{i / 2},{1 + i % 3}\n" for i in range(900))
     (tmp_path / "jobs.csv").write_text("".join(["arrival,size\n", *rows]))
     fleet = tmp_path / "fleet.toml"
-    fleet.write_text("[[server]]\nspeed = 3\n[[server]]\nspeed = 2\n")
+    fleet.write_text(f"[[server]]\nspeed = 3\n[[server]]\nspeed = 2\n{away}")
     words = ["fit", f"{tmp_path / 'jobs.csv'}", "--fleet", f"{fleet}", "--unit", "s", "--out", f"{tmp_path / 'ours'}"]
     assert cli.main([*words, "--output", "json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["load"] == pytest.approx(0.8, rel=0.01)
+    assert said["load"] == pytest.approx(load, rel=0.01)
     assert read_trace(tmp_path / "ours" / "requests.csv").work.mean() == pytest.approx(2.0)
     assert f"--fleet {fleet} --trace {tmp_path / 'ours' / 'requests.csv'}" in said["next"]["tune"]
     assert cli.main(words) == 0
-    assert "0.8" in re.search(r"load of .*", capsys.readouterr().out).group()
+    assert f"{load:.3g}" in re.search(r"load of .*", capsys.readouterr().out).group()
     assert cli.main(["fit", words[1], *words[1:]]) == 1
     assert "--fleet" in capsys.readouterr().err
 

@@ -255,6 +255,17 @@ def test_equal_tails_of_a_two_hot_cancel():
     np.testing.assert_allclose(TwoHot(logits).mean(), (bins * probs).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_a_two_hot_is_exact_where_little_is_left_of_it(dtype):
+    """Near the optimum probabilities and weights differ by little, which rounding must not swallow."""
+    weights = two_hot_by_hand(1.7)
+    logits = jnp.asarray(np.log(weights + 1e-6) + np.random.default_rng(0).normal(scale=0.02, size=255) + 9, dtype)
+    found = jax.grad(lambda x: TwoHot(x).loss(jnp.float32(1.7)))(logits)
+    wanted = scipy.special.softmax(np.asarray(logits, np.float64)) - weights
+    large = np.abs(wanted) > 1e-4
+    np.testing.assert_allclose(np.asarray(found, np.float64)[large], wanted[large], rtol=0.01)
+
+
 @pytest.mark.parametrize("target", [-3e4, -2.5, 0.001, 7.0, 123456.0])
 def test_a_two_hot_expects_what_it_was_taught(target):
     logits = jnp.log(jnp.float32(two_hot_by_hand(target)) + 1e-30)

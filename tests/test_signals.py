@@ -67,6 +67,28 @@ except KeyboardInterrupt:
     assert said == ""
 
 
+def test_a_second_interrupt_that_is_dropped_ends_work_that_holds_a_first():
+    code, said = ended(
+        """
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+try:
+    with signals.noted() as caught:
+        caught.hold()
+        os.kill(os.getpid(), signal.SIGINT)
+        late = Late()
+        del late
+        time.sleep(5)
+    sys.exit(len(caught.caught))
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+    )
+    assert code == 7, said
+
+
 def test_a_main_thread_that_cannot_answer_does_not_keep_the_process():
     """As in a compiled program: no handler runs while C code has the thread, and here it takes up the wait again."""
     code, said = ended(

@@ -82,7 +82,7 @@ def _answer(words: list[str]) -> int:
         case ["--version", *_]:
             print(f"reverie {reverie.__version__}")
             return 0
-        case [*before, "-h" | "--help"] if (page := help_page(before)).is_file():
+        case [name, *_, "-h" | "--help"] if name in COMMANDS and (page := help_page(words[:-1])) in HELP.iterdir():
             print(page.read_text(encoding="utf-8"), end="")
             return 0
         case []:

@@ -156,13 +156,15 @@ def at_once(name: str) -> Generator[None]:
 
 @contextmanager
 def _raised_again(ready: Callable[[int], object] = lambda number: None) -> Generator[None]:
-    """Send a signal anew whose exception was dropped; before that `ready` is told its number."""
+    """Send a signal anew whose exception was dropped; before that `ready` is told the number of one that `Stopped`."""
     before = sys.unraisablehook
 
     def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             return before(unraisable)
-        ready(number := getattr(unraisable.exc_value, "number", signal.SIGINT))
+        number = getattr(unraisable.exc_value, "number", signal.SIGINT)
+        if issubclass(unraisable.exc_type, Stopped):  # a second one of a kind acts as usual, again too
+            ready(number)
         later = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number))
         later.daemon = True
         later.start()

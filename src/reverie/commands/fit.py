@@ -18,6 +18,7 @@ from reverie.envs.fleet.formats.reading import Reading, read_requests, read_trac
 from reverie.envs.fleet.load import offered_load
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.traces import Requests, Trace, describe
+from reverie.envs.fleet.workload import span
 from reverie.files import write_text
 from reverie.report.output import Output, print_facts, print_json, print_table, say
 from reverie.serve.logged import Alike, Placed, Predicted, Times, alike, laws, placed, predict
@@ -48,8 +49,8 @@ class FitLog:
     """Logs of HAProxy (httplog), nginx (with $upstream_addr, $upstream_response_time and $msec) or Envoy; more than one
     are read as parts of one."""
     fleet: Path | None = None
-    """Your servers (docs/your-fleet.md), for what does not say who served a request, such as published traces: requests
-    alone are found then, and the load that they are for these servers."""
+    """A file of your servers (docs/your-fleet.md), for what does not say who served a request, such as published
+    traces: requests alone are found then, and the load that they are for these servers."""
     out: Path = Path("fit")
     """The folder for fleet.toml, requests.csv and serve.toml; with --fleet for requests.csv alone."""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
@@ -96,7 +97,9 @@ def _fit_requests(asked: FitLog, fleet: Path) -> None:
     if len(asked.logs) > 1:
         raise ValueError(f"--fleet {fleet} goes with one recording; {len(asked.logs)} files were given")
     trace = read_trace(asked.logs[0], reading=asked.reading)
-    load = offered_load(Own(fleet=fleet).play(trace, "recorded", len(trace.work))(np.random.default_rng(0)))
+    jobs = len(trace.work)
+    task = Own(fleet=fleet).play(trace, "recorded", jobs)(np.random.default_rng(0))
+    load = offered_load(task, span(task.workload, jobs))
     asked.out.mkdir(parents=True, exist_ok=True)
     write_text(asked.out / "requests.csv", _trace_csv(trace))
     written = _next(asked.out, fleet, trace)[:2]

@@ -14,6 +14,7 @@ from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Seed, at_least, checked
 from reverie.report.output import say
 from reverie.runs.build import build, module_of, refuse_module, stored
+from reverie.runs.checkpoint import latest
 from reverie.runs.config_json import read_settings, with_changes
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
@@ -59,7 +60,8 @@ class Choice:
     """Seeds that train side by side in one program, from --seed on. Each leaves an ordinary run, in the folder OUT-SEED
     (runs/AGENT-SEED unless --out is given). This is for GPUs: on a CPU it is no faster than one after the other."""
     resume: bool = False
-    """Go on with the run in that folder, to the same numbers as if it had never stopped."""
+    """Go on with the run in that folder, to the same numbers as if it had never stopped. Limits, --evaluate-every and
+    --save-every may be given anew, nothing else."""
     trust: bool = False
     """With --resume or --config: import the module that the game named there is in, such as MODULE in
     gym:MODULE:X-v0, which executes what is in it."""
@@ -232,6 +234,8 @@ def _go_on(path: Path, config: TrainConfig) -> RunFolder:
     try:
         return go_on(path, config, free=LIMITS)
     except ValueError as error:
+        if latest(RunFolder(path).checkpoints) is None:
+            raise
         again = shlex.join(["reverie", "train", "--start", str(path), "--out"])
         raise ValueError(f"{error}\nAnother run can begin with what this one learned: {again} ANOTHER …") from error
 

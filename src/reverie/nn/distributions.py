@@ -135,7 +135,7 @@ class TwoHot(eqx.Module):
         outermost bins lets equal tails cancel before they meet bins of 1e8 and leave their rounding behind. The paper
         adds mirrored bins in pairs to that end, which takes three times as long on CPU.
         """
-        probs, _ = self.relative()
+        probs = jnp.exp(self.centred())
         tail = jax.lax.stop_gradient(jnp.minimum(probs[..., :1], probs[..., -1:]))
         return ((probs - tail) * self.bins(probs.shape[-1])).sum(-1) / probs.sum(-1)
 
@@ -144,17 +144,16 @@ class TwoHot(eqx.Module):
 
     def loss(self, target: Float[Array, "*B"]) -> Float[Array, "*B"]:
         """Cross-entropy to the two-hot `target`; a target beyond the outermost bin counts as that bin."""
-        probs, peak = self.relative()
-        lower, share = self.between(target, probs.shape[-1])
-        below, above = (jnp.take_along_axis(self.logits, i[..., None], -1)[..., 0] for i in (lower, lower + 1))
-        said = (1 - share) * below.astype(jnp.float32) + share * above.astype(jnp.float32)
-        return jnp.log(probs.sum(-1)) + peak - said
+        logits = self.centred()
+        lower, share = self.between(target, logits.shape[-1])
+        below, above = (jnp.take_along_axis(logits, i[..., None], -1)[..., 0] for i in (lower, lower + 1))
+        return jnp.log(jnp.exp(logits).sum(-1)) - (1 - share) * below - share * above
 
-    def relative(self) -> tuple[Float[Array, "*B K"], Float[Array, "*B"]]:
-        """The probabilities over the largest of them, and the logit of that."""
+    def centred(self) -> Float[Array, "*B K"]:
+        """The logits less the largest of them, in float32, so that neither they nor their gradients are rounded to
+        the head's precision before they are summed."""
         logits = self.logits.astype(jnp.float32)
-        peak = jax.lax.stop_gradient(logits.max(-1))
-        return jnp.exp(logits - peak[..., None]), peak
+        return logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
 
     @classmethod
     def between(cls, target: Float[Array, "*B"], count: int) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:

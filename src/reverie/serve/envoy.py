@@ -131,7 +131,7 @@ class Envoy:
 
 
 class _Connection(http.client.HTTPConnection):
-    """To a socket of this machine; where Envoy hangs up after an answer it is opened anew."""
+    """To a socket of this machine; opened anew where Envoy says with an answer that it hangs up."""
 
     def __init__(self, path: Path, timeout: float):
         super().__init__("localhost", timeout=timeout)

@@ -133,8 +133,8 @@ def read_requests(paths: Sequence[Path], reading: Reading = AS_IT_IS) -> Request
         raise TraceError(
             f"{files}, {jobs.format}, does not say which server served a request, so it tells nothing of a fleet; "
             "expected a log of HAProxy or Envoy, one of nginx with upstream=$upstream_addr "
-            "urt=$upstream_response_time msec=$msec, or --columns arrival=NAME,size=NAME,server=NAME"
-            + ("" if jobs.at_the_end else ". Or say your servers: reverie fit FILE --fleet fleet.toml")
+            "urt=$upstream_response_time msec=$msec, or --columns arrival=NAME,size=NAME,server=NAME. "
+            "Or say your servers: reverie fit FILE --fleet fleet.toml"
         )
     since = served.came - jobs.seconds[sound].min()
     within = sound & (since >= reading.start) & (since < (math.inf if reading.end is None else reading.end))
