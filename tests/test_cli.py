@@ -530,6 +530,10 @@ def test_a_run_goes_on_with_more_steps_to_the_numbers_of_an_unbroken_one(capsys)
     assert "learning_rate: 0.0007, now 0.5" in said
     assert "steps" not in said  # which may change
     assert "reverie train --start short --out ANOTHER" in said
+    shutil.copytree("short", "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    said = fails(capsys, *resume[:-1], "bare", "--agent.learning-rate", "0.5")
+    assert "learning_rate" in said
+    assert "--start" not in said  # it has learned nothing
     assert "--agent dreamer: the run that is there is of a2c" in fails(capsys, *resume, "--agent", "dreamer")
     assert cli.main([*resume, "--agent", "a2c", "--steps", "256", "--save-every", "7"]) == 0
     assert json.loads(Path("short/config.json").read_text())["loop"]["steps"] == 256

@@ -1,5 +1,8 @@
 """Layers, distributions and the optimiser against direct statements in NumPy and SciPy."""
 
+from functools import partial
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +10,14 @@ import optax
 import pytest
 import scipy.stats
 
+from reverie.nn import parts
 from reverie.nn.distributions import Bernoulli, BoundedNormal, Categorical, Normal, SquaredError, TwoHot, symexp, symlog
 from reverie.nn.layers import (
     GRU,
     MLP,
     BlockLinear,
     Conv,
+    Head,
     Linear,
     RMSNorm,
     SetEncoder,
@@ -253,6 +258,26 @@ def test_equal_tails_of_a_two_hot_cancel():
     logits = jnp.zeros(255).at[128].set(3.0).at[100].set(-2.0)  # a bin that was pushed down, below the tails
     bins, probs = TwoHot.bins(255).astype(np.float64), scipy.special.softmax(np.asarray(logits, np.float64))
     np.testing.assert_allclose(TwoHot(logits).mean(), (bins * probs).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "width", "at_once"), [(6, 400, 2), (5, 300, 1), (3, 2000, 1), (64, 16, 64)])
+def test_a_mean_in_parts_and_its_gradient_are_those_of_all_rows(steps, width, at_once):
+    keys = iter(jax.random.split(KEY, 4))
+    net, fixed = (Head(7, 2, 8, layers=1, key=next(keys)) for _ in range(2))
+    rows, inputs = (jax.random.normal(next(keys), (steps, width, n)) for n in (4, 3))
+
+    def loss(net, fixed, inputs, rows):
+        x = jnp.concatenate([inputs, rows], -1)
+        return jnp.square(net(x) - fixed(x)).mean(), {"largest": net(x).mean()}
+
+    assert parts.at_a_time(rows) == at_once
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    of_all = eqx.filter_value_and_grad(lambda given: 2 * loss(given[0], fixed, given[1], rows)[0])
+    of_parts = eqx.filter_value_and_grad(lambda given: 2 * parts.mean_in_parts(given, loss, fixed, rows)[0])
+    jax.tree.map(close, of_all((net, inputs)), of_parts((net, inputs)))
+    said = parts.mean_in_parts((net, inputs), loss, fixed, rows)
+    jax.tree.map(close, said, loss(net, fixed, inputs, rows))
+    close(parts.map_in_parts(lambda rows: rows.sum(-1), rows), rows.sum(-1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -31,6 +31,7 @@ from reverie.models.rssm import RSSMConfig
 from reverie.nn.distributions import TwoHot
 from reverie.nn.layers import GRU, time_first
 from reverie.nn.optimiser import OptimiserConfig
+from reverie.nn.parts import map_in_parts, mean_in_parts
 from reverie.ranges import Count, Layers, Positive, Share, Weight, Whole, Width, WidthOr0, at_least, checked
 
 
@@ -272,10 +273,9 @@ class Dreamer:
         dreamt = remember_dream(networks.memory, start_memory, arrived, dreams.encoded, dreams.reward[1:])  # [G, n, M]
 
         # Judge the dreams.
-        acted = dreams.features, dreamt[:-1]
-        value = networks.critic(*acted)  # [H, n]
-        end = networks.critic(dreams.end, dreamt[-1])
-        worth = stop_gradient(jnp.append(value.mean(), end.mean()[None], 0))  # [H + 1, n]
+        critic, dreamt_still = stop_gradient((networks.critic, dreamt))
+        worth = map_in_parts(lambda rows: critic(*rows).mean(), (dreams.features, dreamt_still[:-1]))
+        worth = jnp.append(worth, critic(dreams.end, dreamt_still[-1]).mean()[None], 0)  # [H + 1, n]
         returns = lambda_returns(dreams.reward[1:], dreams.continues[1:], worth, c.discount_lambda)  # [H, n]
         weight = jnp.cumprod(dreams.continues, 0)[:-1]  # [H, n] how likely the dream has got so far, discounted
         task = sequence.observation.get("task", sequence.task)  # of a suite, or of the pool
@@ -287,16 +287,14 @@ class Dreamer:
         )
 
         # Act better (REINFORCE), and judge better.
-        policy = networks.actor(*acted)
         gain = returns - worth[:-1]
         if c.siblings > 1:
             advantage = beyond_siblings(gain, c.siblings)
         else:
             advantage = gain / jnp.maximum(1.0, learner.high - learner.low)[scale]
-        entropy = policy.entropy()
-        actor_loss = -(weight * (policy.log_prob(dreams.action) * advantage + c.entropy * entropy)).mean()
-        slow_worth = learner.slow_critic(*stop_gradient(acted)).mean()
-        critic_loss = (weight * (value.loss(returns) + c.slow_weight * value.loss(slow_worth))).mean()
+        heads = networks.actor, networks.critic
+        judged = dreams.features, dreams.action, weight, returns, advantage
+        dream_loss, of_dreams = mean_in_parts((heads, dreamt[:-1]), self.dream_loss, learner.slow_critic, judged)
 
         # Judge reality by the same critic. Where no dream began, the critic's own word stands for the dream's return.
         real = networks.critic(features, memories)  # [B, T]
@@ -308,18 +306,29 @@ class Dreamer:
         within = ~sequence.is_last[:, :-1]
         replay_loss = (within * (before.loss(real_returns) + c.slow_weight * before.loss(slow_real))).mean()
 
-        metrics |= {
-            "actor/loss": actor_loss,
-            "actor/entropy": entropy.mean(),
-            "critic/loss": critic_loss,
+        metrics |= of_dreams | {
             "critic/replay_loss": replay_loss,
             "critic/value": worth.mean(),
             "dream/return": returns.mean(),
             "dream/reward": dreams.reward[1:].mean(),
             "dream/return_range": (learner.high - learner.low).mean(),
         }
-        total = model_loss + actor_loss + critic_loss + c.replay_critic * replay_loss
+        total = model_loss + dream_loss + c.replay_critic * replay_loss
         return total, (learner, stop_gradient((states, memories)), metrics)
+
+    def dream_loss(
+        self, heads: tuple[Actor, Critic | Critics], slow_critic: Critic | Critics, memories: Array, judged: Any
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Of actor and critic, at some of the steps of dreams that were judged."""
+        c, (actor, critic) = self.config, heads
+        features, action, weight, returns, advantage = judged
+        policy, value = actor(features, memories), critic(features, memories)
+        entropy = policy.entropy()
+        actor_loss = -(weight * (policy.log_prob(action) * advantage + c.entropy * entropy)).mean()
+        slow_worth = slow_critic(features, stop_gradient(memories)).mean()
+        critic_loss = (weight * (value.loss(returns) + c.slow_weight * value.loss(slow_worth))).mean()
+        metrics = {"actor/loss": actor_loss, "actor/entropy": entropy.mean(), "critic/loss": critic_loss}
+        return actor_loss + critic_loss, metrics
 
 
 class DreamerPolicy(eqx.Module):

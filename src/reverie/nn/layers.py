@@ -53,10 +53,17 @@ def time_first(x: Shaped[Array, "B T *D"]) -> Shaped[Array, "T B *D"]:
     return jnp.swapaxes(x, 0, 1)
 
 
+def holding_little(step: Callable) -> Callable:
+    """A step of a scan. On CPU, to hold all that its gradient needs takes longer than to compute it once more from what
+    the step was given: DreamerV3's model at size1m takes 98 ms for loss and gradient of 16 x 64 steps with it all, 70
+    without. An accelerator has the memory, and waits for each small program."""
+    return jax.checkpoint(step, prevent_cse=False) if jax.default_backend() == "cpu" else step
+
+
 def over_time(step: Callable, state: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan` of `step(state, row) -> (state, output)` along the second axis of rows [B, T, ...]: the state
     after the last, and the outputs [B, T, ...]."""
-    state, outputs = jax.lax.scan(step, state, jax.tree.map(time_first, rows))
+    state, outputs = jax.lax.scan(holding_little(step), state, jax.tree.map(time_first, rows))
     return state, jax.tree.map(time_first, outputs)
 
 
@@ -224,7 +231,7 @@ class GRU(eqx.Module):
             h = self.step(h, row)
             return h, h
 
-        return jax.lax.scan(step, h, (projected, anew))[1]
+        return jax.lax.scan(holding_little(step), h, (projected, anew))[1]
 
     def __call__(self, h: Float[Array, "*B U"], x: Float[Array, "*B I"]) -> Float[Array, "*B U"]:
         return self.step(h, self.project(x))
