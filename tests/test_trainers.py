@@ -68,8 +68,27 @@ def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
 def test_a_run_cannot_begin_from_another_kind_of_agent():
     state = build(PLAN).init(jax.random.key(0))
     wider = replace(PLAN, agent=replace(DREAMER, algorithm=replace(DREAMER.algorithm, units=16)))
-    with pytest.raises(ValueError, match="only the family and the number of its tasks may differ"):
+    with pytest.raises(ValueError, match="the sizes of its networks"):
         build(wider).continued(state, 0)
+
+
+def test_a_run_of_other_streams_begins_with_what_was_learned_and_experience_of_its_own():
+    trainer = build(PLAN)
+    state = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))[0]
+    experience = replace(PLAN.agent.experience, streams=PLAN.agent.experience.streams // 2)
+    model = replace(DREAMER.algorithm.model, horizon=20.0)  # a setting that no shape depends on
+    agent = replace(DREAMER, experience=experience, algorithm=replace(DREAMER.algorithm, model=model))
+    narrower = build(replace(PLAN, agent=agent))
+    begun, fresh = narrower.continued(state, 0), narrower.init(jax.random.key(0))
+    assert trainer.remembers(state)
+    assert not narrower.remembers(state)
+    for new, old in zip(jax.tree.leaves(begun.learning.learner), jax.tree.leaves(state.learning.learner), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert int(begun.learning.updates) == int(state.learning.updates) > 0
+    assert int(begun.learning.replay.filled) == int(fresh.learning.replay.filled)
+    assert jax.tree.leaves(begun.learning.collector)[0].shape == jax.tree.leaves(fresh.learning.collector)[0].shape
+    metrics = jax.jit(narrower.train)(begun)[1]
+    assert all(np.isfinite(v).all() for name, v in metrics.items() if name.startswith("model/"))
 
 
 def responses(plan: TrainConfig, servers: int, order=None):

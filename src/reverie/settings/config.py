@@ -323,8 +323,8 @@ class TrainConfig:
     seed: Seed = 0
     """Of everything random in training."""
     start: Path | None = None
-    """The folder of a run to begin from: with the networks, the optimiser and the replay of its newest checkpoint, in
-    the world given here. None begins with fresh networks."""
+    """The folder of a run to begin from: with the networks and the optimiser of its newest checkpoint, and its replay
+    too where streams and episodes are as many and as long, in the world given here. None begins with fresh networks."""
     label: str | None = None
     """What tables call the agent; None is the name of its algorithm."""
 

@@ -13,6 +13,7 @@ from reverie.evaluate.returns import ReturnCurve, return_curve
 from reverie.evaluate.suites import SuiteCurve, suite_curve
 from reverie.files import locked, write_text
 from reverie.policies.core import Policy
+from reverie.report.output import say
 from reverie.runs import checkpoint, loop
 from reverie.runs.build import build, module_of, stored
 from reverie.runs.config_json import config_differences, config_to_json
@@ -56,11 +57,14 @@ def train_run(
     def evaluate(policy: Policy) -> dict[str, float]:
         return curve()(policy)
 
-    def start() -> InWorld:
+    def start() -> tuple[InWorld, int]:
         assert config.start is not None
         before, other = beginning_of(config, config.start)
         _, state = loop.newest_state(build(other), before)
-        return build(config).continued(state, config.seed)
+        remembers = trainer.remembers(state)
+        if not quiet and not remembers:
+            say(f"{title}: with what {before.path} learned, and experience of its own, as sizes of streams differ")
+        return trainer.place(trainer.continued(state, config.seed)), 0 if remembers else trainer.first_steps
 
     beginning = None if config.start is None else start
     title = f"training {config.name}, seed {config.seed}"

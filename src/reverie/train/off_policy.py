@@ -98,10 +98,18 @@ def first_steps(agent: OffPolicyAgent, config: OffPolicyConfig) -> int:
     return config.first_steps_lending(agent.rows_lent)
 
 
-def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task, key: Key[Array, ""]) -> OffPolicy:
-    """Fresh networks, and just enough experience of the untrained policy to draw sequences from.
+def init(
+    agent: OffPolicyAgent,
+    config: OffPolicyConfig,
+    env: World,
+    pool: Task,
+    key: Key[Array, ""],
+    learner: Any = None,
+) -> OffPolicy:
+    """Just enough experience of the policy to draw sequences from.
 
-    Arguments: `pool`, the tasks [K, ...] that trials are drawn from.
+    Arguments: `pool`, the tasks [K, ...] that trials are drawn from; `learner`, what was learned before, fresh networks
+    unless given.
 
     Raises:
         ValueError: replay has no room for a sequence of each stream and the rows that are lent before it; or the agent
@@ -116,7 +124,7 @@ def init(agent: OffPolicyAgent, config: OffPolicyConfig, env: World, pool: Task,
     if settled := agent.evidence is not None:
         check_streams(agent.evidence, config, pool_size(pool))
     key, agent_key, world_key = jax.random.split(key, 3)
-    learner = agent.init(agent_key)
+    learner = agent.init(agent_key) if learner is None else learner
     collector = open_streams(env, pool, agent.policy(learner.networks), config.streams, world_key, settled)
     collector, rows, _ = gather(agent, config, env, pool, learner, collector, steps // config.streams)
     ring = replays.empty(jax.tree.map(lambda leaf: leaf[0], rows), config.capacity // config.streams)

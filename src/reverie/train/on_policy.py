@@ -70,13 +70,21 @@ def first_steps(agent: OnPolicyAgent, config: OnPolicyConfig) -> int:
     return config.first_steps
 
 
-def init(agent: OnPolicyAgent, config: OnPolicyConfig, env: World, pool: Task, key: Key[Array, ""]) -> OnPolicy:
-    """Fresh networks, and a first episode in each stream.
+def init(
+    agent: OnPolicyAgent,
+    config: OnPolicyConfig,
+    env: World,
+    pool: Task,
+    key: Key[Array, ""],
+    learner: Any = None,
+) -> OnPolicy:
+    """A first episode in each stream.
 
-    Arguments: `pool`, the tasks [K, ...] that trials are drawn from.
+    Arguments: `pool`, the tasks [K, ...] that trials are drawn from; `learner`, what was learned before, fresh networks
+    unless given.
     """
     key, agent_key, *keys = jax.random.split(key, 2 + config.workers)
-    learner = agent.init(agent_key)
+    learner = agent.init(agent_key) if learner is None else learner
     policy = agent.policy(learner.networks)
     collectors = tuple(open_streams(env, pool, policy, config.streams // config.workers, k) for k in keys)
     return OnPolicy(learner, collectors, jnp.int32(0), key)

@@ -5,7 +5,7 @@ What an algorithm does is written in `agents/`, how its experience is gathered i
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -111,21 +111,42 @@ class WorldTrainer:
         return agent.policy(jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(state.averaged)), greedy)
 
     def continued(self, other: InWorld, seed: int) -> InWorld:
-        """Where training goes on in this world with all that was learned, and is remembered, in another.
+        """Where training goes on in this world with all that was learned in another; with all that is remembered there
+        too, if `remembers`, else with experience of its own from the beginning.
 
-        Errors: ValueError where the other state is of another agent, or of another view or length of episodes.
+        Errors: ValueError where the other state is of another agent, or one of other sizes.
         """
-        learning = other.learning._replace(key=jax.random.fold_in(other.learning.key, seed))
-        state = InWorld(learning, other.averaged, jax.tree.map(jnp.copy, self.pool))
         wanted = jax.eval_shape(self.init, jax.random.key(0))
-        if jax.tree.structure(wanted) != jax.tree.structure(state) or any(
-            a.shape != b.shape for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(state), strict=True)
-        ):
+        if not _alike((wanted.learning.learner, wanted.averaged), (other.learning.learner, other.averaged)):
             raise ValueError(
-                "training cannot start from that run: the algorithm, its sizes and streams, the view, the reward and "
-                "the jobs of an episode have to be the same, only the family and the number of its tasks may differ"
+                "training cannot start from that run: the algorithm, the sizes of its networks and what they see and "
+                "do have to be the same; world, tasks, streams, replay and episodes may differ"
             )
-        return state
+        key, pool = jax.random.fold_in(other.learning.key, seed), jax.tree.map(jnp.copy, self.pool)
+        averaged = _as(wanted.averaged, other.averaged)
+        if self.remembers(other):
+            return InWorld(_as(wanted.learning, other.learning)._replace(key=key), averaged, pool)
+        begin = jax.jit(partial(WAYS[type(self.config)].init, self.agent, self.config, self.env))
+        learning = begin(pool, key, _as(wanted.learning.learner, other.learning.learner))
+        return InWorld(learning._replace(updates=other.learning.updates), averaged, pool)
+
+    def remembers(self, other: InWorld) -> bool:
+        """Whether streams and replay of another state are as large as here, and of observations as large."""
+        return _alike(jax.eval_shape(self.init, jax.random.key(0)).learning, other.learning)
+
+
+def _alike(one: PyTree, other: PyTree) -> bool:
+    """Whether two trees have the same leaves by name and shape. Settings that modules hold may differ."""
+    first, second = (
+        [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)]
+        for tree in (one, other)
+    )
+    return first == second
+
+
+def _as(wanted: PyTree, other: PyTree) -> PyTree:
+    """The leaves of `other`, with the settings of `wanted`."""
+    return jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(other))
 
 
 def lives_outside(env: World) -> TypeGuard[OutsideWorlds]:
