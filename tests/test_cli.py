@@ -607,6 +607,10 @@ def test_a_step_size_that_has_fallen_to_nothing_names_another_start(capsys, monk
     assert "--start run and --agent.optimiser.decay" in fails(
         capsys, "train", "--resume", "--out", "run", "--steps", "100000"
     )
+    (Path("run") / "metrics.jsonl").write_text('{"step": 5, "updates": 400}\n')
+    train = ["train", "--start", "run", "--steps", "128", "--agent.optimiser.warmup", "2", "--agent.optimiser.decay"]
+    assert "give --agent.optimiser.decay" in fails(capsys, *train, "300")
+    assert "no checkpoint" in fails(capsys, *train, "5000")
 
 
 @pytest.mark.parametrize("there", [False, True])

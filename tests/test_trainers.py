@@ -65,30 +65,49 @@ def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
     assert agent.training_seed == 1
 
 
-def test_a_run_cannot_begin_from_another_kind_of_agent():
+@pytest.mark.parametrize(
+    "algorithm",
+    [{"units": 16}, {"model": replace(DREAMER.algorithm.model, horizon=20.0)}],
+    ids=["other shapes", "the same shapes, other settings"],
+)
+def test_a_run_cannot_begin_from_another_kind_of_agent(algorithm):
     state = build(PLAN).init(jax.random.key(0))
-    wider = replace(PLAN, agent=replace(DREAMER, algorithm=replace(DREAMER.algorithm, units=16)))
+    other = replace(PLAN, agent=replace(DREAMER, algorithm=replace(DREAMER.algorithm, **algorithm)))
     with pytest.raises(ValueError, match="the sizes of its networks"):
-        build(wider).continued(state, 0)
+        build(other).continued(state, 0)
 
 
-def test_a_run_of_other_streams_begins_with_what_was_learned_and_experience_of_its_own():
-    trainer = build(PLAN)
-    state = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))[0]
-    experience = replace(PLAN.agent.experience, streams=PLAN.agent.experience.streams // 2)
-    model = replace(DREAMER.algorithm.model, horizon=20.0)  # a setting that no shape depends on
-    agent = replace(DREAMER, experience=experience, algorithm=replace(DREAMER.algorithm, model=model))
-    narrower = build(replace(PLAN, agent=agent))
-    begun, fresh = narrower.continued(state, 0), narrower.init(jax.random.key(0))
-    assert trainer.remembers(state)
-    assert not narrower.remembers(state)
-    for new, old in zip(jax.tree.leaves(begun.learning.learner), jax.tree.leaves(state.learning.learner), strict=True):
+def narrower(plan: TrainConfig) -> TrainConfig:
+    """With half of the streams."""
+    experience = replace(plan.agent.experience, streams=plan.agent.experience.streams // 2)
+    return replace(plan, agent=replace(plan.agent, experience=experience))
+
+
+@pytest.mark.usefixtures("few_rules")
+def test_a_run_of_other_streams_begins_with_what_was_learned_and_experience_of_its_own(tmp_path, capsys):
+    first = RunFolder.create(tmp_path / "first", PLAN)
+    end = train_run(PLAN, build(PLAN), first, ["test"], quiet=True).state
+    assert build(PLAN).remembers(end)
+    plan = replace(narrower(PLAN), start=first.path)
+    trainer = build(plan)
+    assert not trainer.remembers(end)
+    begun, fresh = trainer.continued(end, 0), trainer.init(jax.random.key(0))
+    for new, old in zip(jax.tree.leaves(begun.learning.learner), jax.tree.leaves(end.learning.learner), strict=True):
         np.testing.assert_array_equal(new, old)
-    assert int(begun.learning.updates) == int(state.learning.updates) > 0
+    assert int(begun.learning.updates) == int(end.learning.updates) > 0
     assert int(begun.learning.replay.filled) == int(fresh.learning.replay.filled)
-    assert jax.tree.leaves(begun.learning.collector)[0].shape == jax.tree.leaves(fresh.learning.collector)[0].shape
-    metrics = jax.jit(narrower.train)(begun)[1]
-    assert all(np.isfinite(v).all() for name, v in metrics.items() if name.startswith("model/"))
+    second = RunFolder.create(tmp_path / "second", plan)
+    train_run(plan, trainer, second, ["test"])
+    assert "experience begins anew" in capsys.readouterr().err
+    assert second.metrics()[0]["step"] == trainer.first_steps > 0
+
+
+def test_a2c_of_other_streams_begins_with_what_was_learned():
+    plan = replace(preset("a2c", "cpu"), world=WORLD, loop=PLAN.loop)
+    state, trainer = build(plan).init(jax.random.key(0)), build(narrower(plan))
+    assert not trainer.remembers(state)
+    begun = trainer.continued(state, 0)
+    assert jax.tree.all(jax.tree.map(np.array_equal, begun.learning.learner, state.learning.learner))
 
 
 def responses(plan: TrainConfig, servers: int, order=None):

@@ -217,16 +217,24 @@ def _check_step_size(config: TrainConfig, run: Path | None) -> None:
     steps, experience = config.loop.steps, config.agent.experience
     match config.agent.algorithm:
         case DreamerConfig(optimiser=OptimiserConfig(warmup=warmup, decay=decay)) if decay and steps is not None:
-            updates, last = steps // experience.env_steps * experience.repeats, warmup + decay
+            updates = _made_before(config.start) + steps // experience.env_steps * experience.repeats
+            last = warmup + decay
         case _:
             return
     if updates > last:
         decay = f"--agent.optimiser.decay {updates - warmup}"
         begin = "give" if run is None else f"begin another run with --start {run} and"
         raise ValueError(
-            f"the step size of the optimiser is 0 after {last} updates, and {steps} steps are {updates} updates: "
+            f"the step size of the optimiser is 0 after {last} updates, and {steps} steps end after {updates} updates: "
             f"{begin} {decay} or more, or 0 for a step size that stays"
         )
+
+
+def _made_before(start: Path | None) -> int:
+    """Updates of the run that training begins from, and of those that it began from: the optimiser counts on."""
+    if start is None or not (run := RunFolder(start)).metrics():
+        return 0
+    return int(run.metrics()[-1]["updates"]) + _made_before(run.config(TrainConfig).start)
 
 
 def _go_on(path: Path, config: TrainConfig) -> RunFolder:

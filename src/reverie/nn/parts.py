@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 ROWS = 1024
-"""At most so many at a time on a CPU, if one step has no more. DreamerV3's actor and critic at size1m take as long for
-256 or 512, and a third longer for 15,360."""
+"""At most so many at a time on a CPU (of each seed, where several train at once), unless one step alone has more.
+DreamerV3's actor and critic at size1m take as long for 256 or 512, and a third longer for 15,360."""
 
 
 def map_in_parts(function: Callable[[PyTree], Array], rows: PyTree) -> Array:
@@ -43,7 +43,7 @@ def mean_in_parts(
 
 
 @mean_in_parts.def_fwd
-def forward(perturbed, learned, loss, fixed, rows):
+def _forward(perturbed, learned, loss, fixed, rows):
     networks, inputs = learned
     steps = at_a_time(rows)
 
@@ -60,7 +60,7 @@ def forward(perturbed, learned, loss, fixed, rows):
 
 
 @mean_in_parts.def_bwd
-def backward(gradient, of_output, perturbed, learned, loss, fixed, rows):
+def _backward(gradient, of_output, perturbed, learned, loss, fixed, rows):
     return jax.tree.map(lambda x: of_output[0] * x, gradient)
 
 

@@ -324,7 +324,7 @@ class TrainConfig:
     """Of everything random in training."""
     start: Path | None = None
     """The folder of a run to begin from: with the networks and the optimiser of its newest checkpoint, and its replay
-    too where streams and episodes are as many and as long, in the world given here. None begins with fresh networks."""
+    too where streams, episodes and replay are as large, in the world given here. None begins with fresh networks."""
     label: str | None = None
     """What tables call the agent; None is the name of its algorithm."""
 

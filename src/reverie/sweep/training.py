@@ -61,10 +61,12 @@ def train_run(
         assert config.start is not None
         before, other = beginning_of(config, config.start)
         _, state = loop.newest_state(build(other), before)
-        remembers = trainer.remembers(state)
-        if not quiet and not remembers:
-            say(f"{title}: with what {before.path} learned, and experience of its own, as sizes of streams differ")
-        return trainer.place(trainer.continued(state, config.seed)), 0 if remembers else trainer.first_steps
+        begun, step = trainer.place(trainer.continued(state, config.seed)), 0
+        if not trainer.remembers(state):
+            step = trainer.first_steps
+            if not quiet:
+                say(f"{title}: experience begins anew, as {before.path} has streams, episodes or replay of other sizes")
+        return begun, step
 
     beginning = None if config.start is None else start
     title = f"training {config.name}, seed {config.seed}"

@@ -119,16 +119,15 @@ class WorldTrainer:
         wanted = jax.eval_shape(self.init, jax.random.key(0))
         if not _alike((wanted.learning.learner, wanted.averaged), (other.learning.learner, other.averaged)):
             raise ValueError(
-                "training cannot start from that run: the algorithm, the sizes of its networks and what they see and "
-                "do have to be the same; world, tasks, streams, replay and episodes may differ"
+                "training cannot start from that run: the algorithm, its model, the sizes of its networks, and what "
+                "they see and do have to be the same; tasks, streams, replay and episodes may differ"
             )
         key, pool = jax.random.fold_in(other.learning.key, seed), jax.tree.map(jnp.copy, self.pool)
-        averaged = _as(wanted.averaged, other.averaged)
         if self.remembers(other):
-            return InWorld(_as(wanted.learning, other.learning)._replace(key=key), averaged, pool)
+            return InWorld(other.learning._replace(key=key), other.averaged, pool)
         begin = jax.jit(partial(WAYS[type(self.config)].init, self.agent, self.config, self.env))
-        learning = begin(pool, key, _as(wanted.learning.learner, other.learning.learner))
-        return InWorld(learning._replace(updates=other.learning.updates), averaged, pool)
+        learning = begin(pool, key, other.learning.learner)._replace(updates=other.learning.updates)
+        return InWorld(learning, other.averaged, pool)
 
     def remembers(self, other: InWorld) -> bool:
         """Whether streams and replay of another state are as large as here, and of observations as large."""
@@ -136,17 +135,9 @@ class WorldTrainer:
 
 
 def _alike(one: PyTree, other: PyTree) -> bool:
-    """Whether two trees have the same leaves by name and shape. Settings that modules hold may differ."""
-    first, second = (
-        [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)]
-        for tree in (one, other)
-    )
-    return first == second
-
-
-def _as(wanted: PyTree, other: PyTree) -> PyTree:
-    """The leaves of `other`, with the settings of `wanted`."""
-    return jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(other))
+    """Whether two trees have the same structure, settings of modules included, and leaves of the same shapes."""
+    leaves = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
+    return jax.tree.structure(one) == jax.tree.structure(other) and leaves[0] == leaves[1]
 
 
 def lives_outside(env: World) -> TypeGuard[OutsideWorlds]:
