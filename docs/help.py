@@ -12,10 +12,9 @@ from importlib import import_module
 from typing import get_args, get_type_hints
 
 from reverie.cli import COMMANDS, help_page
-from reverie.commands import serve
 from reverie.settings.presets import PRESETS
 
-_, *OF_SERVE = get_args(get_type_hints(serve.parse)["return"])
+_, *OF_SERVE = get_args(get_type_hints(import_module("reverie.commands.serve").parse)["return"])
 PARTS = (("trace", "inspect"), *(("serve", part.__name__.lower()) for part in OF_SERVE))
 AGENTS = tuple(("train", "--agent", agent) for agent in PRESETS if agent != "dreamer")
 """Other agents than Dreamer that learn fleets: their options differ."""
