@@ -195,6 +195,8 @@ CASES = {  # what people have: the text, options, and the arrivals and sizes tha
     "semicolons": ("arrival;size\n0,5;1,2\n1,5;0,7\n", Reading(), [0, 1], [1.2, 0.7]),
     "semicolons without a header": ("0,5;1,2\n1,5;0,7\n", Reading(), [0, 1], [1.2, 0.7]),
     "tabs": ("arrival\tsize\n0\t1\n1\t2\n", Reading(), [0, 1], [1, 2]),
+    "bars": ("arrival|size\n0|1\n1|2\n", Reading(), [0, 1], [1, 2]),
+    "commas, and bars within": ("arrival,size,who\n0,1,a|b\n1,2,c|d\n", Reading(), [0, 1], [1, 2]),
     "capitals": ("Arrival,SIZE\n0,1\n1,2\n", Reading(), [0, 1], [1, 2]),
     "seconds in JSON lines": (
         '{"timestamp": 0.0, "input_length": 100, "output_length": 20}\n'
@@ -228,6 +230,12 @@ CASES = {  # what people have: the text, options, and the arrivals and sizes tha
         [2, 3],
     ),
 }
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])  # as Windows writes them
+def test_a_byte_order_mark_says_how_text_is_encoded(tmp_path, encoding):
+    (tmp_path / "jobs.csv").write_text("arrival\tsize\n0\t1\n1\t2\n", encoding=encoding)
+    assert read_trace(tmp_path / "jobs.csv").work.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -440,7 +448,8 @@ def test_one_step_back_in_time_does_not_condemn_all_that_follows(write):
         ("1,2,3\n", "no known format"),
         ("arrival,bytes\n1,2\n", "lacks size; expected arrival,size"),
         ("TIMESTAMP,ContextTokens\n", "lacks GeneratedTokens"),
-        (b"\xff\xfe\x00\x01", "not a text file in UTF-8"),
+        (b"\xff\x01", "not a text file in UTF-8 or UTF-16"),
+        (b"\xff\xfe\x00", "not a text file in UTF-8 or UTF-16"),
         (gzip.compress(AZURE.encode(), mtime=0)[:-20], "cannot be read"),
         (b"\x1f\x8bnothing", "cannot be read"),
     ],

@@ -4,6 +4,7 @@ What the columns mean is the business of `formats/` and `measured.py`.
 """
 
 import bz2
+import codecs
 import csv
 import gzip
 import json
@@ -63,11 +64,15 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
                 f"{path} holds more than {MOST_BYTES / 2**20:,.0f} MiB of text: expected less; cut out a part, "
                 "such as its first million lines"
             )
-        text = content.decode("utf-8-sig")
+        text = content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
     except FileNotFoundError:
         raise TraceError(f"there is no file {path}") from None
     except UnicodeDecodeError as error:
-        raise TraceError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+        raise TraceError(
+            f"{path} is not a text file in UTF-8 or UTF-16: {error.reason} at byte {error.start}"
+        ) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise TraceError(f"{path} cannot be read: {error}") from None
     lines = [(number, line.strip(" \r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -93,9 +98,10 @@ def _unpacked(path: Path, count: int) -> bytes:
 
 
 def delimiter_of(line: str) -> str:
-    """What stands between the columns of CSV: a tab, a semicolon or a comma, the first of them that is in the line."""
+    """What stands between the columns of CSV: a tab, a semicolon, a comma or a bar, the first of them that is in the
+    line."""
     bare = re.sub(r'"[^"]*"', "", line)
-    return next((mark for mark in "\t;" if mark in bare), ",")
+    return next((mark for mark in "\t;,|" if mark in bare), ",")
 
 
 def split_csv(line: str, delimiter: str) -> list[str]:
