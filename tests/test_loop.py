@@ -163,9 +163,10 @@ def test_the_clock_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "end"), [(8, 37), (60, 67), (64, None), (67, None)])
-def test_chunks_that_overshoot_by_far_are_said_before(tmp_path, capsys, steps, end):
+@pytest.mark.parametrize("quiet", [False, True])
+def test_chunks_that_overshoot_by_far_are_said_before(tmp_path, capsys, steps, end, quiet):
     run = begin(tmp_path / "run")
-    outcome = loop.train(Walk(), LoopConfig(steps=steps), run, ["test"], seed=5)
+    outcome = loop.train(Walk(), LoopConfig(steps=steps), run, ["test"], seed=5, quiet=quiet)
     said = f"chunks of 30 steps, so that it ends at {end} or before" in capsys.readouterr().err
     assert said == (end is not None)
     assert end in (None, outcome.env_steps)

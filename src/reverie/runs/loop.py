@@ -169,8 +169,8 @@ def train[P](
         if config.steps is not None:
             begun = step or trainer.first_steps
             end = begun + max(1, -(-(config.steps - begun) // trainer.env_steps)) * trainer.env_steps
-            if end > 1.1 * config.steps:
-                _say(quiet, f"{title}: chunks of {trainer.env_steps:,} steps, so that it ends at {end:,} or before")
+            if end > 1.1 * config.steps:  # other than was asked for: no progress, and said to those who want none too
+                _say(False, f"{title}: chunks of {trainer.env_steps:,} steps, so that it ends at {end:,} or before")
         _say(quiet, f"{title}: compiling, about 20 s the first time, cached afterwards")
         chunk = jax.jit(trainer.train, donate_argnums=0).lower(trainer.place(shapes)).compile()
         state = trainer.place(state)
