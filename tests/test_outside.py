@@ -4,6 +4,7 @@ Packages that are not installed here are skipped, such as those that have no whe
 CartPole always runs.
 """
 
+import signal
 import sys
 import time
 import warnings
@@ -28,8 +29,9 @@ from reverie.envs.outside.worlds import FromDmEnv, FromGymnasium, OutsideWorlds,
 from reverie.evaluate.returns import returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.storm import PRESETS
-from reverie.runs import checkpoint
+from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
+from reverie.runs.loop import Interrupted
 from reverie.settings.config import GameConfig, OffPolicyRun, OnPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
 from reverie.train.collect import collect, open_streams
@@ -332,7 +334,7 @@ class Faulty(Probe):
     def step(self, action):
         observation, reward, *ends = super().step(action)
         if self.time >= self.at:
-            if isinstance(self.fault, Exception):
+            if isinstance(self.fault, BaseException):
                 raise self.fault
             observation, reward = self.fault(observation, reward)
         return observation, reward, *ends
@@ -347,6 +349,7 @@ FAULTS = {
         r"its observation 'vector' has shape \(2,\), and its space says \(1,\)",
     ),
     "exception": (KeyError("no such server"), "it failed with KeyError: 'no such server'"),
+    "exit": (SystemExit(3), "it failed with SystemExit: 3"),
 }
 
 
@@ -490,6 +493,13 @@ def test_a_module_in_the_working_directory_is_found_where_it_is_named(tmp_path, 
     assert f"there is no module 'world_from_nowhere', neither installed nor in {tmp_path}" in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+    def interrupted(*_, **__):
+        raise Interrupted("stopped by SIGINT at 10 environment steps", signal.SIGINT)
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    cli.main(["train", "--game", "gym:world_from_here:Mine-v0", "--out", "run", "--quiet"])
+    assert "Go on with: reverie train --resume --out run --trust\n" in capsys.readouterr().err
 
 
 def test_a_world_is_made_with_arguments():

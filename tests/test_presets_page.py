@@ -30,6 +30,13 @@ def test_every_change_is_a_line_however_deep():
 def test_the_glossary_has_every_rule_agent_view_preset_and_number_of_the_progress_line():
     explained = set(re.findall(r"`([^`]+)`", (DOCS / "glossary.md").read_text(encoding="utf-8")))
     explained |= {name.lower() for name in explained}
-    words = {*rules([1.0], [1.0]), *ELSEWHERE, *get_args(Algorithm), *get_args(Preset), *training.SHOWN}
+    words = {
+        *rules([1.0], [1.0]),
+        *ELSEWHERE,
+        *get_args(Algorithm),
+        *get_args(Preset),
+        *training.SHOWN,
+        "evaluation/extrapolated",
+    }
     words |= {view for part in get_args(View) for view in get_args(part) or (part,)}
     assert words <= explained

@@ -42,6 +42,17 @@ def contents(run: RunFolder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in run.tables.iterdir() if file.is_file() and file.name != "lock"}
 
 
+def test_a_report_says_that_damaged_tables_are_made_anew(run, capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    (run.tables / "jobs.csv").write_text("cut")
+    monkeypatch.setattr(report, "examine_agent", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        report.main([str(run.path)])
+    assert f"tables in {run.tables} are damaged or missing and made anew" in capsys.readouterr().err
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from([*NAMES, "jobs.csv", "servers.csv", "examination.json", "SHA256SUMS"]), data=st.data())
 def test_no_damaged_cut_or_missing_table_passes_for_whole(run, name, data):

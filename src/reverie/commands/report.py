@@ -10,6 +10,7 @@ from reverie.evaluate.agents import training_runs
 from reverie.evaluate.players import evaluate_player, game_of, was_evaluated
 from reverie.evaluate.results import Examination, Results, examine_agent
 from reverie.evaluate.suites import evaluate_suite, suite_of, was_scored
+from reverie.files import SEALS
 from reverie.report.film import best_of, write_film
 from reverie.report.output import say
 from reverie.report.run_page import write_player_report, write_report
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"tables in {run.tables} are damaged or missing; {made} makes them anew")
     else:
         examination = Examination().at_home(run.config(TrainConfig).fleet.own)
+        if (run.tables / SEALS).exists():
+            say(f"tables in {run.tables} are damaged or missing and made anew, with the episodes of `reverie evaluate`")
         results = examine_agent(run.path, run.tables, examination, say)
     judged = write_report(run, trained, results, f"Report on {run.path.name}")
     say(f"written: {run.report}")

@@ -267,6 +267,7 @@ def main(arguments: Sequence[str]) -> None:
     out = runs[0].path if choice.seeds == 1 else choice.out or Path("runs") / config.name
     words = ["reverie", "train", "--resume", "--out", str(out)]
     words += [] if choice.seeds == 1 else ["--seeds", str(choice.seeds), "--seed", str(config.seed)]
+    words += [] if module_of(config) is None else ["--trust"]
     again = f". Go on with: {shlex.join(words)}"
     try:
         with signals.told(again):

@@ -253,12 +253,12 @@ class OutsideWorlds:
                 if not math.isfinite(seen.reward):
                     raise ShownError(f"its reward is {seen.reward}")
                 reward[copy], is_last[copy], is_terminal[copy] = seen.reward, seen.is_last, seen.is_terminal
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._fault = self._named(copy, error)
                 break
         return TimeStep(observation, reward, is_first, is_last, is_terminal)
 
-    def _named(self, copy: int, error: Exception) -> WorldError:
+    def _named(self, copy: int, error: BaseException) -> WorldError:
         when = f"in step {self._steps[copy]:,} of an episode" if self._steps[copy] else "when an episode began"
         said = str(error) if isinstance(error, ShownError) else f"it failed with {type(error).__name__}: {error}"
         fault = WorldError(f"{self._name}, copy {copy + 1} of {len(self._worlds)}, {when}: {said}")
