@@ -11,9 +11,10 @@ their score, (random - agent) / (random - best rule), on the same jobs.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import equinox as eqx
@@ -27,7 +28,7 @@ from study import ExamOptions, Study, study
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.statistics import over_seeds
 from reverie.evaluate.suites import SuiteTrials, score_row, suite_trials
-from reverie.models.core import Sequence
+from reverie.models.core import Sequence as Replayed
 from reverie.models.mixture import MixtureConfig
 from reverie.models.storm import StormConfig
 from reverie.report.figures import WIDTH
@@ -40,7 +41,7 @@ from reverie.runs.folders import RunFolders
 from reverie.settings.config import LoopConfig, SuiteConfig, TrainConfig
 from reverie.settings.presets import ALONE, MIXTURE, STORM_OF_SETS, with_steps
 from reverie.settings.suites import of_storms, suite_plan
-from reverie.sweep.training import open_or_create
+from reverie.sweep.training import LIMITS, beginning_of, open_or_create
 from reverie.tables import Row
 from reverie.train.seeds import side_by_side
 
@@ -155,33 +156,42 @@ def operations(suite: str, model: StormConfig) -> float:
         }
         no, nothing = jnp.zeros(shape, bool), jnp.zeros(shape)
         action, task = jnp.zeros((*shape, agent.action_spec.width)), jnp.zeros(shape, jnp.int32)
-        sequence = Sequence(observation, action, nothing, no, no, no, no, task)
+        sequence = Replayed(observation, action, nothing, no, no, no, no, task)
         return eqx.filter_grad(lambda m: m.loss(m.initial(shape[0]), sequence, jax.random.key(0))[0])(model)
 
     return float(jax.jit(cost).lower(learned).cost_analysis()["flops"])
 
 
-def trained(asked: Mixtures, plans: list[TrainConfig]) -> list[RunFolder]:
-    """Train plans of one shape side by side in one program, or go on with them."""
-    folder = asked.runs / asked.scale / f"mixture-{asked.suite}"
-    runs = [open_or_create(folder / f"{plan.name}-{plan.seed}", plan) for plan in plans]
-    trainer = side_by_side([build(plan) for plan in plans])
+def trained(folder: Path, plans: list[TrainConfig]) -> list[RunFolder]:
+    """Train plans of one shape side by side in one program, or go on with them, for longer maybe."""
+    runs = [open_or_create(folder / f"{plan.name}-{plan.seed}", plan, LIMITS) for plan in plans]
+    each = [build(plan) for plan in plans]
+
+    def start() -> tuple[Any, int]:
+        begun = []
+        for trainer, plan in zip(each, plans, strict=True):
+            assert plan.start is not None
+            before, other = beginning_of(plan, plan.start)
+            begun.append(trainer.continued(loop.newest_state(build(other), before)[1], plan.seed))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *begun), each[0].first_steps
+
+    begins = None if plans[0].start is None else start
     limits, seeds = plans[0].loop, [plan.seed for plan in plans]
-    loop.train(trainer, limits, RunFolders(tuple(runs)), sys.argv, seeds, quiet=True)
+    loop.train(side_by_side(each), limits, RunFolders(tuple(runs)), sys.argv, seeds, start=begins, quiet=True)
     return runs
 
 
-def measured(trials: SuiteTrials, run: RunFolder) -> list[Row]:
-    """A row for each task that a run has learned: how it does there, and its part in what that took."""
+def measured(trials: SuiteTrials, run: RunFolder, tasks: Sequence[str] = ()) -> list[Row]:
+    """A row for each task that a run has learned, or those named: how it does there, and its part in what that took."""
     config = run.config(TrainConfig)
     assert config.suite is not None
     trainer = build(config)
     _, state = loop.newest_state(trainer, run)
-    learned = config.suite.learned
-    played = trials.responses(trainer.policy(state), learned)
+    tasks = tasks or config.suite.learned
+    played = trials.responses(trainer.policy(state), tasks)
     shares = {"parameters": size(state.averaged), "cpu_seconds": run.metrics()[-1]["cpu_seconds"]}
-    shares = {name: value / len(learned) for name, value in shares.items()}
-    return [score_row(trials, name, played[name][None]) | shares for name in learned]
+    shares = {name: value / len(tasks) for name, value in shares.items()}
+    return [score_row(trials, name, played[name][None]) | shares for name in tasks]
 
 
 def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np.ndarray, ""]) -> Row:
@@ -233,7 +243,8 @@ def main() -> None:
     for arm in dict.fromkeys(("ensemble", *asked.arms)):  # by which others are judged
         say(f"{asked.suite}: {arm}")
         of_seeds = [plans(asked, arm, seed) for seed in range(asked.seeds)]
-        runs = trained(asked, [plan for plans in of_seeds for plan in plans])
+        folder = asked.runs / asked.scale / f"mixture-{asked.suite}"
+        runs = trained(folder, [plan for plans in of_seeds for plan in plans])
         rows = [
             asked.kept(f"mixture-{asked.suite}-{run.path.name}", lambda run=run: measured(trials(), run), exam)
             for run in runs

@@ -1,0 +1,158 @@
+"""A task that was never learned, given to one agent for many fleets: what it takes to place it (docs/mixture.md).
+
+Twelve of the sixteen fleets are known, four are new: they share neither fleet nor traffic with one another, but each of
+both with known ones. `guess` learns nothing: a mixture that infers its task from history plays the new ones. The others
+learn each new task for itself for some jobs: `place` nothing but the embeddings of tasks and the router, from a mixture
+that is told the task; `all` everything, from the same mixture; `shared-all` everything, from one STORM for all that is
+told the task and as large; `scratch` a STORM of its own from nothing.
+
+    python experiments/new_tasks.py
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from mixture import Mixtures, matched, measured, parameters, size, timed, trained
+from study import ExamOptions, Study, study
+
+from reverie.evaluate.examination import Exam
+from reverie.evaluate.statistics import over_seeds
+from reverie.evaluate.suites import SuiteTrials, suite_trials
+from reverie.models.mixture import MixtureConfig
+from reverie.models.storm import StormConfig
+from reverie.report.figures import WIDTH
+from reverie.report.output import say
+from reverie.report.style import BLUE, GREEN, INK, SKY, VERMILLION, setting
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import OffPolicyRun, SuiteConfig, TrainConfig
+from reverie.settings.presets import ALONE, MIXTURE
+from reverie.settings.suites import of_storms
+from reverie.tables import Row
+
+NEW = SuiteConfig("corners").names
+KNOWN = tuple(name for name in SuiteConfig("fleets").names if name not in NEW)
+JOBS = (1_000, 5_000)
+"""Environment steps of a new task."""
+
+
+@dataclass(frozen=True)
+class NewTasks(Study):
+    """The options of this experiment."""
+
+    exam: ExamOptions = field(default_factory=lambda: Exam(episodes=100, jobs=250))
+    seeds: int = 3
+    """Training seeds."""
+    steps: int = 8_000
+    """Environment steps of each known task."""
+
+
+def models() -> dict[str, StormConfig]:
+    """Of what is trained on the known tasks, by name."""
+    return {
+        "known-history": replace(MIXTURE, tells="history"),
+        "known": MIXTURE,
+        "known-shared": matched("fleets", parameters),
+    }
+
+
+def of_known(asked: NewTasks, name: str, seed: int) -> TrainConfig:
+    plan = of_storms(SuiteConfig("fleets", tasks=KNOWN), models()[name], name)
+    return timed(Mixtures(steps=asked.steps), replace(plan, seed=seed), len(KNOWN))
+
+
+ARMS = {"place": "known", "all": "known", "shared-all": "known-shared", "scratch": None}
+"""Those that learn, and what they begin from."""
+
+
+def of_new(arm: str, task: str, seed: int, known: Path, jobs: int) -> TrainConfig:
+    """One new task. The step size stays as it was for the known tasks."""
+    begin = ARMS[arm]
+    model = ALONE if begin is None else models()[begin]
+    model = replace(model, balance=0.0) if isinstance(model, MixtureConfig) else model  # one task cannot be balanced
+    plan = of_storms(SuiteConfig("fleets", tasks=(task,)), model, f"{arm}-{NEW.index(task)}")
+    assert isinstance(plan.agent, OffPolicyRun)
+    learns = "place" if arm == "place" else "all"
+    agent = replace(plan.agent, chunk=5, algorithm=replace(plan.agent.algorithm, learns=learns))
+    start = None if begin is None else known / f"{begin}-{seed}"
+    return replace(plan, agent=agent, seed=seed, start=start, loop=replace(plan.loop, steps=jobs, save_every=200.0))
+
+
+def learned(plan: TrainConfig) -> int:
+    """How many numbers a new task may change."""
+    networks = jax.eval_shape(build(plan).agent.init, jax.random.key(0)).networks
+    return size(networks.model.placing) if "place" in plan.name else size(networks)
+
+
+def row(arm: str, jobs: int, numbers: int, of_seeds: Sequence[Sequence[Row]]) -> Row:
+    """The mean score over new tasks, with Student's interval over seeds."""
+    scores = np.array([[float(str(row["score"])) for row in seed] for seed in of_seeds])  # [S, K]
+    ratios = np.log([[float(str(row["ratio"])) for row in seed] for seed in of_seeds])
+    value, low, high = over_seeds(scores.mean(1))
+    found: Row = {"arm": f"{arm}, {jobs:,} jobs", "kind": arm, "jobs": jobs, "seeds": len(of_seeds), "numbers": numbers}
+    found |= {"score": value, "score_low": low, "score_high": high, "median": float(np.median(scores))}
+    found |= {name: float(mean) for name, mean in zip(NEW, scores.mean(0), strict=True)}
+    return found | {"least": float(scores.min()), "ratio": float(np.exp(ratios.mean()))}
+
+
+def picture(rows: list[Row]) -> Figure:
+    """The score of each arm over the jobs of a new task."""
+    colours = {"guess": INK, "place": VERMILLION, "all": BLUE, "shared-all": SKY, "scratch": GREEN}
+    with setting():
+        figure = Figure(figsize=(WIDTH, 2.8))
+        axis = figure.subplots()
+        for place, (kind, colour) in enumerate(colours.items()):
+            own = [row for row in rows if row["kind"] == kind]
+            at = [int(str(row["jobs"])) + 60 * (place - 2) for row in own]
+            low, score, high = ([float(str(row[c])) for row in own] for c in ("score_low", "score", "score_high"))
+            axis.plot(at, score, "o-", color=colour, markersize=4, label=kind)
+            axis.vlines(at, low, high, color=colour, linewidth=1.2)
+        axis.set(xlabel="jobs of the new task", ylabel="score (random 0, best rule 1)", ylim=(-0.5, 1.1))
+        axis.legend()
+    return figure
+
+
+def main() -> None:
+    asked = study(NewTasks, __doc__)
+    asked.only_here()
+    exam, folder = asked.exam, asked.runs / asked.scale / "new-tasks"
+
+    @cache
+    def trials() -> SuiteTrials:
+        return suite_trials(SuiteConfig("fleets"), exam.episodes, exam.jobs, exam.stream)
+
+    def judged(name: str, run: RunFolder, tasks: Sequence[str]) -> list[Row]:
+        return asked.kept(f"new-tasks-{name}", lambda: measured(trials(), run, tasks), exam)
+
+    seeds, rows = range(asked.seeds), []
+    for name in models():
+        say(f"known tasks: {name}")
+        known = trained(folder, [of_known(asked, name, seed) for seed in seeds])
+        of_seeds = [judged(run.path.name, run, KNOWN) for run in known]
+        say(f"their score: {np.mean([[float(str(row['score'])) for row in seed] for seed in of_seeds]):.3f}")
+        if name == "known-history":
+            rows.append(row("guess", 0, 0, [judged(f"guess-{run.path.name}", run, NEW) for run in known]))
+        elif name == "known":
+            untaught = [judged(f"untaught-{run.path.name}", run, NEW) for run in known]
+            rows.append(row("place", 0, 0, untaught))
+        else:
+            rows.append(row("shared-all", 0, 0, [judged(f"untaught-{run.path.name}", run, NEW) for run in known]))
+    for arm in ARMS:
+        for jobs in JOBS:
+            say(f"new tasks: {arm}, {jobs:,} jobs")
+            plans = [of_new(arm, task, seed, folder, jobs) for seed in seeds for task in NEW]
+            runs = trained(folder, plans)
+            each = [judged(f"{run.path.name}-{jobs}", run, ()) for run in runs]
+            of_seeds = [[task[0] for task in each[seed * len(NEW) : (seed + 1) * len(NEW)]] for seed in seeds]
+            rows.append(row(arm, jobs, learned(plans[0]), of_seeds))
+            asked.publish("new_tasks", rows)
+    asked.draw("new-tasks", picture(rows))
+
+
+if __name__ == "__main__":
+    main()
