@@ -13,22 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
-from mixture import Mixtures, matched, measured, parameters, size, timed, trained
+from mixture import Mixtures, matched, measured, networks, parameters, size, timed, trained
 from study import ExamOptions, Study, study
 
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.statistics import over_seeds
 from reverie.evaluate.suites import SuiteTrials, suite_trials
-from reverie.models.mixture import MixtureConfig
 from reverie.models.storm import StormConfig
 from reverie.report.figures import WIDTH
 from reverie.report.output import say
 from reverie.report.style import BLUE, GREEN, INK, SKY, VERMILLION, setting
-from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import OffPolicyRun, SuiteConfig, TrainConfig
 from reverie.settings.presets import ALONE, MIXTURE
@@ -39,6 +37,8 @@ NEW = SuiteConfig("corners").names
 KNOWN = tuple(name for name in SuiteConfig("fleets").names if name not in NEW)
 JOBS = (1_000, 5_000)
 """Environment steps of a new task."""
+ARMS = {"guess": "known-history", "place": "known", "all": "known", "shared-all": "known-shared", "scratch": None}
+"""Ways to place a new task, and what they begin from."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,26 @@ class NewTasks(Study):
     """Training seeds."""
     steps: int = 8_000
     """Environment steps of each known task."""
+    arms: tuple[Literal["guess", "place", "all", "shared-all", "scratch"], ...] = tuple(ARMS)
+    """Ways to place a new task."""
 
 
-def models() -> dict[str, StormConfig]:
-    """Of what is trained on the known tasks, by name."""
-    return {
-        "known-history": replace(MIXTURE, tells="history"),
-        "known": MIXTURE,
-        "known-shared": matched("fleets", parameters),
-    }
+def model_of(name: str) -> StormConfig:
+    """Of what is trained on the known tasks."""
+    if name == "known-shared":
+        return matched("fleets", parameters)
+    return replace(MIXTURE, tells="history" if name == "known-history" else "number")
 
 
 def of_known(asked: NewTasks, name: str, seed: int) -> TrainConfig:
-    plan = of_storms(SuiteConfig("fleets", tasks=KNOWN), models()[name], name)
+    plan = of_storms(SuiteConfig("fleets", tasks=KNOWN), model_of(name), name)
     return timed(Mixtures(steps=asked.steps), replace(plan, seed=seed), len(KNOWN))
-
-
-ARMS = {"place": "known", "all": "known", "shared-all": "known-shared", "scratch": None}
-"""Those that learn, and what they begin from."""
 
 
 def of_new(arm: str, task: str, seed: int, known: Path, jobs: int) -> TrainConfig:
     """One new task. The step size stays as it was for the known tasks."""
     begin = ARMS[arm]
-    model = ALONE if begin is None else models()[begin]
-    model = replace(model, balance=0.0) if isinstance(model, MixtureConfig) else model  # one task cannot be balanced
+    model = ALONE if begin is None else model_of(begin)
     plan = of_storms(SuiteConfig("fleets", tasks=(task,)), model, f"{arm}-{NEW.index(task)}")
     assert isinstance(plan.agent, OffPolicyRun)
     learns = "place" if arm == "place" else "all"
@@ -85,18 +80,21 @@ def of_new(arm: str, task: str, seed: int, known: Path, jobs: int) -> TrainConfi
 
 def learned(plan: TrainConfig) -> int:
     """How many numbers a new task may change."""
-    networks = jax.eval_shape(build(plan).agent.init, jax.random.key(0)).networks
-    return size(networks.model.placing) if "place" in plan.name else size(networks)
+    changed = networks(plan)
+    return size(changed.model.placing if "place" in plan.name else changed)
 
 
-def row(arm: str, jobs: int, numbers: int, of_seeds: Sequence[Sequence[Row]]) -> Row:
-    """The mean score over new tasks, with Student's interval over seeds."""
+def row(arm: str, jobs: int, numbers: int, tasks: Sequence[str], of_seeds: Sequence[Sequence[Row]]) -> Row:
+    """The mean score over tasks, with Student's interval over seeds; `numbers` are those that a new task may change."""
     scores = np.array([[float(str(row["score"])) for row in seed] for seed in of_seeds])  # [S, K]
     ratios = np.log([[float(str(row["ratio"])) for row in seed] for seed in of_seeds])
     value, low, high = over_seeds(scores.mean(1))
-    found: Row = {"arm": f"{arm}, {jobs:,} jobs", "kind": arm, "jobs": jobs, "seeds": len(of_seeds), "numbers": numbers}
+    found: Row = {"arm": arm, "jobs": jobs, "tasks": len(tasks), "seeds": len(of_seeds), "numbers": numbers}
     found |= {"score": value, "score_low": low, "score_high": high, "median": float(np.median(scores))}
-    found |= {name: float(mean) for name, mean in zip(NEW, scores.mean(0), strict=True)}
+    if tasks == NEW:
+        found |= {name: float(mean) for name, mean in zip(NEW, scores.mean(0), strict=True)}
+    else:
+        found |= dict.fromkeys(NEW)
     return found | {"least": float(scores.min()), "ratio": float(np.exp(ratios.mean()))}
 
 
@@ -107,7 +105,7 @@ def picture(rows: list[Row]) -> Figure:
         figure = Figure(figsize=(WIDTH, 2.8))
         axis = figure.subplots()
         for place, (kind, colour) in enumerate(colours.items()):
-            own = [row for row in rows if row["kind"] == kind]
+            own = [row for row in rows if row["arm"] == kind]
             at = [int(str(row["jobs"])) + 60 * (place - 2) for row in own]
             low, score, high = ([float(str(row[c])) for row in own] for c in ("score_low", "score", "score_high"))
             axis.plot(at, score, "o-", color=colour, markersize=4, label=kind)
@@ -130,26 +128,23 @@ def main() -> None:
         return asked.kept(f"new-tasks-{name}", lambda: measured(trials(), run, tasks), exam)
 
     seeds, rows = range(asked.seeds), []
-    for name in models():
-        say(f"known tasks: {name}")
-        known = trained(folder, [of_known(asked, name, seed) for seed in seeds])
-        of_seeds = [judged(run.path.name, run, KNOWN) for run in known]
-        say(f"their score: {np.mean([[float(str(row['score'])) for row in seed] for seed in of_seeds]):.3f}")
-        if name == "known-history":
-            rows.append(row("guess", 0, 0, [judged(f"guess-{run.path.name}", run, NEW) for run in known]))
-        elif name == "known":
+    for arm in asked.arms:
+        begin = ARMS[arm]
+        if begin is not None:
+            say(f"{arm}: {begin}")
+            known = trained(folder, [of_known(asked, begin, seed) for seed in seeds])
+            if begin not in {str(row["arm"]) for row in rows}:
+                of_seeds = [judged(run.path.name, run, KNOWN) for run in known]
+                rows.append(row(begin, 0, 0, KNOWN, of_seeds))
             untaught = [judged(f"untaught-{run.path.name}", run, NEW) for run in known]
-            rows.append(row("place", 0, 0, untaught))
-        else:
-            rows.append(row("shared-all", 0, 0, [judged(f"untaught-{run.path.name}", run, NEW) for run in known]))
-    for arm in ARMS:
-        for jobs in JOBS:
-            say(f"new tasks: {arm}, {jobs:,} jobs")
+            rows.append(row(arm, 0, 0, NEW, untaught))
+        for jobs in () if arm == "guess" else JOBS:
+            say(f"{arm}: {jobs:,} jobs of each new task")
             plans = [of_new(arm, task, seed, folder, jobs) for seed in seeds for task in NEW]
             runs = trained(folder, plans)
             each = [judged(f"{run.path.name}-{jobs}", run, ()) for run in runs]
             of_seeds = [[task[0] for task in each[seed * len(NEW) : (seed + 1) * len(NEW)]] for seed in seeds]
-            rows.append(row(arm, jobs, learned(plans[0]), of_seeds))
+            rows.append(row(arm, jobs, learned(plans[0]), NEW, of_seeds))
             asked.publish("new_tasks", rows)
     asked.draw("new-tasks", picture(rows))
 

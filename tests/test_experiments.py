@@ -399,6 +399,21 @@ def test_all_arms_of_the_mixture_see_as_much_of_each_task_and_learn_as_often(loa
     }
 
 
+def test_new_tasks_begin_from_the_runs_of_known_ones_of_the_same_networks(load, tmp_path):
+    new = load("new_tasks")
+    known = {name: new.of_known(new.NewTasks(), name, 1) for name in ("known-history", "known", "known-shared")}
+    assert {plan.suite.learned for plan in known.values()} == {new.KNOWN}
+    assert sorted((*new.KNOWN, *new.NEW)) == sorted(known["known"].suite.names)
+    for arm, begin in list(new.ARMS.items())[1:]:
+        plan = new.of_new(arm, new.NEW[2], 1, tmp_path, 1_000)
+        assert plan.suite.learned == (new.NEW[2],)
+        assert plan.start == (None if begin is None else tmp_path / f"{known[begin].name}-1")
+        if begin is not None:
+            assert new.size(new.networks(plan)) == new.size(new.networks(known[begin]))
+    of_place, of_all = (new.learned(new.of_new(arm, new.NEW[0], 0, tmp_path, 1_000)) for arm in ("place", "all"))
+    assert of_place < 1_000 < of_all
+
+
 def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(load):
     metadreamer = load("metadreamer")
     for game, streams in (("merging", 10), ("dispatch", 12)):
