@@ -99,18 +99,16 @@ def row(arm: str, jobs: int, numbers: int, tasks: Sequence[str], of_seeds: Seque
 
 
 def picture(rows: list[Row]) -> Figure:
-    """The score of each arm over the jobs of a new task."""
+    """The median score over tasks and seeds of each arm, over the jobs of a new task: of means one run decides."""
     colours = {"guess": INK, "place": VERMILLION, "all": BLUE, "shared-all": SKY, "scratch": GREEN}
     with setting():
         figure = Figure(figsize=(WIDTH, 2.8))
         axis = figure.subplots()
-        for place, (kind, colour) in enumerate(colours.items()):
-            own = [row for row in rows if row["arm"] == kind]
-            at = [int(str(row["jobs"])) + 60 * (place - 2) for row in own]
-            low, score, high = ([float(str(row[c])) for row in own] for c in ("score_low", "score", "score_high"))
-            axis.plot(at, score, "o-", color=colour, markersize=4, label=kind)
-            axis.vlines(at, low, high, color=colour, linewidth=1.2)
-        axis.set(xlabel="jobs of the new task", ylabel="score (random 0, best rule 1)", ylim=(-0.5, 1.1))
+        for arm, colour in colours.items():
+            own = np.array([(int(str(row["jobs"])), float(str(row["median"]))) for row in rows if row["arm"] == arm])
+            if len(own):
+                axis.plot(*own.T, "o-", color=colour, markersize=4, label=arm)
+        axis.set(xlabel="jobs of the new task", ylabel="median score (random 0, best rule 1)")
         axis.legend()
     return figure
 
