@@ -102,13 +102,13 @@ def picture(rows: list[Row]) -> Figure:
     """The median score over tasks and seeds of each arm, over the jobs of a new task: of means one run decides."""
     colours = {"guess": INK, "place": VERMILLION, "all": BLUE, "shared-all": SKY, "scratch": GREEN}
     with setting():
-        figure = Figure(figsize=(WIDTH, 2.8))
+        figure = Figure(figsize=(WIDTH, 3.0))
         axis = figure.subplots()
         for arm, colour in colours.items():
             own = np.array([(int(str(row["jobs"])), float(str(row["median"]))) for row in rows if row["arm"] == arm])
             if len(own):
                 axis.plot(*own.T, "o-", color=colour, markersize=4, label=arm)
-        axis.set(xlabel="jobs of the new task", ylabel="median score (random 0, best rule 1)")
+        axis.set(xlabel="jobs of the new task", ylabel="median score")
         axis.legend()
     return figure
 
