@@ -196,7 +196,7 @@ def test_a_step_size_that_ends_before_the_training_is_refused():
         parse(words)
     for decay in (837, 0):
         assert parse([*words, "--agent.optimiser.decay", str(decay)]).config.loop.steps == 60_000
-    with pytest.raises(ValueError, match="0 after 936 updates, and 60000 steps are 937"):
+    with pytest.raises(ValueError, match="0 after 936 updates, and 60000 steps end after 937"):
         parse([*words, "--agent.optimiser.decay", "836"])
     assert parse(["--game", "repeat_previous/easy", "--steps", "20000"]).config.loop.steps == 20_000
 
