@@ -78,10 +78,10 @@ def of_new(arm: str, task: str, seed: int, known: Path, jobs: int) -> TrainConfi
     return replace(plan, agent=agent, seed=seed, start=start, loop=replace(plan.loop, steps=jobs, save_every=200.0))
 
 
-def learned(plan: TrainConfig) -> int:
+def learned(plan: TrainConfig, arm: str) -> int:
     """How many numbers a new task may change."""
     changed = networks(plan)
-    return size(changed.model.placing if "place" in plan.name else changed)
+    return size(changed.model.placing if arm == "place" else changed)
 
 
 def row(arm: str, jobs: int, numbers: int, tasks: Sequence[str], of_seeds: Sequence[Sequence[Row]]) -> Row:
@@ -142,7 +142,7 @@ def main() -> None:
             runs = trained(folder, plans)
             each = [judged(f"{run.path.name}-{jobs}", run, ()) for run in runs]
             of_seeds = [[task[0] for task in each[seed * len(NEW) : (seed + 1) * len(NEW)]] for seed in seeds]
-            rows.append(row(arm, jobs, learned(plans[0]), NEW, of_seeds))
+            rows.append(row(arm, jobs, learned(plans[0], arm), NEW, of_seeds))
             asked.publish("new_tasks", rows)
     asked.draw("new-tasks", picture(rows))
 

@@ -410,7 +410,7 @@ def test_new_tasks_begin_from_the_runs_of_known_ones_of_the_same_networks(load, 
         assert plan.start == (None if begin is None else tmp_path / f"{known[begin].name}-1")
         if begin is not None:
             assert new.size(new.networks(plan)) == new.size(new.networks(known[begin]))
-    of_place, of_all = (new.learned(new.of_new(arm, new.NEW[0], 0, tmp_path, 1_000)) for arm in ("place", "all"))
+    of_place, of_all = (new.learned(new.of_new(arm, new.NEW[0], 0, tmp_path, 1_000), arm) for arm in ("place", "all"))
     assert of_place < 1_000 < of_all
 
 

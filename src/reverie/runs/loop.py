@@ -140,7 +140,7 @@ def train[P](
     Arguments: `command`, put on record in the run; `seed`, of everything random (one for each run where several seeds
     train side by side); `evaluate`, for the learning curve; `start`, makes the state that the beginning is, and how
     many steps it took, instead of the trainer's `init`; `tell`, is called with the step and all that is logged; `title`
-    and `shown`, what the display is called and which metrics it shows; `quiet`, show nothing.
+    and `shown`, what the display is called and which metrics it shows; `quiet`, show no progress.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP came; what is saved, the message says: all, unless the world outside, or
