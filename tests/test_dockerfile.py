@@ -37,7 +37,7 @@ def test_what_it_copies_and_installs_is_there():
 
 def test_what_it_runs_and_advises_are_commands_of_ours():
     assert lines("ENTRYPOINT") == ['["reverie"]']
-    assert PROJECT["scripts"]["reverie"] == "reverie.cli:main"
+    assert PROJECT["scripts"]["reverie"] == "reverie.__main__:main"
     shown = re.findall(r"docker run .* reverie (\w+)", TEXT)
     assert shown
     assert set(shown) <= set(COMMANDS)

@@ -158,6 +158,23 @@ def test_a_hangup_that_is_ignored_stays_so():
     assert code == 10, said
 
 
+def test_an_interrupt_while_the_command_is_read_is_no_traceback(tmp_path):
+    """A module of the standard library that it imports takes long here."""
+    (tmp_path / "difflib.py").write_text("print(flush=True)\nimport time\ntime.sleep(30)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reverie", "--help"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=WAIT)
+    assert (process.returncode, said) == (-signal.SIGINT, "")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_command_hears_an_interrupt_at_any_moment_of_its_start(seed):
     """In its first seconds it imports: no traceback, and the usual exit code."""

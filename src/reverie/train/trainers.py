@@ -135,7 +135,7 @@ class WorldTrainer:
 
 
 def _alike(one: PyTree, other: PyTree) -> bool:
-    """Whether two trees have the same structure, settings of modules included, and leaves of the same shapes and types."""
+    """Whether two trees have the same structure, settings of modules included, and leaves of one shape and type."""
     leaves = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
     return jax.tree.structure(one) == jax.tree.structure(other) and leaves[0] == leaves[1]
 
