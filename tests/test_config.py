@@ -10,7 +10,7 @@ from reverie.agents.actor_critic import NetworkConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.runs.build import build
-from reverie.runs.config_json import config_differences, config_from_json, config_to_json
+from reverie.runs.config_json import config_differences, config_from_json, config_to_json, with_changes
 from reverie.settings.config import CurveConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig, stream_seed
 from reverie.settings.presets import PRESETS, preset
 from reverie.train.trainers import WorldTrainer
@@ -98,6 +98,14 @@ def test_a_run_that_was_stored_under_an_older_name_of_a_field_is_read_and_goes_o
     assert config_differences(old, now) == []
     old["agent"]["algorithm"]["horizon"] = 7
     assert config_differences(old, now) == ["agent.algorithm.dream_length: 7, now 64"]
+
+
+def test_the_older_name_of_how_long_a_proxys_numbers_count_is_read():
+    plan = preset("sac", "weights")
+    old = json.loads(json.dumps(config_to_json(plan)))
+    old["world"]["proxy"]["memory"] = old["world"]["proxy"].pop("span")
+    assert config_from_json(TrainConfig, old) == plan
+    assert with_changes(plan, {"world": {"proxy": {"memory": 7.0}}}).fleet.proxy.span == 7
 
 
 def test_a_run_from_before_a_rule_was_shown_is_read_but_where_agents_saw_other_columns():

@@ -33,7 +33,7 @@ def plan(correction: float | None, late: int):
     """Small networks for servers of which a proxy holds back jobs."""
     chosen = preset("sac", "weights")
     algorithm = replace(chosen.agent.algorithm, units=8)
-    proxy = Proxy(hold=HOLD, caps=(2, 1, 3), late=late, memory=3.0)
+    proxy = Proxy(hold=HOLD, caps=(2, 1, 3), late=late, span=3.0)
     return replace(
         chosen,
         agent=replace(chosen.agent, algorithm=algorithm),
@@ -198,6 +198,17 @@ def test_an_agent_that_saw_the_columns_of_an_older_version_is_refused_by_name(tm
     del described["config"]["world"]["gain"], described["config"]["world"]["correction"]
     with pytest.raises(ValueError, match=r"agent\.safetensors is of an older version.*train one anew"):
         trained.trained(tmp_path / "agent.safetensors", described, config(unit=1e-3))
+
+
+def test_an_agent_that_was_stored_with_the_older_name_of_its_span_is_read(tmp_path):
+    (path := tmp_path / "agent.safetensors").write_bytes(b"")
+    described = {"kind": "policy", "observation": {"servers": {"shape": [3, trained.FEATURES]}, "proxy": {}}}
+    described["config"] = config_to_json(plan(2.0, 1))
+    now = trained.trained(path, described, config(unit=1e-3))
+    proxy = described["config"]["world"]["proxy"]
+    proxy["memory"] = proxy.pop("span")
+    assert trained.trained(path, described, config(unit=1e-3)) == now
+    assert (now.span, now.tau) == (3.0, pytest.approx(3 * HOLD * 1e-3))
 
 
 def test_jax_is_not_imported(tmp_path):

@@ -170,7 +170,7 @@ def test_the_proxy_tells_of_the_interval_before_what_is_true_of_it(changing):
 
 def test_a_correction_of_nothing_is_the_rule_and_any_other_is_a_factor():
     tasks = jax.tree.map(lambda leaf: leaf[None], stack_tasks([unlike()] * 2))  # [K, E]
-    plain = WeightsEnv(4, 600, Proxy(hold=300.0, memory=4.0))
+    plain = WeightsEnv(4, 600, Proxy(hold=300.0, span=4.0))
     corrected = replace(plain, correction=2.0)
     rule = AdaptiveWeights(AdaptiveLeastConnections(np.ones(4), tau=1200.0), gain=0.5)
     contestants = [Contestant("rule", rule, plain, "rule"), Contestant("nothing", Says(jnp.zeros(4)), corrected)]

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     if asked.rule == "adaptive-weights":
         world = replace(world, view="weights", reward="elapsed", proxy=asked.proxy)
     elif asked.proxy != USUAL:
-        raise ValueError(f"hold, caps, late and memory are about adaptive-weights, and rule is {asked.rule}")
+        raise ValueError(f"hold, caps, late and span are about adaptive-weights, and rule is {asked.rule}")
     config = TuneConfig(asked.rule, world, asked.search, asked.objective)
     tuned, seconds = tune(config, asked.out, asked.generations, asked.minutes, asked.quiet)
     facts = [("rule", asked.rule), ("generations", f"{len(tuned.worths):,}"), ("seconds, this time", f"{seconds:.0f}")]

@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeAliasType, Union, get_args, get_origin, get
 
 type Json = bool | int | float | str | list[Json] | dict[str, Json] | None
 
-RENAMED: Mapping[str, Mapping[str, str]] = MappingProxyType({"DreamerConfig": {"horizon": "dream_length"}})
+RENAMED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {"DreamerConfig": {"horizon": "dream_length"}, "Proxy": {"memory": "span"}, "Trained": {"memory": "span"}}
+)
 """Fields by class that were stored under another name once, and what they are called now."""
 _WITHOUT_WEIGHTS: Mapping[str, Json] = MappingProxyType({"gain": 0.5, "correction": None})
 """Fields of a world that older ones lack, as they are where nothing reads them: in all views but `weights`, whose

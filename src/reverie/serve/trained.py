@@ -1,7 +1,7 @@
 """Exported agents that set weights (view `weights`): what a proxy tells becomes what their world showed them.
 
 That world is `envs/fleet/weights.py`, and this its twin in numpy: intervals of the same length, the same numbers, as
-late, of the same memory. Decisions come oftener than intervals end: the weights of one stay until the next.
+late, forgotten as fast. Decisions come oftener than intervals end: the weights of one stay until the next.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from reverie.runs.config_json import current
 from reverie.serve import rates
 from reverie.serve.actor_critic import ActorCriticTwin
 from reverie.serve.balancer import Counts
@@ -63,7 +64,7 @@ class Trained:
     hold: float
     """Time units for which weights are held."""
     late: int
-    memory: float
+    span: float
     """As in that world's `Proxy`."""
     gain: float
     correction: float | None
@@ -74,7 +75,7 @@ class Trained:
     @property
     def tau(self) -> float:
         """Seconds after which what is shown as `so far` counts for 1/e."""
-        return self.memory * self.hold * self.unit
+        return self.span * self.hold * self.unit
 
     @cached_property
     def actor(self) -> Callable[[Mapping[str, Array]], Array]:
@@ -95,7 +96,7 @@ class Trained:
         return self._heard(Seen(0.0, 0.0, none, none, (none,) * 3, (nothing,) * (1 + self.late), none))
 
     def watch(self, known: Seen, last: Counts, counts: Counts) -> Seen:
-        """The memory after what was seen since `last`, and another word of the agent where an interval has ended."""
+        """What is known after what was seen since `last`, and another word of the agent where an interval has ended."""
         gap, (ended, failed) = max(counts.at - last.at, 0.0), rates.ended_since(last, counts)
         done, lost = rates.failures_as_slow(ended, failed, np.zeros(len(ended)), self.failure / self.unit)
         done, lost, passed = known.ended + done, known.lost + lost, known.passed + gap
@@ -105,7 +106,7 @@ class Trained:
             return replace(known, passed=passed, came=came, ended=_floats(done), lost=_floats(lost))
         there, none = np.asarray(counts.in_progress), (0.0,) * len(done)
         found = np.stack([done, np.where(there > 0, self.hold, 0.0) + lost, there * self.hold])
-        so_far = math.exp(-1 / self.memory) * np.asarray(known.so_far) + found
+        so_far = math.exp(-1 / self.span) * np.asarray(known.so_far) + found
         rule = rates.estimated(so_far[0], so_far[1], np.ones(len(there)))
         rows = np.column_stack(
             [there, done, action_of(np.asarray(counts.weights)), so_far.T, action_of(rule**self.gain)]
@@ -139,8 +140,9 @@ def trained(path: Path, described: Mapping[str, Any], config: ServeConfig) -> Tr
         ValueError: it is of an older version, or decides by JAX alone, or nobody says how long a time unit is, or
             intervals are too short.
     """
-    algorithm, seen = described["config"]["agent"]["algorithm"], described["observation"]["servers"]["shape"]
-    world = described["config"]["world"]
+    config_of: Any = current(described["config"])
+    algorithm, seen = config_of["agent"]["algorithm"], described["observation"]["servers"]["shape"]
+    world = config_of["world"]
     if "gain" not in world:
         raise ValueError(
             f"{path} is of an older version, whose agents saw other numbers of a server; train one anew: "
@@ -158,7 +160,7 @@ def trained(path: Path, described: Mapping[str, Any], config: ServeConfig) -> Tr
             f"unit: {path} holds weights for {proxy['hold']:g} time units of its world: say with `unit` how many "
             f"seconds one is, so that this takes at least as long as a decision, {1 / config.hz:g} s; got {unit}"
         )
-    told, meant = (proxy["hold"], proxy["late"], proxy["memory"]), (world["gain"], world["correction"])
+    told, meant = (proxy["hold"], proxy["late"], proxy["span"]), (world["gain"], world["correction"])
     return Trained(path, _sha(path), unit, *told, *meant, config.limits.failure)
 
 

@@ -117,7 +117,7 @@ _WEIGHTS_WORLD = WorldConfig(
     jobs=1000,
     view="weights",
     reward="elapsed",
-    proxy=Proxy(hold=2_000.0, memory=5.0),
+    proxy=Proxy(hold=2_000.0, span=5.0),
     correction=2.0,
 )  # as long as a job is there on average: of shorter intervals each decides less, and chance hides what it did
 _WEIGHTS_SCALE = 3e-5  # some 20 jobs for that time are of the order of 1

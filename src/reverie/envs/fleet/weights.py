@@ -40,7 +40,7 @@ FEATURES = ("in progress", "completions", "weight", "completions so far", "busy 
 """What is shown of each server, which is what any proxy can tell (`serve/`): jobs at the end of the interval;
 completions in it; the weight, as an action says it that gives the heaviest a 1; the completions, the time in which a
 look at the interval's end found jobs, and these jobs times that time, of this and all intervals before it, forgotten
-exponentially (`memory`); the weight by a rule, a power (`gain`) of `estimated_rates` of the first two of these, said as
+exponentially (`span`); the weight by a rule, a power (`gain`) of `estimated_rates` of the first two of these, said as
 the other."""
 _RULE = FEATURES.index("rule's weight")
 _LATE = 1 + 1e-6
@@ -110,7 +110,7 @@ class Proxy:
     one job at a server of weight w is worth 1 / w of idleness, and of idle servers the heaviest is taken."""
     late: Whole = 1
     """Intervals by which what the proxy tells is late: 0 shows the one that has just ended, 1 the one before."""
-    memory: Positive = 10.0
+    span: Positive = 10.0
     """Intervals after which what is shown as `so far` counts for 1/e."""
 
 
@@ -191,7 +191,7 @@ class WeightsEnv:
         one = jax.tree.map(lambda leaf: leaf[None], (sure, _Interval.begin(state)))
         now: _Interval = jax.tree.map(lambda leaf: leaf[0], _pass_interval(*one))
         busy = now.slots.in_progress
-        done, kept = now.done, jnp.exp(-1 / self.proxy.memory)
+        done, kept = now.done, jnp.exp(-1 / self.proxy.span)
         found = jnp.stack([done.count, jnp.where(busy > 0, self.proxy.hold, 0.0), busy * self.proxy.hold], -1)
         remembered = kept * state.remembered + found
         rule = estimated_rates(remembered[:, 0], remembered[:, 1], task.mask.astype(jnp.float32))
