@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from rich.console import Console
@@ -23,6 +23,16 @@ def print_json(data: Data) -> None:
 def json_text(data: Data) -> str:
     """JSON; NaN and infinities, which it lacks, become null."""
     return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None) -> Table:
+    """A table for the terminal whose first column is a name; the others are numbers."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def print_table(table: Table) -> None:

@@ -1,4 +1,5 @@
-"""The verdict in words: sentences that carry their interval and counts, and say so where there is no difference.
+"""The verdict in words: sentences that carry their interval and counts, and say so where there is no difference. And
+what is said of a trace.
 
 Numbers are formatted here for tables, pages and sentences alike.
 """
@@ -6,6 +7,10 @@ Numbers are formatted here for tables, pages and sentences alike.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from reverie.envs.fleet.traces import Tenths, TraceSummary
 
 Verdict = Mapping[str, Any]
 """A row of `evaluate.statistics.verdict`."""
@@ -174,3 +179,45 @@ def lead(verdict: Sequence[Verdict]) -> str:
 def per_cent(share: float) -> str:
     """A share as per cent: one decimal, none from 10 on."""
     return f"{100 * share:.1f}" if abs(share) < 0.0995 else f"{100 * share:.0f}"
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+def summary_facts(s: TraceSummary) -> list[tuple[str, str]]:
+    """Statistics of a trace, and what each is called."""
+
+    def several(*values: float) -> str:
+        return ", ".join(map(number, values))
+
+    return [
+        ("jobs", f"{s.count:,}"),
+        ("span in seconds", number(s.span)),
+        ("arrivals per second", number(s.rate)),
+        ("gaps: CV (Poisson: 1)", number(s.gap_cv)),
+        ("gaps: correlation with the next one (Poisson: 0)", number(s.gap_autocorrelation)),
+        (
+            "index of dispersion in windows of 1, 10, 60 s (Poisson: 1)",
+            several(s.dispersion_1s, s.dispersion_10s, s.dispersion_60s),
+        ),
+        ("busiest minute over the mean one", number(s.peak_to_mean)),
+        ("sizes in work units: mean", number(s.size_mean)),
+        ("sizes: p50, p90, p99, largest", several(s.size_p50, s.size_p90, s.size_p99, s.size_max)),
+        ("sizes: squared CV (exponential: 1)", number(s.size_c2)),
+        ("sizes: tail index (2 or less: heavy tail)", number(s.size_tail_index)),
+        ("sizes: share of all work in the largest 1 %", number(s.size_top_share)),
+        ("work per second: servers of speed 1 kept busy", number(s.work_rate)),
+    ]
+
+
+def course_facts(course: Tenths | None) -> list[tuple[str, str]]:
+    """The load in each tenth of the jobs, with a bar."""
+    if course is None:
+        return []
+    longest = course.load[np.isfinite(course.load)].max()
+    lines = []
+    for k, load in enumerate(course.load):
+        when = f"from {course.edges[k]:,.4g} s to {course.edges[k + 1]:,.4g} s"
+        bar = "#" * round(30 * min(load / longest, 1))
+        lines.append((f"load over that of the whole, {when}", f"{load:6.2f} {bar}"))
+    return lines

@@ -7,7 +7,7 @@ random) is repeated as it was. Numbers and law of a log's first half are held ag
 not seen. What is left is told by the works themselves: they should be alike at all servers, however many were there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
@@ -20,9 +20,9 @@ from scipy.stats import ks_2samp, norm, spearmanr
 from reverie.envs.core import TimeStep, stack_tasks
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import Fleet, FleetEnv
-from reverie.envs.fleet.fitting import Fit, Server
+from reverie.envs.fleet.fitting import FEWEST, Fit, Server, fit
 from reverie.envs.fleet.sharing import sharing
-from reverie.envs.fleet.traces import Requests
+from reverie.envs.fleet.traces import Requests, Trace
 from reverie.evaluate import trials
 from reverie.evaluate.trials import Contestant
 from reverie.policies.views import View
@@ -70,6 +70,25 @@ class Alike(NamedTuple):
     """The standard error of the logarithm of the pace."""
 
 
+class Found(NamedTuple):
+    """All that a log says, and how far it is true."""
+
+    trace: Trace
+    """Its requests with their works."""
+    fit: Fit
+    placed: Placed
+    alike: Sequence[Alike]
+    predicted: Mapping[str, Sequence[Predicted]]
+    """The second half of the log, by what it was predicted from."""
+
+
+def examine(requests: Requests) -> Found:
+    """Find servers and works in a log, and judge them."""
+    found, how = fit(requests), placed(requests)
+    trace = Trace(requests.name, requests.arrival, found.work, {}, requests.provenance)
+    return Found(trace, found, how, alike(requests, found), _second_half(requests, found, how))
+
+
 def placed(requests: Requests) -> Placed:
     """How requests were placed, as can be seen of them."""
     if (requests.sent - requests.arrival > 2 * requests.resolution).mean() > 0.02:
@@ -92,9 +111,9 @@ def in_progress(requests: Requests) -> Int[np.ndarray, "J N"]:
     return np.stack(counts, 1)
 
 
-def alike(requests: Requests, fit: Fit) -> list[Alike]:
+def alike(requests: Requests, fitted: Fit) -> list[Alike]:
     """The works of each server beside those of all others."""
-    there, logs, found = in_progress(requests), np.log(fit.work), []
+    there, logs, found = in_progress(requests), np.log(fitted.work), []
     for i in range(len(requests.servers)):
         mine = requests.server == i
         here, count = logs[mine], there[mine, i]
@@ -150,6 +169,20 @@ def predict(
             spread = 2 * float(np.std(means, ddof=1))
             found.append(Predicted(name, int(here.sum()), _times(real[here]), _times(np.concatenate(there)), spread))
     return found
+
+
+def _second_half(requests: Requests, fitted: Fit, how: Placed) -> dict[str, list[Predicted]]:
+    """The second half of a log as the numbers of the whole, and of its first half, say it should be."""
+    middle = len(requests.server) // 2
+    first, second = requests.part(slice(0, middle)), requests.part(slice(middle, None))
+    servers = range(len(requests.servers))
+    if how == "queued" or middle < FEWEST or not np.isin(servers, first.server).all():
+        return {}
+    of_first = fit(first)
+    return {
+        "predicted from the first half": predict(second, of_first.servers, of_first.work, how),
+        "predicted from the whole log": predict(second, fitted.servers, fitted.work, how),
+    }
 
 
 def _in_order_of_sending(requests: Requests) -> Requests:
