@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +79,15 @@ def test_a_tree_of_shapes_is_enough_to_load_into(tmp_path):
     state = (jax.random.key(3), jnp.full((2,), 2.5), jnp.arange(3))
     checkpoint.save(tmp_path / "c.safetensors", state, {})
     assert_identical(checkpoint.load(tmp_path / "c.safetensors", jax.eval_shape(lambda: state)), state)
+
+
+def test_leaves_that_were_stored_under_an_older_path_are_found(tmp_path):
+    """What a mixture that guesses its task had heard."""
+    acting, then, now = (namedtuple("Acting", [each]) for each in ("policy_state", "memory", "heard"))
+    both = namedtuple("Both", ["model", "recurrent"])
+    checkpoint.save(tmp_path / "c.safetensors", acting(both(then(jnp.full(3, 2.0)), 7)), {})
+    loaded = checkpoint.load(tmp_path / "c.safetensors", acting(both(now(jnp.zeros(3)), 0)))
+    assert_identical(loaded, acting(both(now(jnp.full(3, 2.0)), 7)))
 
 
 def test_a_lone_leaf_and_an_empty_tree_are_trees_too(tmp_path):

@@ -210,11 +210,11 @@ def later(before, seconds: float = 0.1, done=(1, 1, 1), **changes):
 def decided(own: ServeConfig, steps: int, done, **options):
     """The decision after so many polls, each of which saw `done` requests end at busy servers."""
     seen = counts()
-    memory = begin(seen.at, seen)
+    known = begin(seen.at, seen)
     for _ in range(steps):
         seen = later(seen, done=done)
-        decision, memory = decide(own, Rule(3.0, 5.0), memory, seen, seen.at, **options)
-    return decision, memory, seen
+        decision, known = decide(own, Rule(3.0, 5.0), known, seen, seen.at, **options)
+    return decision, known, seen
 
 
 def test_weights_come_to_be_as_the_rates_at_two_times_a_second():
@@ -227,60 +227,60 @@ def test_weights_come_to_be_as_the_rates_at_two_times_a_second():
 
 
 def test_a_reload_keeps_what_is_known_and_pushes_it_again():
-    decision, memory, seen = decided(config(), 100, (8, 4, 2))
+    decision, known, seen = decided(config(), 100, (8, 4, 2))
     fresh = replace(seen, at=seen.at + 0.1, process="2 of 2", started=(0, 0, 0), in_progress=(0, 0, 0))
-    again, _ = decide(config(), Rule(3.0, 5.0), memory, fresh, fresh.at)
+    again, _ = decide(config(), Rule(3.0, 5.0), known, fresh, fresh.at)
     assert again.weights == pytest.approx(decision.weights, abs=1)
 
 
 def test_another_set_of_servers_gets_the_configured_weights():
-    _, memory, seen = decided(config(), 100, (8, 4, 2))
+    _, known, seen = decided(config(), 100, (8, 4, 2))
     renamed = replace(seen, at=seen.at + 0.1, names=("s0", "s1", "s3"))
-    decision, after = decide(config(), Rule(3.0, 5.0), memory, renamed, renamed.at)
+    decision, after = decide(config(), Rule(3.0, 5.0), known, renamed, renamed.at)
     assert (decision.weights, decision.fired) == (None, ("known",))
     assert after.held == (256, 256, 256)
 
 
 def test_old_news_and_a_process_that_stood_still_get_the_configured_weights():
-    _, memory, seen = decided(config(), 100, (8, 4, 2))
+    _, known, seen = decided(config(), 100, (8, 4, 2))
     for news, now in ((seen, seen.at + 1.01), (later(seen, 10.0), seen.at + 10.0)):
-        decision, after = decide(config(), Rule(3.0, 5.0), memory, news, now)
+        decision, after = decide(config(), Rule(3.0, 5.0), known, news, now)
         assert (decision.weights, decision.fired) == (None, ("fresh",))
         assert after.held == (256, 256, 256)
 
 
 def test_what_happened_while_nobody_looked_teaches_nothing():
     """One look at who is busy would stand for all that time."""
-    _, memory, seen = decided(config(), 100, (8, 4, 2))
+    _, known, seen = decided(config(), 100, (8, 4, 2))
     blind = later(seen, 5.0, done=(400, 200, 100), in_progress=(1, 1, 0))
-    _, after = decide(config(), Rule(3.0, 5.0), memory, blind, blind.at)
-    assert after.known == memory.known
+    _, after = decide(config(), Rule(3.0, 5.0), known, blind, blind.at)
+    assert after.learned == known.learned
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])
 def test_a_clock_that_jumps_moves_no_weight_by_more_than_a_step(jump):
-    _, memory, seen = decided(config(), 100, (8, 4, 2))
-    held = memory.held
+    _, known, seen = decided(config(), 100, (8, 4, 2))
+    held = known.held
     jumped = later(seen, jump, done=(8, 4, 2))
-    decision, memory = decide(config(), Rule(3.0, 5.0), memory, jumped, jumped.at)
+    decision, known = decide(config(), Rule(3.0, 5.0), known, jumped, jumped.at)
     if jump > 0:
         assert decision.fired == ("fresh",)
     else:
-        assert memory.held == pytest.approx(held)
-    assert all(math.isfinite(each) for each in (*memory.known.answered, *memory.known.busy, *memory.ended))
+        assert known.held == pytest.approx(held)
+    assert all(math.isfinite(each) for each in (*known.learned.answered, *known.learned.busy, *known.ended))
 
 
 def test_servers_that_are_down_or_drained_are_not_sent_weights():
-    _, memory, seen = decided(config(), 5, (8, 4, 2))
+    _, known, seen = decided(config(), 5, (8, 4, 2))
     aside = later(seen, takes=(True, False, True))
-    decision, _ = decide(config(), Rule(3.0, 5.0), memory, aside, aside.at)
+    decision, _ = decide(config(), Rule(3.0, 5.0), known, aside, aside.at)
     assert decision.weights.keys() == {"s0", "s2"}
 
 
 def test_control_is_the_configured_weights():
-    decision, memory, _ = decided(config(), 50, (8, 4, 2), arm="control")
+    decision, known, _ = decided(config(), 50, (8, 4, 2), arm="control")
     assert (decision.weights, decision.fired) == (None, ("control",))
-    assert memory.held == (256, 256, 256)
+    assert known.held == (256, 256, 256)
 
 
 @pytest.mark.parametrize("word", [np.nan, 0.0, 1e9, -1.0, np.inf])
@@ -317,6 +317,11 @@ def test_a_short_file_is_completed_by_defaults(tmp_path):
     own = load_config(tmp_path / "serve.toml")
     assert (own.balancer.backend, own.limits.step, own.limits.floor) == ("web", 3.0, 8)
     assert own.server[1] == Server("s1", "127.0.0.1:8002", 4)
+
+
+def test_a_file_with_an_older_name_of_a_key_says_what_it_did(tmp_path):
+    (tmp_path / "serve.toml").write_text(TOML.replace("step = 3", "memory = 4"))
+    assert load_config(tmp_path / "serve.toml").limits.forgets == 4
 
 
 @pytest.mark.parametrize(

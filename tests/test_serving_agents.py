@@ -1,5 +1,6 @@
 """Agents that set weights decide without JAX as their world lets them, from what a proxy tells."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from reverie.envs.fleet.sharing import sharing
 from reverie.envs.fleet.weights import Proxy, WeightsEnv
 from reverie.runs import export
 from reverie.runs.config_json import config_to_json
-from reverie.serve import audit, trained
+from reverie.serve import audit, settings, trained
 from reverie.serve.decide import begin, decide
 from reverie.serve.live import poisson_plan
 from reverie.serve.load import load_rule
@@ -133,21 +134,32 @@ def test_what_an_agent_decided_is_decided_again_from_the_log_but_not_by_another_
     own = config(policy=str(path), unit=1e-3)
     rule, written, seen = load_rule(own), audit.Audit(log, 10**8), counts()
     written.begin(audit.Begin(0.0, own, rule))
-    memory, words = begin(seen.at, seen), []
+    known, words = begin(seen.at, seen), []
     for _ in range(20):
         done = tuple(s + d for s, d in zip(seen.started, (5, 3, 1), strict=True))
         seen = replace(seen, at=seen.at + 0.1, started=done, failed=(0, seen.failed[1] + 1, 0))
-        before = memory
-        decision, memory = decide(own, rule, memory, seen, seen.at)
+        before = known
+        decision, known = decide(own, rule, known, seen, seen.at)
         change = audit.Change(0.0, own.sha, "shadow", "policy", False, seen.at, before, seen, decision, {}, "")
         written.change(change)
         words.append(decision.raw)
     written.close()
     assert [each.same for each in audit.replay(log)] == [True] * 20
     assert len(set(words)) == 4  # one for each interval of six looks, and that for an unknown fleet
+    log.write_text(older(log.read_text(), own.sha))
+    assert [each.same for each in audit.replay(log)] == [True] * 20
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(ValueError, match="its contents have changed"):
         list(audit.replay(log))
+
+
+def older(log: str, sha: str) -> str:
+    """The same log as it was written while memories were more than those of policies."""
+    words = {"span": "memory", "forgets": "memory", "Known": "Memory", "before": "memory", "learned": "known"}
+    for now, then in words.items():
+        assert f'"{now}"' in log
+        log = log.replace(f'"{now}"', f'"{then}"')
+    return log.replace(sha, settings.sha(json.loads(log.splitlines()[0])["config"]))
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for JAX in the maps of a process, which Linux has")
@@ -172,7 +184,7 @@ def test_an_agent_in_front_of_a_real_proxy_sets_weights_that_follow_what_it_sees
     assert len({each.change.decision.raw for each in changes}) > 4  # an interval of three looks each has a word
     sent = [each.change.sent for each in changes if each.change.sent]
     assert len({tuple(weights.items()) for weights in sent}) > 3
-    busy = [each.change.memory.known for each in changes if each.change.memory.known]
+    busy = [each.change.before.learned for each in changes if each.change.before.learned]
     assert any(max(known.answered) > 5 for known in busy), "it saw nobody answer"
 
 

@@ -145,9 +145,9 @@ def test_shadow_decides_and_sends_nothing(made_up):
 def test_another_rule_goes_on_with_what_was_known_of_the_servers(made_up):
     agent, _, clock, _ = made_up(mode="shadow")
     tick(agent, clock, 100)
-    known = agent.memory.known
+    known = agent.known.learned
     agent.reload(replace(agent.config, limits=replace(agent.config.limits, failure=9.0)))
-    assert (agent.rule.failure, agent.memory.known) == (9.0, known)
+    assert (agent.rule.failure, agent.known.learned) == (9.0, known)
     tick(agent, clock, 1)
     assert agent.decision.weights["s2"] == pytest.approx(64, rel=0.1)
 

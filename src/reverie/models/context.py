@@ -100,8 +100,8 @@ class ProductEncoder(ContextEncoder):
         return jnp.where(empty, 0.0, belief.weighted / precision), 1 / precision
 
 
-class Memory(NamedTuple):
-    """What a recurrent encoder knows."""
+class Heard(NamedTuple):
+    """What a recurrent encoder has heard."""
 
     h: Float[Array, "*B U"]
     empty: Bool[Array, "*B"]
@@ -124,24 +124,24 @@ class RecurrentEncoder(ContextEncoder):
         self.gru = GRU(units, units, key=gru_key)
         self.output = Linear(units, 2 * latent, key=output_key)
 
-    def initial(self, *batch: int) -> Memory:
-        return Memory(jnp.zeros((*batch, self.output.weight.shape[0])), jnp.ones(batch, bool))
+    def initial(self, *batch: int) -> Heard:
+        return Heard(jnp.zeros((*batch, self.output.weight.shape[0])), jnp.ones(batch, bool))
 
-    def learn(self, belief: Memory, transition: Transition, counts: Bool[Array, "*B"]) -> Memory:
+    def learn(self, belief: Heard, transition: Transition, counts: Bool[Array, "*B"]) -> Heard:
         return self._pass(belief, (self._project(transition), counts))
 
-    def believe(self, transitions: Transition, counts: Bool[Array, "*B T"]) -> Memory:
+    def believe(self, transitions: Transition, counts: Bool[Array, "*B T"]) -> Heard:
         *batch, length = counts.shape
         projected = self._project(transitions).reshape(-1, length, 3 * self.output.weight.shape[0])
 
-        def step(belief: Memory, row: tuple[Array, Array]) -> tuple[Memory, None]:
+        def step(belief: Heard, row: tuple[Array, Array]) -> tuple[Heard, None]:
             return self._pass(belief, row), None
 
         rows = projected, counts.reshape(-1, length)
         belief, _ = over_time(step, self.initial(rows[1].shape[0]), rows)
         return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), belief)
 
-    def gaussian(self, belief: Memory) -> tuple[Float[Array, "*B Z"], Float[Array, "*B Z"]]:
+    def gaussian(self, belief: Heard) -> tuple[Float[Array, "*B Z"], Float[Array, "*B Z"]]:
         mean, spread = jnp.split(self.output(belief.h), 2, -1)
         variance = jnp.maximum(jax.nn.softplus(spread), LEAST_VARIANCE)
         empty = belief.empty[..., None]
@@ -150,10 +150,10 @@ class RecurrentEncoder(ContextEncoder):
     def _project(self, transition: Transition) -> Float[Array, "*B C"]:
         return self.gru.project(self.each(transition.numbers(self.sees_next)))
 
-    def _pass(self, belief: Memory, row: tuple[Float[Array, "*B C"], Bool[Array, "*B"]]) -> Memory:
+    def _pass(self, belief: Heard, row: tuple[Float[Array, "*B C"], Bool[Array, "*B"]]) -> Heard:
         projected, counts = row
         h = jnp.where(counts[..., None], self.gru.step(belief.h, projected), belief.h)
-        return Memory(h, belief.empty & ~counts)
+        return Heard(h, belief.empty & ~counts)
 
 
 ENCODERS: dict[EncoderKind, type[ProductEncoder] | type[RecurrentEncoder]] = {

@@ -106,7 +106,7 @@ class MixtureState(NamedTuple):
     """What is known of a batch."""
 
     place: Place
-    memory: Float[Array, "*B M"] | None
+    heard: Float[Array, "*B M"] | None
     """Of what happened lately, where the task is guessed from that."""
     storm: StormState
     """Its past holds the layers of the active experts, side by side [B, S, n D], then those of the trunk."""
@@ -116,7 +116,7 @@ class MixtureKept(NamedTuple):
     """What replay keeps."""
 
     place: Place
-    memory: BFloat16[Array, "*B M"] | None
+    heard: BFloat16[Array, "*B M"] | None
     storm: Kept
 
 
@@ -226,8 +226,8 @@ class Mixture(WorldModel):
             past = past._replace(layers=past.layers + self.trunk.nothing(batch, c.dtype).layers)
         storm = initial(c, self.latents, self.lead, batch, past)
         like = None if self.guess is None else jnp.full((batch, self.tasks), -math.log(self.tasks))
-        memory = jnp.zeros((batch, c.units)) if isinstance(self.guess, History) else None
-        return MixtureState(Place(jnp.zeros((batch,), jnp.int32), like), memory, storm)
+        heard = jnp.zeros((batch, c.units)) if isinstance(self.guess, History) else None
+        return MixtureState(Place(jnp.zeros((batch,), jnp.int32), like), heard, storm)
 
     def observe(
         self, state: MixtureState, sequence: Sequence, key: Key[Array, ""]
@@ -334,12 +334,12 @@ class Mixture(WorldModel):
         return eqx.tree_at(lambda model: model.updates, self, self.updates + 1)
 
     def compress(self, state: MixtureState) -> MixtureKept:
-        memory = None if state.memory is None else state.memory.astype(jnp.bfloat16)
-        return MixtureKept(state.place, memory, compress(self.latents, state.storm))
+        heard = None if state.heard is None else state.heard.astype(jnp.bfloat16)
+        return MixtureKept(state.place, heard, compress(self.latents, state.storm))
 
     def expand(self, stored: MixtureKept) -> MixtureState:
-        memory = None if stored.memory is None else stored.memory.astype(jnp.float32)
-        return MixtureState(stored.place, memory, expand(self.latents, self.config.dtype, stored.storm))
+        heard = None if stored.heard is None else stored.heard.astype(jnp.float32)
+        return MixtureState(stored.place, heard, expand(self.latents, self.config.dtype, stored.storm))
 
     def resume(self, stored: MixtureKept, lent: Sequence, key: Key[Array, ""]) -> MixtureState:
         """h and z as they were; the past of the model of now, made from what was lent, by the experts of the task that
@@ -396,13 +396,13 @@ class Mixture(WorldModel):
             case None:
                 return Place(self._number(sequence), None), None
             case History():
-                assert state.memory is not None
+                assert state.heard is not None
                 seen_now, begins = shown(sequence.observation), self.borders(sequence)
-                memory = self.guess.remember(state.memory, seen_now, sequence.action, sequence.reward, begins)
-                like = jax.nn.log_softmax(self.guess(memory))
+                heard = self.guess.remember(state.heard, seen_now, sequence.action, sequence.reward, begins)
+                like = jax.nn.log_softmax(self.guess(heard))
             case Head():
-                memory, like = None, jax.nn.log_softmax(self.guess(sequence.observation["descriptor"]))
-        return Place(like.argmax(-1), like), memory
+                heard, like = None, jax.nn.log_softmax(self.guess(sequence.observation["descriptor"]))
+        return Place(like.argmax(-1), like), heard
 
     def _embedding(self, place: Place) -> Float[Array, "*B E"]:
         """Of the task, or the blend of those that it is like."""
@@ -425,7 +425,7 @@ class Mixture(WorldModel):
         where that is known better."""
         c, begins, storm = self.config, self.borders(sequence), state.storm
         stoch_key, foretold_key = jax.random.split(key)
-        seen_now, (seems, memory) = shown(sequence.observation), self._placed(state, sequence)
+        seen_now, (seems, heard) = shown(sequence.observation), self._placed(state, sequence)
         place = seems if place is None else place
 
         told = self._told(jnp.zeros((*begins.shape, 0)), place)
@@ -437,7 +437,7 @@ class Mixture(WorldModel):
         action = jnp.where(begins[..., None], 0, sequence.action)
         led, servers = self.lead(before, action, self.senses.present(seen_now))
         deter, past, routing = self._carry(led, place, storm.past, begins, dropout)
-        states = MixtureState(place, memory, StormState(deter, stoch, None, servers, past))
+        states = MixtureState(place, heard, StormState(deter, stoch, None, servers, past))
         if c.acts == "prior":
             foretold = self._foretell(states, foretold_key)
             states = states._replace(storm=states.storm._replace(foretold=foretold))

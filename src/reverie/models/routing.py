@@ -111,7 +111,7 @@ class History(eqx.Module):
 
     def remember(
         self,
-        memory: Float[Array, "B M"],
+        heard: Float[Array, "B M"],
         observation: dict[str, Array],
         action: Float[Array, "B T A"],
         reward: Float[Array, "B T"],
@@ -121,11 +121,11 @@ class History(eqx.Module):
         paid = jnp.where(begins, 0.0, symlog(reward))[..., None]
         done = jnp.where(begins[..., None], 0.0, action[..., : self.hears])
         inputs = self.gru.project(jnp.concatenate([self.encoder(observation), done, paid], -1))
-        return time_first(self.gru.over(memory, time_first(inputs), time_first(begins)))
+        return time_first(self.gru.over(heard, time_first(inputs), time_first(begins)))
 
-    def __call__(self, memory: Float[Array, "*B M"]) -> Float[Array, "*B K"]:
+    def __call__(self, heard: Float[Array, "*B M"]) -> Float[Array, "*B K"]:
         """Logits of the tasks."""
-        return self.output(memory)
+        return self.output(heard)
 
 
 Guess = History | Head

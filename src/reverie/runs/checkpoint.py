@@ -28,6 +28,11 @@ from reverie.files import remove_partial, replacing
 FORMAT = 2
 """Version of the layout below; a file of another version is refused."""
 
+_RENAMED = {
+    ".policy_state.model.memory": ".policy_state.model.heard",
+    ".kept.latents.memory": ".kept.latents.heard",
+}
+"""How paths of leaves ended once that end otherwise now."""
 _DTYPES = {"bool", "bfloat16", "float16", "float32", "float64", "complex64"}
 _DTYPES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _OPENING = rb'{"__metadata__":{"reverie":"{\"sha256\": \"'
@@ -85,14 +90,16 @@ def load(path: Path, like: PyTree) -> PyTree:
     """
     expected = _leaves(like)
     header = _header(path)
-    if differences := _differences(header["leaves"], {name: _kind(name, leaf) for name, leaf in expected.items()}):
+    stored = {_present(name): name for name in header["leaves"]}
+    kinds = {name: header["leaves"][old] for name, old in stored.items()}
+    if differences := _differences(kinds, {name: _kind(name, leaf) for name, leaf in expected.items()}):
         raise ValueError(
             f"{path} holds another configuration than the one asked for. Load it with the configuration of its own run"
             f" (config.json) and the version that wrote it (reverie {header['reverie']}; this is"
             f" {reverie.__version__}), or start a new run.\n  " + "\n  ".join(differences)
         )
     with safe_open(path, framework="np") as file:
-        restored = [_restore(file, header, name, leaf) for name, leaf in expected.items()]
+        restored = [_restore(file, header, stored[name], leaf) for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
@@ -148,6 +155,12 @@ def _header(path: Path) -> dict[str, Any]:
         )
     with safe_open(path, framework="np") as file:
         return json.loads(file.metadata()["reverie"])
+
+
+def _present(name: str) -> str:
+    """The path of now of a leaf that was stored under that one."""
+    old = next((end for end in _RENAMED if name.endswith(end)), None)
+    return name if old is None else name.removesuffix(old) + _RENAMED[old]
 
 
 def _seals(path: Path) -> tuple[bytes, bytes]:

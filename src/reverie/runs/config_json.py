@@ -18,9 +18,18 @@ from typing import Any, Literal, TypeAliasType, Union, get_args, get_origin, get
 type Json = bool | int | float | str | list[Json] | dict[str, Json] | None
 
 RENAMED: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"DreamerConfig": {"horizon": "dream_length"}, "Proxy": {"memory": "span"}, "Trained": {"memory": "span"}}
+    {
+        "DreamerConfig": {"horizon": "dream_length"},
+        "Proxy": {"memory": "span"},
+        "Trained": {"memory": "span"},
+        "Limits": {"memory": "forgets"},
+        "Change": {"memory": "before"},
+        "Memory": {"known": "learned"},
+    }
 )
 """Fields by class that were stored under another name once, and what they are called now."""
+_CLASSES: Mapping[Json, str] = MappingProxyType({"Memory": "Known"})
+"""The same of classes."""
 _WITHOUT_WEIGHTS: Mapping[str, Json] = MappingProxyType({"gain": 0.5, "correction": None})
 """Fields of a world that older ones lack, as they are where nothing reads them: in all views but `weights`, whose
 older agents saw something else."""
@@ -60,7 +69,8 @@ def current(data: Json) -> Json:
         return data
     names = RENAMED.get(str(data.get("class")), {})
     later = _WITHOUT_WEIGHTS if data.get("class") == "WorldConfig" and data.get("view") != "weights" else {}
-    return {**later, **{names.get(name, name): current(value) for name, value in data.items()}}
+    now = {**later, **{names.get(name, name): current(value) for name, value in data.items()}}
+    return {**now, "class": _CLASSES[data["class"]]} if data.get("class") in _CLASSES else now
 
 
 def read_settings(path: Path) -> dict[str, Json]:

@@ -20,7 +20,7 @@ from reverie.files import write_text
 from reverie.serve import deadman
 from reverie.serve.audit import Audit, Begin, Change
 from reverie.serve.balancer import Balancer, Counts
-from reverie.serve.decide import Decision, Memory, Weigh, begin, decide
+from reverie.serve.decide import Decision, Known, Weigh, begin, decide
 from reverie.serve.drivers import DRIVERS
 from reverie.serve.guards import WHY
 from reverie.serve.load import load_rule
@@ -50,7 +50,7 @@ class Agent:
         self._seed = time.time_ns() % 2**32 if seed is None else seed
         self._alive, self._audit = deadman.SignOfLife(config.state), Audit(config.audit, config.audit_bytes)
         self._requests = _RequestLog(config)
-        self.memory: Memory = begin(clock(), None)
+        self.known: Known = begin(clock(), None)
         self.decision = Decision((), None, ())
         self.score, self.slice = Score(), Slice(0, "policy", judged=False)
         self.decisions: Counter[str] = Counter()
@@ -67,8 +67,8 @@ class Agent:
     def _begin(self, config: ServeConfig) -> None:
         rule = load_rule(config)
         # What an agent remembers says nothing to another policy, nor theirs to it; any rule counts alike.
-        if self.memory.known is not None and rule != self.rule and Trained in (type(rule), type(self.rule)):
-            self.memory = replace(self.memory, known=None)
+        if self.known.learned is not None and rule != self.rule and Trained in (type(rule), type(self.rule)):
+            self.known = replace(self.known, learned=None)
         self.config, self.rule = config, rule
         self._began = self._acted = self._clock()
         self._kept_out = False
@@ -84,7 +84,7 @@ class Agent:
     @property
     def age(self) -> float:
         """Seconds since the balancer was heard."""
-        return self._clock() - self.memory.counts.at if self.memory.counts else float("inf")
+        return self._clock() - self.known.counts.at if self.known.counts else float("inf")
 
     @property
     def halted(self) -> bool:
@@ -115,10 +115,10 @@ class Agent:
             self._acted = began
             self._give_sign()
             return
-        healthy = counts is not self.memory.counts
-        halted, before, now = self.halted, self.memory, self._clock()
+        healthy = counts is not self.known.counts
+        halted, before, now = self.halted, self.known, self._clock()
         arm = self.slice.arm if self.sends else "policy"
-        decision, self.memory = decide(self.config, self.rule, before, counts, now, arm, halted, self._weigh)
+        decision, self.known = decide(self.config, self.rule, before, counts, now, arm, halted, self._weigh)
         sent, answer = self._send(counts, decision) if self.sends else ({}, "")
         self.decision = decision
         self.decisions[self.config.mode] += 1
@@ -152,8 +152,8 @@ class Agent:
         except (OSError, ValueError) as error:
             self.observe_failures += 1
             self._complain(f"the balancer does not tell anything: {error}")
-            return self.memory.counts
-        if self.memory.counts is not None and self.memory.counts.process != counts.process:
+            return self.known.counts
+        if self.known.counts is not None and self.known.counts.process != counts.process:
             self.restarts += 1
         return counts
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.serve.balancer import Counts
-from reverie.serve.decide import Arm, Decision, Memory, decide
+from reverie.serve.decide import Arm, Decision, Known, decide
 from reverie.serve.rates import Rule
-from reverie.serve.settings import Mode, ServeConfig
+from reverie.serve.settings import Mode, ServeConfig, sha
 from reverie.serve.trained import Trained
 
 
@@ -39,8 +39,8 @@ class Change:
     arm: Arm
     halted: bool
     now: float
-    memory: Memory
-    """Before the decision."""
+    before: Known
+    """What was known before the decision."""
     counts: Counts
     decision: Decision
     sent: dict[str, int] | None
@@ -96,19 +96,20 @@ def replay(path: Path) -> Iterator[Explained]:
         ValueError: a line is none of an audit log, or its configuration is not before it.
     """
     begun: Begin | None = None
+    decided_by = ""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 data = json.loads(line)
                 if data.get("class") == Begin.__name__:
-                    begun = config_from_json(Begin, data)
+                    begun, decided_by = config_from_json(Begin, data), sha(data["config"])  # as it was written
                     continue
                 change = config_from_json(Change, data)
-                if begun is None or begun.config.sha != change.config:
+                if begun is None or decided_by != change.config:
                     raise ValueError(f"its configuration {change.config} does not stand before it")
             except (ValueError, AttributeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             again, _ = decide(
-                begun.config, begun.rule, change.memory, change.counts, change.now, change.arm, change.halted
+                begun.config, begun.rule, change.before, change.counts, change.now, change.arm, change.halted
             )
             yield Explained(change, again)

@@ -32,11 +32,11 @@ class Policy(Protocol):
         ...
 
     def begin(self, counts: Counts) -> Any:
-        """The memory that knows nothing."""
+        """What is remembered before anything was seen."""
         ...
 
     def watch(self, known: Any, last: Counts, counts: Counts) -> Any:
-        """The memory after what was seen since `last`."""
+        """What is remembered after what was seen since `last`."""
         ...
 
     def estimate(self, known: Any, configured: np.ndarray) -> np.ndarray:
@@ -49,14 +49,14 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Memory:
+class Known:
     """What is carried from decision to decision."""
 
     at: float
     """When the last was made."""
     counts: Counts | None
     """What was seen then."""
-    known: Rates | Seen | None
+    learned: Rates | Seen | None
     """What the policy remembers; nothing before it begins."""
     ended: tuple[float, ...]
     """Requests that ended lately at each server, and below how many of them failed; forgotten with time."""
@@ -77,47 +77,47 @@ class Decision:
     """Guards that changed it; the last one, where there are no weights; or `control`."""
 
 
-def begin(at: float, counts: Counts | None) -> Memory:
-    """The memory that knows nothing but the configured weights."""
+def begin(at: float, counts: Counts | None) -> Known:
+    """What is known before anything was decided: the configured weights."""
     count = len(counts.names) if counts else 0
     none = (0.0,) * count
-    return Memory(at, counts, None, none, none, _configured(counts) if counts else ())
+    return Known(at, counts, None, none, none, _configured(counts) if counts else ())
 
 
 def decide(
     config: ServeConfig,
     rule: Policy,
-    memory: Memory,
+    before: Known,
     counts: Counts,
     now: float,
     arm: Arm = "policy",
     halted: bool = False,
     weigh: Weigh | None = None,
     guards: Mapping[str, Guard] = GUARDS,
-) -> tuple[Decision, Memory]:
-    """The decision at the time `now`, and the memory after it.
+) -> tuple[Decision, Known]:
+    """The decision at the time `now`, and what is known after it.
 
     Arguments: `counts`, the newest there are; `halted`, whether a trial was lost; `weigh` and `guards`, for tests.
     """
-    last = memory.counts
+    last = before.counts
     if last is None or last.names != counts.names:
-        memory, last = begin(memory.at, counts), counts
+        before, last = begin(before.at, counts), counts
     elif last.process != counts.process or counts.at - last.at > config.limits.age:
         last = counts  # counters begin anew, or nobody looked for a while; what was learned of the servers still holds
     gap = max(counts.at - last.at, 0.0)
     ended, failed = ended_since(last, counts)
-    learned = rule.watch(rule.begin(counts) if memory.known is None else memory.known, last, counts)
-    kept = math.exp(-gap / config.limits.memory)
-    all_ended = kept * np.asarray(memory.ended) + np.maximum(ended, failed)
-    all_failed = kept * np.asarray(memory.failed) + failed
+    learned = rule.watch(rule.begin(counts) if before.learned is None else before.learned, last, counts)
+    kept = math.exp(-gap / config.limits.forgets)
+    all_ended = kept * np.asarray(before.ended) + np.maximum(ended, failed)
+    all_failed = kept * np.asarray(before.failed) + failed
     raw = (weigh or rule.weigh)(learned, np.asarray(counts.configured))
-    since = now - memory.at
+    since = now - before.at
     situation = Situation(
         config.limits,
         known=sorted(counts.names) == sorted(config.names),
         age=max(now - counts.at, since - 1 / config.hz),
         since=max(since, 0.0),
-        held=np.asarray(memory.held),
+        held=np.asarray(before.held),
         failed=all_failed / np.maximum(all_ended, 1),
         failed_fleet=all_failed.sum() / max(all_ended.sum(), 1),
         halted=halted,
@@ -127,7 +127,7 @@ def decide(
         allowed, fired = None, ("control",)
     weights = None if allowed is None else _sent(counts, allowed)
     held = _configured(counts) if allowed is None else tuple(allowed.tolist())
-    after = Memory(now, counts, learned, tuple(all_ended.tolist()), tuple(all_failed.tolist()), held)
+    after = Known(now, counts, learned, tuple(all_ended.tolist()), tuple(all_failed.tolist()), held)
     return Decision(tuple(raw.tolist()), weights, fired), after
 
 

@@ -35,7 +35,7 @@ class Collector:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 
         agent = self._agent
-        config, memory, decision = agent.config, agent.memory, agent.decision
+        config, known, decision = agent.config, agent.known, agent.decision
 
         def gauge(name: str, help_: str, values: Mapping[str, int] | Mapping[str, float], label: str) -> Any:
             family = GaugeMetricFamily(f"reverie_{name}", help_, labels=[label])
@@ -71,10 +71,10 @@ class Collector:
         )
         info.add_metric([config.mode, config.policy, f"{agent.rule.tau:g}", config.sha], 1)
         yield info
-        if memory.counts is None or memory.known is None:
+        if known.counts is None or known.learned is None:
             return
-        counts, policy = memory.counts, cast(Policy, agent.rule)
-        estimate = policy.estimate(memory.known, np.asarray(counts.configured))
+        counts, policy = known.counts, cast(Policy, agent.rule)
+        estimate = policy.estimate(known.learned, np.asarray(counts.configured))
 
         def of_servers(values: Any) -> dict[str, float]:
             return dict(zip(counts.names, map(float, values), strict=True))
@@ -84,6 +84,6 @@ class Collector:
         yield gauge("server_speed_estimate", "Requests a second while busy.", of_servers(estimate), "server")
         yield gauge("inflight", "Requests at the server.", of_servers(counts.in_progress), "server")
         yield counter("server_failures", "Failures at the server.", of_servers(counts.failed), "server")
-        if np.sum(memory.known.answered) > 0:
+        if np.sum(known.learned.answered) > 0:
             predicted = (np.asarray(counts.in_progress) + 1) / estimate
             yield gauge("predicted_response_seconds", "Of the next request.", of_servers(predicted), "server")

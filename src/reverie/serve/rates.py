@@ -43,7 +43,7 @@ class Rule:
         return nothing_known(len(counts.names))
 
     def watch(self, known: Rates, last: Counts, counts: Counts) -> Rates:
-        """The memory after what was seen since `last`."""
+        """What is known after what was seen since `last`."""
         gap = max(counts.at - last.at, 0.0)
         return watch(self, known, gap, np.asarray(counts.in_progress), *ended_since(last, counts))
 
@@ -75,7 +75,7 @@ def failures_as_slow(
 
 
 def watch(rule: Rule, rates: Rates, gap: float, in_progress: np.ndarray, done: np.ndarray, failed: np.ndarray) -> Rates:
-    """The memory after `gap` seconds, in which requests ended (`done`) or failed [N]."""
+    """What is known after `gap` seconds, in which requests ended (`done`) or failed [N]."""
     answered, busy = failures_as_slow(done, failed, np.where(in_progress > 0, gap, 0.0), rule.failure)
     kept = math.exp(-gap / rule.tau)
     return Rates(

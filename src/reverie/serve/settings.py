@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from reverie.ranges import Count, Positive, PositiveOrNone, above, at_least, between, checked
-from reverie.runs.config_json import config_from_json, config_to_json
+from reverie.runs.config_json import RENAMED, config_from_json, config_to_json
 from reverie.serve.balancer import Balancer
 from reverie.serve.drivers import DRIVERS
 
@@ -78,7 +78,7 @@ class Limits:
     """Seconds after which what is known is stale."""
     failure: Positive = 5.0
     """Seconds that a failure counts for, however fast it was."""
-    memory: Positive = 10.0
+    forgets: Positive = 10.0
     """Seconds after which failures are forgotten to 1/e."""
     dead: Positive = 2.0
     """Seconds without a sign of life after which the dead-man's switch sets the configured weights."""
@@ -184,6 +184,8 @@ def _complete(cls: Any, data: Any) -> Any:
     """What a person wrote, with defaults and names of classes, as configurations are stored."""
     if not isinstance(data, dict):
         return data
+    renamed = RENAMED.get(cls.__name__, {})
+    data = {renamed.get(name, name): value for name, value in data.items()}
     hints, complete = get_type_hints(cls), {"class": cls.__name__, **data}
     for field in dataclasses.fields(cls):
         inner = next(
