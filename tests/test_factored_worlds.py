@@ -200,7 +200,7 @@ def test_queues_that_are_known_but_for_speeds_and_jobs_are_those_of_the_fleet(na
 
 
 def test_jobs_that_are_imagined_have_the_law_of_those_that_come_and_no_other_is_likelier():
-    """Means, spread and tail of drawn jobs are the simulator's; its jobs surprise least whoever knows their law."""
+    """Means, spread and tail of drawn jobs are the simulator's; under no other law are those that come likelier."""
     world = Dispatch()
     tasks = jnp.tile(jnp.array([[0.6, 0.7, -0.5]]), (1_000, 1))
     _, rate, tail = world.laws(tasks)
@@ -213,10 +213,10 @@ def test_jobs_that_are_imagined_have_the_law_of_those_that_come_and_no_other_is_
         assert made[:, 1].mean() == pytest.approx(1 / 2.4, rel=0.03)
         assert (made[:, 1] > 3 / 2.4).mean() == pytest.approx(np.exp(-3), rel=0.1)
     shifts = jnp.concatenate([jnp.zeros((1, 6)), 0.1 * jnp.eye(6)[4:], -0.1 * jnp.eye(6)[4:]])
-    surprise = jax.vmap(lambda shift: world.surprise(jnp.tile(truth + shift, (16, 1)), jnp.asarray(came)).mean())(
+    unlikely = jax.vmap(lambda shift: world.unlikelihood(jnp.tile(truth + shift, (16, 1)), jnp.asarray(came)).mean())(
         shifts
     )
-    assert (surprise[0] < surprise[1:]).all()
+    assert (unlikely[0] < unlikely[1:]).all()
 
 
 def test_skew_says_which_servers_are_fast_and_their_sum_stays():

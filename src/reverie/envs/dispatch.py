@@ -105,7 +105,7 @@ class Dispatch:
     def brought(self, after: dict[str, Array]) -> Float[Array, "*B 2"]:
         return after["job"]
 
-    def surprise(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B 2"]) -> Float[Array, "*B"]:
+    def unlikelihood(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B 2"]) -> Float[Array, "*B"]:
         _, rate, tail = apart(unknown)
         size, gap = jnp.moveaxis(chance, -1, 0)
         off = (jnp.log(size) + jnp.square(tail) / 2) / tail

@@ -68,7 +68,7 @@ class Physics(Protocol):
         """What it brought in the step that led to this observation."""
         ...
 
-    def surprise(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B C"]) -> Float[Array, "*B"]:
+    def unlikelihood(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B C"]) -> Float[Array, "*B"]:
         """Minus the logarithm of its density, up to what does not depend on `unknown`."""
         ...
 
@@ -88,7 +88,7 @@ class Certain:
     def brought(self, after: dict[str, Array]) -> Float[Array, "*B 0"]:
         return next(iter(after.values()))[..., :0]
 
-    def surprise(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B 0"]) -> Float[Array, "*B"]:
+    def unlikelihood(self, unknown: Float[Array, "*B U"], chance: Float[Array, "*B 0"]) -> Float[Array, "*B"]:
         return jnp.zeros(unknown.shape[:-1])
 
 

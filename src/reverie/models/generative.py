@@ -110,13 +110,13 @@ class GenerativeModel(eqx.Module):
     def __call__(
         self, observation: Float[Array, "*B D"], action: Array, z: Float[Array, "*B Z"], after: Float[Array, "*B D"]
     ) -> tuple[Arrival, Float[Array, "*B"], Float[Array, "*B"]]:
-        """Where an action leads; the logit of the ending, which physics knows (0); and how surprising what chance
+        """Where an action leads; the logit of the ending, which physics knows (0); and how unlikely what chance
         brought in the step to `after` is, which physics is told [nats] (`free` tells it from nothing else: 0)."""
         if self.physics is not None:
             unknown = self.unknown(observation, action, z)
             chance = self.physics.brought(self.numbers.apart(after))
             arrival = self.led(observation, action, unknown, chance)
-            return arrival, jnp.zeros_like(arrival.reward), self.physics.surprise(unknown, chance)
+            return arrival, jnp.zeros_like(arrival.reward), self.physics.unlikelihood(unknown, chance)
         arrival, logit = self.learned(observation, action, z)
         return arrival, logit, jnp.zeros_like(logit)
 
@@ -193,7 +193,7 @@ class GenerativeModel(eqx.Module):
         the law of chance depends on. `coarse`, unless 0, is the least deviation, of errors of symlogs in place of
         numbers, as large numbers are further off.
         """
-        foretold, logit, surprise = self(observation, action, z, after)
+        foretold, logit, unlikelihood = self(observation, action, z, after)
         came = jnp.concatenate([after, reward[..., None]], -1)
         expected = jnp.concatenate([foretold.observation, foretold.reward[..., None]], -1)
 
@@ -204,7 +204,7 @@ class GenerativeModel(eqx.Module):
         squared = mean(jnp.square(came - expected))
         counted = mean(jnp.square(symlog(came) - symlog(expected))) if self.coarse else squared
         least = self.coarse or LEAST_DEVIATION
-        loss = 0.5 * jnp.log(counted + least**2).sum() + mean(surprise[..., None])[0]
+        loss = 0.5 * jnp.log(counted + least**2).sum() + mean(unlikelihood[..., None])[0]
         if self.physics is None:
             loss += mean((jax.nn.softplus(logit) - ended * logit)[..., None])[0]
         return loss, squared
