@@ -18,7 +18,7 @@ import pytest
 
 from reverie.serve.balancer import Counts
 from reverie.serve.live import Answers, Plan, SleepingServer, play
-from reverie.serve.proxies import PROXIES, begin, find
+from reverie.serve.proxies import PROXIES, find, launch
 from reverie.serve.settings import Balanced, ServeConfig, Server
 
 
@@ -96,7 +96,9 @@ class Stack:
         elif self.processes:
             more = ["-x", str(self.config.balancer.socket), "-sf", str(self.processes[-1].pid)]
         # Envoy ends with the thread that began it.
-        self.processes.append(self.on_loop(lambda: begin(self.config.balancer.driver, self._folder, more, alone=False)))
+        self.processes.append(
+            self.on_loop(lambda: launch(self.config.balancer.driver, self._folder, more, alone=False))
+        )
         until(lambda: self.answers() not in ("", before))
 
     def answers(self) -> str:

@@ -17,7 +17,7 @@ from reverie.envs.core import TimeStep
 from reverie.policies.adaptive import AdaptiveLeastConnections
 from reverie.runs.tuned import TuneConfig, TunedRule, save_rule
 from reverie.serve import rates
-from reverie.serve.decide import begin, decide
+from reverie.serve.decide import decide, fresh
 from reverie.serve.guards import GUARDS, Situation, guard, scaled
 from reverie.serve.load import load_rule
 from reverie.serve.rates import Rule, failures_as_slow
@@ -210,7 +210,7 @@ def later(before, seconds: float = 0.1, done=(1, 1, 1), **changes):
 def decided(own: ServeConfig, steps: int, done, **options):
     """The decision after so many polls, each of which saw `done` requests end at busy servers."""
     seen = counts()
-    known = begin(seen.at, seen)
+    known = fresh(seen.at, seen)
     for _ in range(steps):
         seen = later(seen, done=done)
         decision, known = decide(own, Rule(3.0, 5.0), known, seen, seen.at, **options)
@@ -228,8 +228,8 @@ def test_weights_come_to_be_as_the_rates_at_two_times_a_second():
 
 def test_a_reload_keeps_what_is_known_and_pushes_it_again():
     decision, known, seen = decided(config(), 100, (8, 4, 2))
-    fresh = replace(seen, at=seen.at + 0.1, process="2 of 2", started=(0, 0, 0), in_progress=(0, 0, 0))
-    again, _ = decide(config(), Rule(3.0, 5.0), known, fresh, fresh.at)
+    anew = replace(seen, at=seen.at + 0.1, process="2 of 2", started=(0, 0, 0), in_progress=(0, 0, 0))
+    again, _ = decide(config(), Rule(3.0, 5.0), known, anew, anew.at)
     assert again.weights == pytest.approx(decision.weights, abs=1)
 
 

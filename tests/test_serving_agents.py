@@ -22,7 +22,7 @@ from reverie.envs.fleet.weights import Proxy, WeightsEnv
 from reverie.runs import export
 from reverie.runs.config_json import config_to_json
 from reverie.serve import audit, settings, trained
-from reverie.serve.decide import begin, decide
+from reverie.serve.decide import decide, fresh
 from reverie.serve.live import poisson_plan
 from reverie.serve.load import load_rule
 from reverie.settings.presets import preset
@@ -113,7 +113,7 @@ def test_what_a_proxy_tells_is_what_the_world_shows_and_weights_follow_from_it(t
     rule = load_rule(config(policy=str(path), unit=1e-3))
     known, last, words = None, None, []
     for number, look in enumerate(looks(waiting, record, weights, ticks)):
-        known = rule.begin(look) if known is None else rule.watch(known, last, look)
+        known = rule.fresh(look) if known is None else rule.watch(known, last, look)
         last = look
         if number % ticks:
             continue
@@ -134,7 +134,7 @@ def test_what_an_agent_decided_is_decided_again_from_the_log_but_not_by_another_
     own = config(policy=str(path), unit=1e-3)
     rule, written, seen = load_rule(own), audit.Audit(log, 10**8), counts()
     written.begin(audit.Begin(0.0, own, rule))
-    known, words = begin(seen.at, seen), []
+    known, words = fresh(seen.at, seen), []
     for _ in range(20):
         done = tuple(s + d for s, d in zip(seen.started, (5, 3, 1), strict=True))
         seen = replace(seen, at=seen.at + 0.1, started=done, failed=(0, seen.failed[1] + 1, 0))
@@ -231,7 +231,7 @@ from reverie.serve.agent import load_rule
 from reverie.serve.settings import Server, ServeConfig
 from reverie.serve.balancer import Counts
 rule = load_rule(ServeConfig((Server("s0", "", 1),), policy={str(tmp_path / "agent.safetensors")!r}, unit=1e-3))
-known = rule.begin(Counts(0.0, "1", ("s0",), (1,), (2,), (0,), (128,), (128,), (True,)))
+known = rule.fresh(Counts(0.0, "1", ("s0",), (1,), (2,), (0,), (128,), (128,), (True,)))
 assert known.weights[0] > 0
 sys.exit("jax" in sys.modules or "equinox" in sys.modules)
 """

@@ -28,7 +28,7 @@ from tyro.conf import arg
 from reverie.agents.core import Row
 from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for
 from reverie.agents.inputs import Inputs
-from reverie.agents.sac import SAC, Learner, SACConfig, begun, descended, losses
+from reverie.agents.sac import SAC, Learner, SACConfig, descended, learner_of, losses
 from reverie.agents.soft import considered, distribution
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.core import Features
@@ -139,7 +139,7 @@ class RSAC:
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks."""
-        return begun(self.config.sac, Networks(self.config, self.observation_spec, self.action_spec, key=key))
+        return learner_of(self.config.sac, Networks(self.config, self.observation_spec, self.action_spec, key=key))
 
     def policy(self, networks: Networks, greedy: bool = False) -> "RSACPolicy":
         """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""

@@ -101,7 +101,7 @@ class Learner(NamedTuple):
     optimiser: optax.OptState
 
 
-def begun(c: SACConfig, networks: Any) -> Learner:
+def learner_of(c: SACConfig, networks: Any) -> Learner:
     """Of fresh networks with `critics`."""
     targets = jax.tree.map(jnp.copy, networks.critics)  # their own buffers, so that training may donate them
     return Learner(networks, targets, optax.adam(c.learning_rate).init(eqx.filter(networks, eqx.is_inexact_array)))
@@ -127,7 +127,7 @@ class SAC:
 
     def init(self, key: Key[Array, ""]) -> Learner:
         """Fresh networks. The critics start near 0, the actor near the widest it can be."""
-        return begun(self.config, Networks(self.config, self.observation_spec, self.action_spec, key=key))
+        return learner_of(self.config, Networks(self.config, self.observation_spec, self.action_spec, key=key))
 
     def policy(self, networks: Networks, greedy: bool = False) -> "SACPolicy":
         """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""

@@ -44,7 +44,7 @@ def reported(url: str | None, run: RunFolder, config: Any) -> Generator[Tell | N
         yield None
         return
     server = _Server(url)
-    number = _begin(server, run, config)
+    number = _enter(server, run, config)
     gone: list[str] = []
 
     def send(name: str, **told: Any) -> None:
@@ -75,7 +75,7 @@ def reported(url: str | None, run: RunFolder, config: Any) -> Generator[Tell | N
         send("runs/update", status=status, end_time=_now())
 
 
-def _begin(server: "_Server", run: RunFolder, config: Any) -> str:
+def _enter(server: "_Server", run: RunFolder, config: Any) -> str:
     """The run of MLflow that this run is: the one before, where it goes on."""
     kept = run.path / _KEPT
     if kept.exists() and (before := read_json(kept))["url"] == server.url:

@@ -20,7 +20,7 @@ from reverie.files import write_text
 from reverie.serve import deadman
 from reverie.serve.audit import Audit, Begin, Change
 from reverie.serve.balancer import Balancer, Counts
-from reverie.serve.decide import Decision, Known, Weigh, begin, decide
+from reverie.serve.decide import Decision, Known, Weigh, decide, fresh
 from reverie.serve.drivers import DRIVERS
 from reverie.serve.guards import WHY
 from reverie.serve.load import load_rule
@@ -50,7 +50,7 @@ class Agent:
         self._seed = time.time_ns() % 2**32 if seed is None else seed
         self._alive, self._audit = deadman.SignOfLife(config.state), Audit(config.audit, config.audit_bytes)
         self._requests = _RequestLog(config)
-        self.known: Known = begin(clock(), None)
+        self.known: Known = fresh(clock(), None)
         self.decision = Decision((), None, ())
         self.score, self.slice = Score(), Slice(0, "policy", judged=False)
         self.decisions: Counter[str] = Counter()

@@ -31,7 +31,7 @@ class Policy(Protocol):
         """Seconds after which it forgets to 1/e."""
         ...
 
-    def begin(self, counts: Counts) -> Any:
+    def fresh(self, counts: Counts) -> Any:
         """What is remembered before anything was seen."""
         ...
 
@@ -77,7 +77,7 @@ class Decision:
     """Guards that changed it; the last one, where there are no weights; or `control`."""
 
 
-def begin(at: float, counts: Counts | None) -> Known:
+def fresh(at: float, counts: Counts | None) -> Known:
     """What is known before anything was decided: the configured weights."""
     count = len(counts.names) if counts else 0
     none = (0.0,) * count
@@ -101,12 +101,12 @@ def decide(
     """
     last = before.counts
     if last is None or last.names != counts.names:
-        before, last = begin(before.at, counts), counts
+        before, last = fresh(before.at, counts), counts
     elif last.process != counts.process or counts.at - last.at > config.limits.age:
         last = counts  # counters begin anew, or nobody looked for a while; what was learned of the servers still holds
     gap = max(counts.at - last.at, 0.0)
     ended, failed = ended_since(last, counts)
-    learned = rule.watch(rule.begin(counts) if before.learned is None else before.learned, last, counts)
+    learned = rule.watch(rule.fresh(counts) if before.learned is None else before.learned, last, counts)
     kept = math.exp(-gap / config.limits.forgets)
     all_ended = kept * np.asarray(before.ended) + np.maximum(ended, failed)
     all_failed = kept * np.asarray(before.failed) + failed

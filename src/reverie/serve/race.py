@@ -23,7 +23,7 @@ from reverie.ranges import Count, Positive, PositiveOrNone, Seed, Share, between
 from reverie.serve.agent import Agent
 from reverie.serve.arms import ARMS, Arm
 from reverie.serve.live import Answers, Plan, SleepingServer, play, poisson_plan, trace_plan
-from reverie.serve.proxies import PROXIES, begin, find
+from reverie.serve.proxies import PROXIES, find, launch
 from reverie.serve.settings import Balanced, ServeConfig, Server, Trial
 
 DEFAULT_ARMS = "leastconn", "leastconn-weights", "maxconn", "serve", "random", "roundrobin"
@@ -247,7 +247,7 @@ class _Lane:
         )
         for name, text in PROXIES[arm.proxy].files(own, arm.balance, arm.cap != "no").items():
             (folder / name).write_text(text)
-        self._process = begin(arm.proxy, folder)
+        self._process = launch(arm.proxy, folder)
         await self._answers(own)
         if arm.served:
             self.agent = Agent(own, balanced.connect(), lambda line: None)

@@ -39,7 +39,7 @@ class Rule:
     gain: float = 1.0
     """Weights are rates to this power."""
 
-    def begin(self, counts: Counts) -> Rates:
+    def fresh(self, counts: Counts) -> Rates:
         return nothing_known(len(counts.names))
 
     def watch(self, known: Rates, last: Counts, counts: Counts) -> Rates:

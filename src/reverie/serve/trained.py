@@ -89,7 +89,7 @@ class Trained:
         twin = ActorCriticTwin({"network": network, "reward_scale": 1.0}, Weights(read_described(self.path)[1]))
         return lambda observation: np.tanh(twin.logits(observation, None, None))
 
-    def begin(self, counts: Counts) -> Seen:
+    def fresh(self, counts: Counts) -> Seen:
         """Nothing is known, and what the agent says to that."""
         none = (0.0,) * len(counts.names)
         nothing = (((0.0,) * FEATURES,) * len(none), (0.0,) * 3)
