@@ -148,7 +148,7 @@ def test_a_race_without_a_request_in_its_second_half_is_refused():
 def test_a_number_that_is_none_is_null_in_the_file_of_a_race(monkeypatch, tmp_path):
     given = outcome(1, 0.5)
     given.simulated["serve"][:] = np.nan
-    monkeypatch.setattr("reverie.commands.serve.race", lambda config, names: given)
+    monkeypatch.setattr("reverie.serve.race.race", lambda config, names: given)
     monkeypatch.setattr("reverie.report.race_page.write_race_page", lambda *_: None)
     assert cli.main(["serve", "race", "--out", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "race.json").read_text(), parse_constant=pytest.fail)
@@ -181,7 +181,7 @@ def test_of_several_races_ratios_are_paired():
 def test_a_race_that_lagged_is_left_out_and_without_any_other_refused(monkeypatch, capsys):
     def run(*races: Outcome) -> int:
         given = iter(races)
-        monkeypatch.setattr("reverie.commands.serve.race", lambda config, names: next(given))
+        monkeypatch.setattr("reverie.serve.race.race", lambda config, names: next(given))
         return cli.main(["serve", "race", "--runs", str(len(races)), "--output", "json"])
 
     assert run(outcome(1, 0.5), outcome(2, 9.0, lag=5.0), outcome(3, 0.5)) == 0

@@ -5,41 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from rich.table import Table
 
 from reverie.files import write_text
 from reverie.ranges import Count
 from reverie.report.output import Output, json_text, print_facts, print_json, print_table, say
 from reverie.runs.config_json import config_to_json
 from reverie.serve import agent, audit, deployment
-from reverie.serve.arms import ARMS
-from reverie.serve.guards import WHY
-from reverie.serve.race import DEFAULT_ARMS, MOST_LAG, Lane, Outcome, RaceConfig, lanes, race
+from reverie.serve.race import DEFAULT_ARMS, MOST_LAG, OURS, RaceConfig, described, races, seen
 from reverie.serve.settings import Mode, ServeConfig, load_config
-
-_EXAMPLE = """\
-# The one configuration file of `reverie serve`; docs/serving.md has every key. Unknown keys are errors.
-mode = "shadow"    # off, shadow, canary, active
-
-[balancer]
-driver = "haproxy" # or envoy, which needs `endpoints` too
-socket = "/run/haproxy/reverie.sock"
-backend = "servers"
-listen = "127.0.0.1:8080"
-
-[[server]]
-name = "web-1"
-address = "127.0.0.1:8001"
-slots = 4          # requests that it serves well at once; more wait in the balancer
-
-[[server]]
-name = "web-2"
-address = "127.0.0.1:8002"
-slots = 4
-"""
 
 
 @dataclass(frozen=True)
@@ -162,7 +138,7 @@ def _configured(asked: Serve) -> ServeConfig:
 def _init(asked: Init) -> None:
     if not asked.config.exists():
         asked.config.parent.mkdir(parents=True, exist_ok=True)
-        write_text(asked.config, _EXAMPLE)
+        write_text(asked.config, deployment.EXAMPLE)
         say(f"written: {asked.config}, an example: put your servers there, then give the command again")
     asked.out.mkdir(parents=True, exist_ok=True)
     for name, text in deployment.files(load_config(asked.config), asked.config).items():
@@ -179,24 +155,17 @@ def _rearm(asked: Rearm) -> None:
 def _race(asked: Race) -> None:
     if asked.config.trace is not None and asked.runs > 1:
         raise ValueError(f"runs: a trace is the same in each, so give 1 with --trace, got {asked.runs}")
-    names, outcomes = asked.arm or DEFAULT_ARMS, []
-    for run in range(asked.runs):
-        outcome = race(replace(asked.config, seed=asked.config.seed + run), names)
-        late = f"race {run + 1} of {asked.runs}: p99 of the lag is {100 * outcome.lag:.1f} % of the mean response time"
-        say(late if outcome.lag <= MOST_LAG else f"{late}, too much: left out")
-        outcomes.append(outcome)
-    fair = [each for each in outcomes if each.lag <= MOST_LAG]
-    found = lanes(fair or outcomes)
-    told = {
-        "config": config_to_json(asked.config),
-        "lag": [each.lag for each in outcomes],
-        "lanes": [lane._asdict() for lane in found],
-        "races": [[lane._asdict() for lane in lanes([each])] for each in fair],
-    }
+    outcomes = races(asked.config, asked.arm or DEFAULT_ARMS, asked.runs, say)
+    fair = [each for each in outcomes if each.fair]
+    told = described(outcomes)
     if asked.output == "json":
         print_json(told)
     else:
-        print_table(_race_table(fair or outcomes, found))
+        from reverie.report.tables import race_table, rich_table  # here, as the agent needs no SciPy
+
+        requests = sum(len(each.config.plan.at) for each in fair or outcomes)
+        title = f"{requests:,} requests at load {asked.config.load}"
+        print_table(rich_table(race_table(told["lanes"], OURS, title)))
     if not fair:
         raise ValueError(
             f"p99 of the lag was more than {100 * MOST_LAG:.0f} % of the mean response time: this machine is too busy "
@@ -207,43 +176,9 @@ def _race(asked: Race) -> None:
 
         asked.out.mkdir(parents=True, exist_ok=True)
         write_text(asked.out / "race.json", json_text(told))
-        write_race_page(
-            asked.out / "report.html",
-            _seen(fair),
-            [lane._asdict() for lane in found],
-            told["config"],
-            fair[0].config.length,
-        )
-        say(f"written: {asked.out / 'report.html'}")
-
-
-def _seen(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Of each race, all requests of each arm, for pictures."""
-    return [
-        {
-            "arm": name,
-            "served": ARMS[name].served,
-            "at": each.config.plan.at,
-            "seconds": answers.seconds,
-        }
-        for each in outcomes
-        for name, answers in each.answers.items()
-    ]
-
-
-def _race_table(outcomes: Sequence[Outcome], found: Sequence[Lane]) -> Table:
-    config, count = outcomes[0].config, sum(len(each.config.plan.at) for each in outcomes)
-    table = Table(title=f"{count:,} requests at load {config.load}, milliseconds", title_justify="left")
-    ratio_to = f"mean over {found[0].name}'s"
-    for head in ("arm", "failed", "mean", "in the second half", "p99", ratio_to, "simulated", "mean over that"):
-        table.add_column(head, justify="left" if head == "arm" else "right")
-    for lane in found:
-        times = (f"{1000 * each:.0f}" for each in (lane.mean, lane.second_half, lane.p99))
-        ratio, low, high = lane.ratio
-        predicted = f"{1000 * lane.simulated:.0f}" if lane.simulated else "-"
-        of = f"{lane.of_simulated:.2f}" if lane.of_simulated else "-"
-        table.add_row(lane.name, f"{lane.failed}", *times, f"{ratio:.3f} [{low:.3f}, {high:.3f}]", predicted, of)
-    return table
+        page = asked.out / "report.html"
+        write_race_page(page, seen(fair), told["lanes"], told["config"], fair[0].config.length)
+        say(f"written: {page}")
 
 
 def _explain(asked: Explain) -> None:
@@ -258,33 +193,11 @@ def _explain(asked: Explain) -> None:
     if asked.output == "json":
         print_json({"changes": count, "differ": len(differ), "shown": config_to_json(shown.change)})
     else:
-        print_facts(f"{count} changes, {count - len(differ)} of them decided again alike", _facts(shown))
+        print_facts(f"{count} changes, {count - len(differ)} of them decided again alike", audit.facts(shown))
     if differ:
-        raise ValueError(f"{len(differ)} decisions come out differently, the first of {_date(differ[0].change.ts)}")
-
-
-def _facts(shown: audit.Explained) -> list[tuple[str, str]]:
-    change = shown.change
-    decision, counts = change.decision, change.counts
-    facts = [
-        ("when", _date(change.ts)),
-        ("mode, arm", f"{change.mode}, {change.arm}"),
-        ("process of the balancer", counts.process),
-        ("seconds since it was asked", f"{change.now - counts.at:.4f}"),
-        ("guards that changed it", ", ".join(decision.fired) or "none"),
-    ]
-    if decision.weights is None:
-        facts.append(("why the configured weights", WHY.get(decision.fired[-1], "it is their turn")))
-    for i, name in enumerate(counts.names):
-        wanted = "configured" if decision.weights is None else decision.weights.get(name, "not ours to set")
-        seen = f"{counts.in_progress[i]} in progress, {counts.started[i]} started, {counts.failed[i]} failed"
-        facts.append((name, f"{seen}; policy {decision.raw[i]:.4g}; weight {counts.weights[i]}, wanted {wanted}"))
-    sent = "the configured weights" if change.sent is None else ", ".join(f"{n} {w}" for n, w in change.sent.items())
-    return [*facts, ("sent", change.answer or sent or "nothing")]
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+        raise ValueError(
+            f"{len(differ)} decisions come out differently, the first of {audit.date(differ[0].change.ts)}"
+        )
 
 
 def _seconds(date: str) -> float:

@@ -12,7 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from reverie.report.figures import PHONE, WIDTH, axis_of_ratios
 from reverie.report.page import Picture, Section, run_section, write_page
 from reverie.report.style import INK, SILVER, Look, looks, setting
-from reverie.report.tables import TextTable
+from reverie.report.tables import race_table
+from reverie.report.words import milliseconds
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -32,8 +33,9 @@ def write_race_page(path: Path, seen: Table, lanes: Table, config: Mapping[str, 
     best = min(lanes, key=lambda lane: lane["mean"])
     requests = sum(len(row["at"]) for row in seen if row["arm"] == lanes[0]["name"])
     lead = (
-        f"{best['name']} was the fastest of {len(lanes)} ways to balance {requests:,} requests: {_ms(best['mean'])} in "
-        f"the mean, {_ratio(best)} times {lanes[0]['name']}. All of them met the same requests at the same time."
+        f"{best['name']} was the fastest of {len(lanes)} ways to balance {requests:,} requests: "
+        f"{milliseconds(best['mean'])} in the mean, {_ratio(best)} times {lanes[0]['name']}. All of "
+        "them met the same requests at the same time."
     )
     caption = (
         f"Mean response time over that of {lanes[0]['name']}, with 95 % intervals; left is faster. Weights of arms in "
@@ -53,7 +55,7 @@ def write_race_page(path: Path, seen: Table, lanes: Table, config: Mapping[str, 
         Picture(partial(_tails, seen, shown, ours), tails),
     ]
     sections = [
-        Section("Who was how fast", pictures=pictures, tables=[_table(lanes, ours)]),
+        Section("Who was how fast", pictures=pictures, tables=[race_table(lanes, ours, "Response times")]),
         run_section({"config": config}),
     ]
     write_page(path, "A race of ways to balance", lead, sections)
@@ -153,41 +155,6 @@ def _tails(seen: Table, shown: Sequence[str], ours: set[str], width: float = WID
 
 def _legend(figure: Figure, width: float) -> None:
     figure.legend(loc="outside lower center", ncols=4 if width > PHONE else 2)
-
-
-def _table(lanes: Table, ours: set[str]) -> TextTable:
-    rows = sorted(lanes, key=lambda lane: lane["mean"])
-    return TextTable(
-        title="Response times",
-        columns=[
-            "arm",
-            "mean",
-            "second half",
-            "p99",
-            f"/ {lanes[0]['name']}",
-            "simulated",
-            "live / simulated",
-            "failed",
-        ],
-        rows=[
-            [
-                row["name"],
-                *(_ms(row[what]) for what in ("mean", "second_half", "p99")),
-                "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"]),
-                _ms(row["simulated"]) if row["simulated"] else "-",
-                f"{row['of_simulated']:.2f}" if row["of_simulated"] else "-",
-                str(row["failed"]),
-            ]
-            for row in rows
-        ],
-        caption="From the planned moment of a request to its answer. Simulated: the same requests, servers and changes "
-        "of speed under the rule that the arm comes to; none where the simulator has no such rule.",
-        emphasis=["agent" if row["name"] in ours else "rule" for row in rows],
-    )
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:,.0f} ms"
 
 
 def _ratio(lane: Mapping[str, Any]) -> str:

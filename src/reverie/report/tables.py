@@ -1,6 +1,6 @@
 """Verdicts as tables of text, for the terminal and for pages. The rows themselves are what `--output json` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from reverie.evaluate.statistics import EPISODES_FOR_A_CLAIM, METRICS, SEEDS_FOR_A_CLAIM, SHARE, WINDOWS_FOR_A_CLAIM
 from reverie.evaluate.summary import Summary
-from reverie.report.words import NAMES, answer, counts, number, place, ratio, with_interval
+from reverie.report.words import NAMES, answer, counts, milliseconds, number, place, ratio, with_interval
 
 
 class TextTable(NamedTuple):
@@ -127,6 +127,29 @@ def summary_table(found: Sequence[Summary], title: str, caption: str) -> TextTab
         ],
         caption=caption,
         emphasis=[rule.role for rule in found],
+    )
+
+
+def race_table(lanes: Sequence[Mapping[str, Any]], ours: Collection[str], title: str) -> TextTable:
+    """How each arm of a race came off (`serve.race.Lane`), the fastest first; ratios are to the first that is given."""
+    rows = sorted(lanes, key=lambda lane: lane["mean"])
+    shown = {
+        "arm": [row["name"] for row in rows],
+        "mean": [milliseconds(row["mean"]) for row in rows],
+        "second half": [milliseconds(row["second_half"]) for row in rows],
+        "p99": [milliseconds(row["p99"]) for row in rows],
+        f"/ {lanes[0]['name']}": ["{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"]) for row in rows],
+        "simulated": [milliseconds(row["simulated"]) if row["simulated"] else "-" for row in rows],
+        "live / simulated": [f"{row['of_simulated']:.2f}" if row["of_simulated"] else "-" for row in rows],
+        "failed": [str(row["failed"]) for row in rows],
+    }
+    return TextTable(
+        title=title,
+        columns=list(shown),
+        rows=[list(row) for row in zip(*shown.values(), strict=True)],
+        caption="From the planned moment of a request to its answer. Simulated: the same requests, servers and changes "
+        "of speed under the rule that the arm comes to; none where the simulator has no such rule.",
+        emphasis=["agent" if row["name"] in ours else "rule" for row in rows],
     )
 
 

@@ -42,6 +42,11 @@ def ratio(value: float | None) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.3g}"
 
 
+def milliseconds(seconds: float) -> str:
+    """Whole milliseconds with their unit."""
+    return f"{1000 * seconds:,.0f} ms"
+
+
 def with_interval(row: Verdict, name: str, show: Callable[[float | None], str] = number) -> str:
     """A number of a verdict and its interval in brackets; a dash where it is missing."""
     low, high = ("low", "high") if name == "ratio" else (f"{name}_low", f"{name}_high")

@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.serve.balancer import Counts
 from reverie.serve.decide import Arm, Decision, Known, decide
+from reverie.serve.guards import WHY
 from reverie.serve.rates import Rule
 from reverie.serve.settings import Mode, ServeConfig, sha
 from reverie.serve.trained import Trained
@@ -113,3 +115,29 @@ def replay(path: Path) -> Iterator[Explained]:
                 begun.config, begun.rule, change.before, change.counts, change.now, change.arm, change.halted
             )
             yield Explained(change, again)
+
+
+def facts(shown: Explained) -> list[tuple[str, str]]:
+    """A change in words: what was seen, what the policy said, which guards changed it, what was sent."""
+    change = shown.change
+    decision, counts = change.decision, change.counts
+    said = [
+        ("when", date(change.ts)),
+        ("mode, arm", f"{change.mode}, {change.arm}"),
+        ("process of the balancer", counts.process),
+        ("seconds since it was asked", f"{change.now - counts.at:.4f}"),
+        ("guards that changed it", ", ".join(decision.fired) or "none"),
+    ]
+    if decision.weights is None:
+        said.append(("why the configured weights", WHY.get(decision.fired[-1], "it is their turn")))
+    for i, name in enumerate(counts.names):
+        wanted = "configured" if decision.weights is None else decision.weights.get(name, "not ours to set")
+        seen = f"{counts.in_progress[i]} in progress, {counts.started[i]} started, {counts.failed[i]} failed"
+        said.append((name, f"{seen}; policy {decision.raw[i]:.4g}; weight {counts.weights[i]}, wanted {wanted}"))
+    sent = "the configured weights" if change.sent is None else ", ".join(f"{n} {w}" for n, w in change.sent.items())
+    return [*said, ("sent", change.answer or sent or "nothing")]
+
+
+def date(seconds: float) -> str:
+    """A moment as it is written, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,5 @@
-"""The files that go with an agent: units for systemd, rules for Prometheus and a dashboard for Grafana, as text."""
+"""The files that go with an agent: its configuration as an example, units for systemd, rules for Prometheus and a
+dashboard for Grafana, as text."""
 
 import json
 import shlex
@@ -12,6 +13,26 @@ from reverie.serve.envoy_config import endpoints, envoy_config
 from reverie.serve.haproxy_config import haproxy_config
 from reverie.serve.settings import ServeConfig
 
+EXAMPLE = """\
+# The one configuration file of `reverie serve`; docs/serving.md has every key. Unknown keys are errors.
+mode = "shadow"    # off, shadow, canary, active
+
+[balancer]
+driver = "haproxy" # or envoy, which needs `endpoints` too
+socket = "/run/haproxy/reverie.sock"
+backend = "servers"
+listen = "127.0.0.1:8080"
+
+[[server]]
+name = "web-1"
+address = "127.0.0.1:8001"
+slots = 4          # requests that it serves well at once; more wait in the balancer
+
+[[server]]
+name = "web-2"
+address = "127.0.0.1:8002"
+slots = 4
+"""
 _HARDENED = """\
 NoNewPrivileges=yes
 ProtectSystem=strict

@@ -9,23 +9,26 @@ import asyncio
 import math
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from reverie.envs.fleet.formats.reading import read_trace
 from reverie.ranges import Count, Positive, PositiveOrNone, Seed, Share, between, checked
+from reverie.runs.config_json import config_to_json
 from reverie.serve.agent import Agent
 from reverie.serve.arms import ARMS, Arm
 from reverie.serve.live import Answers, Plan, SleepingServer, play, poisson_plan, trace_plan
 from reverie.serve.proxies import PROXIES, find, launch
 from reverie.serve.settings import Balanced, ServeConfig, Server, Trial
 
+OURS = frozenset(name for name, arm in ARMS.items() if arm.served)
+"""The arms whose weights `reverie serve` sets."""
 DEFAULT_ARMS = "leastconn", "leastconn-weights", "maxconn", "serve", "random", "roundrobin"
 MOST_LAG = 0.1
 """Of the mean response time of the first arm: above, a race means nothing."""
@@ -99,6 +102,11 @@ class Outcome(NamedTuple):
         late = max(float(np.quantile(each.lag, 0.99)) for each in self.answers.values())
         return late / float(next(iter(self.answers.values())).seconds.mean())
 
+    @property
+    def fair(self) -> bool:
+        """Whether requests were sent early enough for the race to mean anything."""
+        return self.lag <= MOST_LAG
+
 
 class Lane(NamedTuple):
     """How an arm came off, over one race or several."""
@@ -116,6 +124,17 @@ class Lane(NamedTuple):
     """The mean that the simulator says."""
     of_simulated: float | None
     """The mean over that."""
+
+
+def races(config: RaceConfig, names: Sequence[str], runs: int, tell: Callable[[str], None]) -> list[Outcome]:
+    """Run the arms as often as that, with one seed after the other; `tell` hears how far each race lagged."""
+    outcomes = []
+    for run in range(runs):
+        outcome = race(replace(config, seed=config.seed + run), names)
+        late = f"race {run + 1} of {runs}: p99 of the lag is {100 * outcome.lag:.1f} % of the mean response time"
+        tell(late if outcome.fair else f"{late}, too much: left out")
+        outcomes.append(outcome)
+    return outcomes
 
 
 def race(config: RaceConfig, names: Sequence[str]) -> Outcome:
@@ -158,6 +177,26 @@ def lanes(outcomes: Sequence[Outcome]) -> list[Lane]:
             )
         )
     return found
+
+
+def described(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Races as data; those that are not fair say no more than their lag, unless none is."""
+    fair = [each for each in outcomes if each.fair]
+    return {
+        "config": config_to_json(outcomes[0].config),
+        "lag": [each.lag for each in outcomes],
+        "lanes": [lane._asdict() for lane in lanes(fair or outcomes)],
+        "races": [[lane._asdict() for lane in lanes([each])] for each in fair],
+    }
+
+
+def seen(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """All requests of each arm in each race, for pictures."""
+    return [
+        {"arm": name, "served": name in OURS, "at": each.config.plan.at, "seconds": answers.seconds}
+        for each in outcomes
+        for name, answers in each.answers.items()
+    ]
 
 
 def paired_runs(ratios: np.ndarray) -> tuple[float, float, float]:
