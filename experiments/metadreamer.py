@@ -170,7 +170,7 @@ def judged(run: RunFolder) -> Row:
     networks = state.learning.learner.networks  # those of the last update, not their average
     policy, found = trainer.agent.policy(networks, greedy=True), {}
     for name in TESTS:
-        world, tasks = config.world.open(TRIALS, name)
+        world, tasks = config.world.world(TRIALS), config.world.drawn(TRIALS, name)
         found[name] = float(returns(world, policy, tasks, KEY, 3)[:, -1].mean())
     match trainer.agent:
         case MetaDreamer() as agent:
@@ -213,11 +213,11 @@ def pictures(run: RunFolder) -> Mapping[str, Figure]:
     trainer = build(run.config(TrainConfig))
     _, state = loop.newest_state(trainer, run)
     agent, world, learner = trainer.agent, trainer.env, state.learning.learner
-    _, between = GameConfig("merging").open(TRIALS, "interpolated")
-    codes = code_rows(agent, learner, world, {"interpolated": np.asarray(between)}, 1)
+    between = GameConfig("merging").drawn(TRIALS, "interpolated")
+    codes = code_rows(agent, learner, lambda copies: world, {"interpolated": np.asarray(between)}, 1)
     return {
         "metadreamer-tasks": codes_of_tasks(codes, agent.factors),
-        "metadreamer-foretelling": world_and_model(foretold_rows(agent, learner, world, 1)),
+        "metadreamer-foretelling": world_and_model(foretold_rows(agent, learner, lambda copies: world, 1)),
     }
 
 
@@ -239,7 +239,8 @@ def rules() -> list[Row]:
     and all alike."""
     found: dict[str, Row] = {}
     for name in TESTS:
-        world, tasks = GameConfig("dispatch").open(TRIALS, name)
+        game = GameConfig("dispatch")
+        world, tasks = game.world(TRIALS), game.drawn(TRIALS, name)
         speed = world.laws(tasks)[0]
         each = {"told-speeds": Expected(speed), "likely-speeds": LikelyDelay(speed.shape[1])}
         for rule, policy in (each | {"equal-speeds": Expected(jnp.ones_like(speed))}).items():
@@ -260,7 +261,7 @@ def rows(asked: Samples, runs: list[RunFolder]) -> list[Row]:
         config, last = each[0][0].config(TrainConfig), [run.metrics()[-1] for run, _ in each]
         row: Row = {
             "agent": name,
-            "tasks": config.world.variants,
+            "tasks": len(config.world.tasks),
             "seeds": len(each),
             "real_steps": int(last[0]["step"]),
         }

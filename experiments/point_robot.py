@@ -78,7 +78,7 @@ def rows(runs: list[RunFolder]) -> list[Row]:
         assert isinstance(config.world, GameConfig)
         for explored, policy in policies(run, config):
             for name in (None, *config.world.tests):
-                world, tasks = config.world.open(TRIALS, name)
+                world, tasks = config.world.world(TRIALS), config.world.drawn(TRIALS, name)
                 ends = final_distances(world, policy, tasks, explored + 1)
                 found.setdefault((config.name, explored, name or "trained"), []).append(float(ends[-1].mean()))
     made = []

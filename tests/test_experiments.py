@@ -507,7 +507,7 @@ def test_the_point_robot_is_measured_where_each_episode_ends(load):
     pearl, oracle = tyro.cli(point_robot.PointRobots, args=[]).plans()
     assert (pearl.curve.trial, oracle.curve.trial) == (11, 1)
     assert pearl.agent.algorithm.units == oracle.agent.algorithm.units
-    world, tasks = oracle.world.open(30, "interpolated")
+    world, tasks = oracle.world.world(30), oracle.world.drawn(30, "interpolated")
     slept, walked = point_robot.final_distances(world, Sleeper(), tasks, 2)
     np.testing.assert_allclose(slept, np.linalg.norm(tasks, axis=1), rtol=1e-5)
     np.testing.assert_allclose(walked, 0.0, atol=1e-5)

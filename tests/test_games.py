@@ -60,14 +60,16 @@ def test_an_unknown_game_is_answered_with_those_that_there_are():
 @pytest.mark.parametrize("arm", range(len(DELAYS)))
 def test_returns_are_those_of_whole_episodes(arm):
     """In the discounting chain whose arm of delay 30 pays most, every arm pays 1 once, and that one 1.1."""
-    env, tasks = GameConfig("discounting_chain/30").open(3)
+    game = GameConfig("discounting_chain/30")
+    env, tasks = game.world(3), game.drawn(3)
     played = returns(env, Always(arm), tasks, jax.random.key(0))
     np.testing.assert_allclose(played, [[1.1 if DELAYS[arm] == 30 else 1.0]] * 3, rtol=1e-6)
 
 
 def test_copies_take_turns_at_the_variants_of_a_game():
     """Of `memory_length/all`, each copy has one length: an episode of it is over when it says so."""
-    world, tasks = GameConfig("memory_length/all").open(30)
+    game = GameConfig("memory_length/all")
+    world, tasks = game.world(30), game.drawn(30)
     np.testing.assert_array_equal(tasks, [*range(23), *range(7)])
     states, steps = batch_reset(world, tasks, jax.random.key(0))
     step = jax.jit(partial(batch_step, world, tasks))
@@ -150,7 +152,7 @@ def test_every_game_has_a_plan(name):
     model, experience = plan.agent.algorithm.model, plan.agent.experience
     if isinstance(model, S3MConfig):
         assert 0 < model.recall < 2 * experience.length
-    world, tasks = plan.world.open(2)
+    world, tasks = plan.world.world(2), plan.world.drawn(2)
     _, first = batch_reset(world, tasks, jax.random.key(0))
     assert first.is_first.all()
 

@@ -508,7 +508,7 @@ def test_rows_of_codes_have_each_factor_in_the_number_of_z_where_it_was_found():
     a, learner = knowing()
     world = find_game("merging/hidas").world
     new = np.array(a.tasks, np.float32)[:5] + 0.01
-    rows = code_rows(a, learner, world, {"between": new}, 0)
+    rows = code_rows(a, learner, lambda copies: world, {"between": new}, 0)
     of = {kind: [row for row in rows if row["tasks"] == kind] for kind in ("known", "between", "imagined")}
     assert [len(each) for each in of.values()] == [len(a.tasks), 5, 200]
     assert np.array([[row[name] for name in a.factors] for row in of["between"]]) == pytest.approx(new)
@@ -522,7 +522,7 @@ def test_rows_of_codes_have_each_factor_in_the_number_of_z_where_it_was_found():
 
 def test_rows_of_foretelling_are_the_world_and_the_model_step_by_step():
     a, learner = knowing()
-    rows = foretold_rows(a, learner, find_game("merging/hidas").world, 0)
+    rows = foretold_rows(a, learner, lambda copies: find_game("merging/hidas").world, 0)
     assert len({row["task"] for row in rows}) == 3
     assert {row["number"] for row in rows} == {f"road {i}" for i in range(8)}
     first = [row for row in rows if row["ahead"] == 1]

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 import warnings
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -28,7 +27,6 @@ from reverie.envs.outside.spaces import Seen
 from reverie.envs.outside.worlds import FromDmEnv, FromGymnasium, OutsideWorlds, WorldError
 from reverie.evaluate.returns import returns
 from reverie.models.rssm import RSSMConfig
-from reverie.models.storm import PRESETS
 from reverie.runs import checkpoint, loop
 from reverie.runs.build import build
 from reverie.runs.loop import Interrupted
@@ -459,24 +457,6 @@ def test_a_game_of_atari_is_seen_as_the_protocol_says():
     assert ale.__version__
 
 
-def test_storm_learns_from_a_game_of_atari():
-    needs("ale_py")
-    plan = game_plan("atari:Pong")
-    assert plan.agent.algorithm.model == PRESETS["atari"]
-    algorithm = replace(plan.agent.algorithm, model=PRESETS["tiny"], units=8, layers=1, starts=4, dream_length=2)
-    experience = replace(plan.agent.experience, batch=2, length=4, capacity=100, ratio=1.0, prefill=20)
-    agent = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=2)
-    trainer = build(replace(plan, agent=agent))
-    begun = trainer.init(jax.random.key(0))
-    before = jax.tree.map(np.array, begun.learning.learner.networks.model.senses)
-    state, metrics = jax.jit(trainer.train)(begun)
-    trainer.check()
-    assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))
-    senses = state.learning.learner.networks.model.senses
-    moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max() > 0, before, senses)
-    assert all(jax.tree.leaves(moved))
-
-
 def test_a_module_in_the_working_directory_is_found_where_it_is_named(tmp_path, monkeypatch, capsys):
     """Also by the installed program, which does not look there by itself."""
     (tmp_path / "world_from_here.py").write_text(
@@ -548,6 +528,9 @@ def test_an_unknown_world_is_answered_by_those_there_are(name):
         ("dmc:walker_walk", "dm_control", "dmc"),
         ("memory_maze:9x9", "memory_maze", "memory-maze"),
         ("atari:Pong", "ale_py", "atari"),
+        ("atari:Pong+Boxing", "ale_py", "atari"),
+        ("metaworld:MT10", "metaworld", "metaworld"),
+        ("velocity:half_cheetah", "mujoco", "velocity"),
     ],
 )
 def test_a_missing_package_is_answered_by_the_extra_to_install(name, package, extra, monkeypatch):
@@ -684,7 +667,7 @@ def test_only_dreamer_trains_there_and_each_seed_by_itself():
 
 
 def test_actions_are_repeated_outside_alone():
-    assert GameConfig("gym:CartPole-v1", repeat=2).open(1)[0]._repeat == 2
+    assert GameConfig("gym:CartPole-v1", repeat=2).world(1)._repeat == 2
     with pytest.raises(ValueError, match="repeat, limit and arguments are for worlds outside"):
         GameConfig("repeat_previous/easy", repeat=2)
 

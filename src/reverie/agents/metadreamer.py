@@ -41,7 +41,7 @@ from reverie.agents.heads import Flat, SetTower
 from reverie.agents.pearl import PEARLConfig, PEARLPolicy, PEARLState, Steps, draw, from_prior, soft_losses
 from reverie.agents.soft import followed
 from reverie.envs.core import ActionSpec, ArraySpec, Task, TimeStep, World
-from reverie.envs.factors import Factored, Physics
+from reverie.envs.factors import Physics, WithFactors
 from reverie.models.context import EncoderKind
 from reverie.models.generative import DecoderKind, GenerativeModel
 from reverie.models.tasks import Interpolation, find_dimensions
@@ -195,7 +195,8 @@ class MetaDreamer:
 
         Errors: ValueError where its tasks are no factors.
         """
-        if not isinstance(world, Factored):
+        factors = world.factors if isinstance(world, WithFactors) else ()
+        if not factors:
             raise ValueError(f"metadreamer imagines tasks by their factors, and {type(world).__name__} names none")
         physics = world if isinstance(world, Physics) else None
         numbers = tuple(map(tuple, np.asarray(tasks).tolist()))
@@ -205,7 +206,7 @@ class MetaDreamer:
                 f"decoder='physics' needs a world that tells how it goes on, and {type(world).__name__} does not: "
                 "use decoder='free'"
             )
-        return cls(config, *specs, tuple(world.factors), numbers, physics if config.decoder == "physics" else None)
+        return cls(config, *specs, tuple(factors), numbers, physics if config.decoder == "physics" else None)
 
     def __post_init__(self):
         c = self.config

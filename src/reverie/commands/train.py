@@ -39,7 +39,8 @@ class Choice:
     """The settings to begin with, `cpu` unless given; each of them can be changed by its own option below."""
     game: str | None = None
     """A game instead of a fleet, with settings of its own: one of memory such as repeat_previous/hard, or a world
-    outside such as gym:CartPole-v1 or dmc:walker_walk. A wrong name is answered by those there are."""
+    outside such as gym:CartPole-v1, dmc:walker_walk or, of many tasks, metaworld:MT10. A wrong name is answered by
+    those there are."""
     suite: str | None = None
     """A suite of unlike fleets instead of one family, to learn all at once: `fleets` (16 tasks), `corners` (4
     of these) or `loads` (one fleet at 4 loads). The

@@ -15,13 +15,17 @@ Factors = Float[np.ndarray, "_ _"]
 
 
 @runtime_checkable
-class Factored(Protocol):
+class WithFactors(Protocol):
     """A world whose task is a vector [F] of factors."""
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """What they are called."""
+        """What they are called; none where a world outside has no such tasks."""
         ...
+
+
+class Factored(WithFactors, Protocol):
+    """One of pure functions."""
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]: ...

@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.agents.pearl import PEARLPolicy
-from reverie.envs.core import ActionSpec, Continuous, Discrete, Environment, batch_reset, batch_step
+from reverie.envs.core import ActionSpec, Continuous, Discrete, World, batch_reset, batch_step
 from reverie.models.generative import GenerativeModel
 from reverie.policies.rollout import rollout
 
 
 @eqx.filter_jit
 def codes_of(
-    world: Environment,
+    world: World,
     policy: PEARLPolicy,
     tasks: Float[Array, "M F"],
     contexts: int,
@@ -67,7 +67,7 @@ class Foretold(NamedTuple):
 
 @eqx.filter_jit
 def foretold(
-    world: Environment,
+    world: World,
     model: GenerativeModel,
     tasks: Float[Array, "B F"],
     z: Float[Array, "B Z"],

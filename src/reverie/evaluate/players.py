@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
-from reverie.envs.factors import Factored
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
@@ -70,20 +69,22 @@ def _evaluate(run: RunFolder, game: GameConfig, episodes: int, seed: int, trust:
     step, state = loop.newest_state(trainer, run)
     policy, rows = trainer.policy(state), []
     for test in (None, *game.tests):
-        world, tasks = game.open(episodes, test)
+        world, tasks = game.world(episodes, judged=True), game.drawn(episodes, test)
         played = np.asarray(returns(world, policy, tasks, jax.random.key(seed), config.curve.trial))
-        for number, each in enumerate(played.T, 1):
-            row: Row = {"agent": config.name, "training_seed": config.seed, "game": game.game, "steps": step}
-            row |= {"tasks": test or "trained", "episode": number, "episodes": episodes}
-            estimate = over_seeds(each)  # over trials here: Student's interval too
-            row |= dict(zip(("mean", "mean_low", "mean_high"), estimate, strict=True))
-            rows.append(row | {"best": getattr(world, "optimal_return", None)})
+        by_name = {name: played[k :: len(game.names)] for k, name in enumerate(game.names)}
+        for of, trials in ({test or "trained": played} | by_name).items():
+            for number, each in enumerate(trials.T, 1):
+                row: Row = {"agent": config.name, "training_seed": config.seed, "game": game.game, "steps": step}
+                row |= {"tasks": of, "episode": number, "episodes": len(each)}
+                estimate = over_seeds(each)  # over trials here: Student's interval too
+                row |= dict(zip(("mean", "mean_low", "mean_high"), estimate, strict=True))
+                rows.append(row | {"best": getattr(world, "optimal_return", None)})
     write_csv(run.tables / RETURNS, rows)
-    match trainer.agent, trainer.env:
-        case MetaDreamer() as agent, Factored() as world:
-            sets = {test: np.asarray(game.open(CODED, test)[1]) for test in game.tests}
+    match trainer.agent:
+        case MetaDreamer() as agent:
+            sets = {test: np.asarray(game.drawn(CODED, test)) for test in game.tests}
             learner = state.learning.learner  # the networks after the last update, and the codes of known tasks
-            write_csv(run.tables / CODES, code_rows(agent, learner, world, sets, seed))
-            write_csv(run.tables / FORETOLD, foretold_rows(agent, learner, world, seed))
+            write_csv(run.tables / CODES, code_rows(agent, learner, game.world, sets, seed))
+            write_csv(run.tables / FORETOLD, foretold_rows(agent, learner, game.world, seed))
     seal(run.tables, tables_of(config))
     return rows

@@ -62,11 +62,17 @@ class ReturnCurve:
     """[E, ...], by the name of the metric."""
     trial: int
     """Episodes of each."""
+    names: tuple[str, ...]
+    """Of tasks that have some, which take turns."""
     key: Key[Array, ""]
 
     def __call__(self, policy: Policy) -> dict[str, float]:
-        played = {name: returns(self.env, policy, each, self.key, self.trial) for name, each in self.tasks.items()}
-        return {name: float(each[:, -1].mean()) for name, each in played.items()}
+        found: dict[str, float] = {}
+        for metric, tasks in self.tasks.items():
+            last = returns(self.env, policy, tasks, self.key, self.trial)[:, -1]
+            found[metric] = float(last.mean())
+            found |= {f"{metric}/{name}": float(last[k :: len(self.names)].mean()) for k, name in enumerate(self.names)}
+        return found
 
 
 def return_curve(world: GameConfig, curve: CurveConfig) -> ReturnCurve:
@@ -75,7 +81,11 @@ def return_curve(world: GameConfig, curve: CurveConfig) -> ReturnCurve:
     sets: dict[str, str | None] = {"evaluation/return": None}
     if world.tests:
         sets = {"evaluation/return": "interpolated", "evaluation/extrapolated": "extrapolated"}
-    opened = {name: world.open(curve.episodes, each) for name, each in sets.items()}
-    env = opened["evaluation/return"][0]
-    tasks = {name: each for name, (_, each) in opened.items()}
-    return ReturnCurve(env, tasks, curve.trial, jax.random.key(stream_seed(0, "learning curve")))
+    if world.names and curve.episodes % len(world.names):
+        raise ValueError(
+            f"the episodes of the learning curve must be a multiple of the number of tasks, {len(world.names)}; "
+            f"got {curve.episodes}"
+        )
+    tasks = {name: world.drawn(curve.episodes, each) for name, each in sets.items()}
+    key = jax.random.key(stream_seed(0, "learning curve"))
+    return ReturnCurve(world.world(curve.episodes, judged=True), tasks, curve.trial, world.names, key)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from reverie.agents.a2c import A2C, A2CConfig
 from reverie.agents.dreamer import Dreamer, DreamerConfig
@@ -94,8 +95,7 @@ def build(config: TrainConfig) -> WorldTrainer:
         case GameConfig():
             if module_of(config) is not None and (here := os.getcwd()) not in sys.path:
                 sys.path.append(here)  # whoever names a module means one here, if there is no other of that name
-            env, tasks = world.open(max(run.experience.streams, world.variants))
-            pool = tasks[: world.variants]
+            env, pool = world.world(run.experience.streams), jnp.asarray(world.tasks)
             if world.is_outside and not run.experience.outside:
                 raise ValueError(
                     f"{run.name} does not train in worlds outside JAX, such as {world.game}; dreamer, sac and rsac do"

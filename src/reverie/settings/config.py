@@ -34,8 +34,9 @@ from reverie.envs.fleet.sources import read_source
 from reverie.envs.fleet.suites import find_suite, fleet_suite
 from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import GAIN, USUAL, FleetWorld, Proxy, WeightsEnv
-from reverie.envs.games import find_game
+from reverie.envs.games import Game, find_game
 from reverie.envs.outside.sources import open_outside
+from reverie.envs.outside.tasks import ManyTasks, tasks_of
 from reverie.envs.outside.worlds import LIMIT
 from reverie.ranges import Count, PositiveOrNone, Seed, Weight, above, at_least, between, checked
 from reverie.train.off_policy import OffPolicyConfig
@@ -209,31 +210,45 @@ class GameConfig:
         return ":" in self.game
 
     @property
-    def variants(self) -> int:
-        """How many different tasks the game has."""
-        return 1 if self.is_outside else len(find_game(self.game).tasks)
+    def tasks(self) -> Shaped[np.ndarray, "K ..."]:
+        """The tasks to learn from."""
+        return self._played.tasks
 
     @property
     def tests(self) -> tuple[str, ...]:
         """The sets of tasks that agents of the game are judged on, where these are not those to learn from."""
-        return () if self.is_outside else tuple(find_game(self.game).tests)
+        return tuple(self._played.tests)
 
-    def open(self, copies: int, test: str | None = None) -> tuple[World, Shaped[Array, "B ..."]]:
-        """The world, and as many tasks (B) as there are to be copies of it: these take turns at the variants of
-        a game, and differ by their random keys otherwise.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its tasks, where they are worlds of their own, whose number observations tell."""
+        return tasks_of(self.game).names if self.is_outside else ()
 
-        Arguments: `test`, which of `tests` to open instead of the tasks to learn from.
+    @property
+    def _played(self) -> Game | ManyTasks:
+        return tasks_of(self.game) if self.is_outside else find_game(self.game)
+
+    def world(self, copies: int, judged: bool = False) -> World:
+        """The world, of which there will be so many copies.
+
+        Arguments: `judged`, whether they are there to judge an agent.
 
         Raises:
             ValueError: there is no such world outside.
             ModuleNotFoundError: its package is not installed.
         """
         if self.is_outside:
-            worlds = open_outside(self.game, copies, self.repeat, self.limit, json.loads(self.arguments))
-            return worlds, worlds.tasks
-        game = find_game(self.game)
-        tasks = game.tasks if test is None else game.tests[test]
-        return game.world, jnp.resize(tasks, (copies, *tasks.shape[1:]))
+            return open_outside(self.game, copies, self.repeat, self.limit, json.loads(self.arguments), judged)
+        return find_game(self.game).world
+
+    def drawn(self, copies: int, test: str | None = None) -> Shaped[Array, "B ..."]:
+        """A task for each of so many copies (B): they take turns at the tasks of the game, and differ by their random
+        keys otherwise.
+
+        Arguments: `test`, which of `tests` to take instead of the tasks to learn from.
+        """
+        tasks = self.tasks if test is None else self._played.tests[test]
+        return jnp.resize(tasks, (copies, *tasks.shape[1:]))
 
 
 @dataclass(frozen=True)

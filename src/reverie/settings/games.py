@@ -29,7 +29,7 @@ from reverie.models.s3m import S3MConfig
 from reverie.models.storm import PRESETS as STORM
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.settings.config import CurveConfig, GameConfig, LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig
-from reverie.settings.presets import preset
+from reverie.settings.presets import preset, with_model, with_steps
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
@@ -226,24 +226,31 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
     if world.game.startswith("dispatch"):
         algorithm = replace(algorithm, tasks=12, units=64, encoder_units=64, discount=0.95, reward_scale=2.0)
         experience, averaging = replace(experience, batch=384), 0.0025
-    streams = world.variants * -(-algorithm.tasks // world.variants)
-    experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / streams)
+    loop, episodes, pace = LoopConfig(steps=60_000, evaluate_every=10_000), 64, 1
+    if world.is_outside:  # each of its steps costs time, and an episode has hundreds
+        algorithm = replace(algorithm, tasks=12)
+        experience, averaging = replace(experience, batch=384), 0.0025
+        loop, episodes, pace = LoopConfig(steps=240_000, evaluate_every=24_000), 14, 10
+    streams = len(world.tasks) * -(-algorithm.tasks // len(world.tasks))
+    experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / (streams * pace))
+    if world.is_outside:
+        experience = replace(experience, prefill=400 * streams)
     if world.game.startswith("point_robot"):
         algorithm = replace(
             algorithm, reward_scale=20.0, kl=0.004, prior_episodes=10, test_episodes=10, sees_next=False
         )
         experience = replace(experience, episodes=20)
-    inferring, curve = algorithm, CurveConfig(episodes=64, trial=1 + algorithm.test_episodes)
+    inferring, curve = algorithm, CurveConfig(episodes=episodes, trial=1 + algorithm.test_episodes)
     if agent == "metadreamer":
         algorithm = replace(algorithm, kl=1.0, sees_next=True, recent=1_000)
-        experience = replace(experience, prefill=100 * streams)
-        physics = isinstance(find_game(world.game).world, Physics)
+        experience = replace(experience, prefill=max(experience.prefill, 100 * streams))
+        physics = not world.is_outside and isinstance(find_game(world.game).world, Physics)
         coarse = 0.3 if world.game.startswith("dispatch") else 0.0  # gaps and sizes have laws that tasks decide
         inferring = MetaDreamerConfig(pearl=algorithm, decoder="physics" if physics else "free", coarse=coarse)
     return TrainConfig(
         agent=OffPolicyRun(algorithm=inferring, experience=experience, chunk=25, averaging=averaging),
         world=world,
-        loop=LoopConfig(steps=60_000, evaluate_every=10_000),
+        loop=loop,
         curve=curve,
     )
 
@@ -276,6 +283,29 @@ def maml_plan(world: GameConfig) -> TrainConfig:
     )
 
 
+def together_plan(world: GameConfig) -> TrainConfig:
+    """The settings for several worlds outside at once: of each as many streams, sequences, dreams and updates as the
+    settings for one of its kind have, and a mixture of world models."""
+    tasks, pictures = len(world.names), world.game.startswith("atari:")
+    plan = replace(ATARI if pictures else OUTSIDE, world=replace(world, limit=LONGEST if pictures else world.limit))
+    assert isinstance(plan.agent, OffPolicyRun)
+    assert isinstance(plan.agent.algorithm, DreamerConfig)
+    each = replace(plan.agent.experience, streams=1) if pictures else OffPolicyConfig(streams=1, batch=4, ratio=16.0)
+    experience = replace(
+        each,
+        streams=tasks * each.streams,
+        batch=tasks * each.batch,
+        capacity=tasks * each.capacity,
+        prefill=tasks * each.prefill,
+        by_task=True,
+        settled=True,
+    )
+    algorithm = replace(plan.agent.algorithm, starts=tasks * (1_024 if pictures else 32), scales=tasks)
+    plan = replace(plan, agent=replace(plan.agent, algorithm=algorithm, experience=experience))
+    curve = replace(plan.curve, episodes=tasks * (20 if pictures else 2))
+    return replace(with_model(with_steps(plan, tasks * 100_000), "mixture"), curve=curve)
+
+
 def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     """The settings for a game or a world outside.
 
@@ -295,6 +325,8 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
         experience = replace(plan.agent.experience, episodes=1)
         alone = replace(plan, agent=replace(plan.agent, experience=experience), curve=replace(plan.curve, trial=1))
         return plan if many else alone
+    if world.names:
+        return together_plan(world)
     if game.startswith("atari:"):
         return replace(ATARI, world=replace(world, limit=LONGEST))
     if world.is_outside or many:

@@ -38,7 +38,15 @@ from reverie.models.s3m import S3MConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.settings.config import LoopConfig, OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig
+from reverie.settings.config import (
+    GameConfig,
+    LoopConfig,
+    OffPolicyRun,
+    OnPolicyRun,
+    SuiteConfig,
+    TrainConfig,
+    WorldConfig,
+)
 from reverie.train.off_policy import OffPolicyConfig
 
 Algorithm = Literal["dreamer", "a2c", "ppo", "sac", "rsac", "maml", "pearl", "metadreamer"]
@@ -71,6 +79,27 @@ MIXTURE = MixtureConfig(
 )
 SHARED = MixtureConfig(**STORM_OF_SETS, deter=80, layers=2, trunk=0, embedding=8)
 """For one task; for several, with parts for each; and the same for all, as large as the mixture."""
+
+_OF_VECTORS: Mapping[str, Any] = MappingProxyType(_SMALL_STORM | {"stoch": 16, "window": 8})
+_OF_PICTURES: Mapping[str, Any] = MappingProxyType({"window": 64, "lent": 0, "acts": "prior"})
+TOGETHER: Mapping[ModelKind, ModelConfig] = MappingProxyType(
+    {
+        "storm": StormConfig(**_OF_VECTORS),
+        "mixture": MixtureConfig(
+            **_OF_VECTORS, layers=1, trunk=1, modules=3, experts=4, active=2, embedding=8, settle=2_000
+        ),
+        "shared": MixtureConfig(**_OF_VECTORS, layers=2, trunk=0, embedding=8),
+    }
+)
+TOGETHER_IN_PICTURES: Mapping[ModelKind, ModelConfig] = MappingProxyType(
+    {
+        "storm": StormConfig(**_OF_PICTURES),
+        "mixture": MixtureConfig(**_OF_PICTURES, modules=12, experts=12, active=2, embedding=200),
+        "shared": MixtureConfig(**_OF_PICTURES, trunk=0, embedding=200),
+    }
+)
+"""For several worlds outside at once: those that show numbers, at a size for two cores, and games of Atari, where parts
+are as large as STORM's and as many as the paper's (its embedding and its experts at a time are not public)."""
 
 MODELS: Mapping[ModelKind, ModelConfig] = MappingProxyType(
     {
@@ -278,8 +307,16 @@ def with_model(plan: TrainConfig, kind: ModelKind) -> TrainConfig:
     """
     if not isinstance(plan.agent.algorithm, DreamerConfig):
         raise ValueError(f"{plan.agent.name} has no world model, and model is {kind!r}; dreamer has one")
-    algorithm = replace(plan.agent.algorithm, model=MODELS[kind])
+    algorithm = replace(plan.agent.algorithm, model=_models_for(plan.world).get(kind, MODELS[kind]))
     return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
+
+
+def _models_for(world: WorldConfig | GameConfig | SuiteConfig) -> Mapping[ModelKind, ModelConfig]:
+    """Those of other sizes than in `MODELS`."""
+    match world:
+        case GameConfig(game=game, names=names) if names:
+            return TOGETHER_IN_PICTURES if game.startswith("atari:") else TOGETHER
+    return {}
 
 
 def with_optimiser(plan: TrainConfig, kind: OptimiserKind) -> TrainConfig:

@@ -44,6 +44,8 @@ class OffPolicyConfig:
     """Environment steps, over all streams, before the first update, where those of a first sequence are fewer."""
     by_task: bool = False
     """Whether each task is replayed as often as any other, however much experience there is of it."""
+    settled: bool = False
+    """Whether each stream plays one task for good, so that each task gets as many steps, however long its episodes."""
     recency: Weight = 0.0
     """How much more often the newest experience is replayed than the oldest: e^recency times; 0 is as often."""
 
@@ -121,8 +123,10 @@ def init(
             f"OffPolicyConfig: capacity must be at least {steps}, got {config.capacity}: each of {config.streams} "
             f"streams keeps a sequence of {config.length} steps and {agent.rows_lent} rows that the agent is lent"
         )
-    if settled := agent.evidence is not None:
-        check_streams(agent.evidence, config, pool_size(pool))
+    if agent.evidence is not None:
+        check_evidence(agent.evidence, config)
+    if settled := settles(agent, config):
+        check_streams(config, pool_size(pool))
     key, agent_key, world_key = jax.random.split(key, 3)
     learner = agent.init(agent_key) if learner is None else learner
     collector = open_streams(env, pool, agent.policy(learner.networks), config.streams, world_key, settled)
@@ -186,6 +190,11 @@ def learn(
     return state._replace(learner=learner, replay=replay, updates=state.updates + 1, key=key), metrics
 
 
+def settles(agent: OffPolicyAgent, config: OffPolicyConfig) -> bool:
+    """Whether streams keep to their tasks: one that is given evidence of a task has it from all that a stream saw."""
+    return config.settled or agent.evidence is not None
+
+
 def named_tasks(env: World, pool: Task) -> int:
     """How many tasks rows are told apart by: those that a suite names, or else those of the pool."""
     named = env.observation_spec.get("task")
@@ -204,17 +213,21 @@ def study(
     return place, Studied(replays.read(replay, place), replays.read(replay, among))
 
 
-def check_streams(asked: Evidence, config: OffPolicyConfig, pool: int) -> None:
+def check_streams(config: OffPolicyConfig, pool: int) -> None:
+    """Errors: ValueError where streams cannot keep to a task each."""
+    if config.streams % pool:
+        raise ValueError(
+            f"streams must be a multiple of the number of tasks, {pool}, as each plays one of them for good; "
+            f"got {config.streams}"
+        )
+
+
+def check_evidence(asked: Evidence, config: OffPolicyConfig) -> None:
     """Errors: ValueError where tasks cannot be inferred from what is gathered, or what is asked for has no effect."""
     if config.by_task or config.recency:
         raise ValueError(
             "by_task and recency are for agents that are not given evidence: one that infers tasks draws them first, "
             f"and of each all steps alike; got {config.by_task} and {config.recency}"
-        )
-    if config.streams % pool:
-        raise ValueError(
-            f"streams must be a multiple of the number of tasks, {pool}, as each plays one of them for good; "
-            f"got {config.streams}"
         )
     if asked.tasks > config.streams:
         raise ValueError(f"tasks of an update must be at most the streams, {config.streams}; got {asked.tasks}")
@@ -239,7 +252,7 @@ def gather(
     """Experience of the present policy, as rows [T, B, ...] for replay."""
     networks = learner.networks
     policy, keep = agent.policy(networks), partial(agent.keep, networks)
-    collector, seen = collect(env, pool, policy, collector, steps, config.episodes, keep, agent.evidence is not None)
+    collector, seen = collect(env, pool, policy, collector, steps, config.episodes, keep, settles(agent, config))
     rows = Row(seen.timestep, seen.is_trial_first, seen.task, seen.action, seen.kept)
     return collector, rows, finished_returns(seen)
 

@@ -42,13 +42,13 @@ class Atari:
 
     masks = False
 
-    def __init__(self, name: str, *, sticky: float = 0.25, no_ops: int = 30, lives: bool = True):
-        """`name` is Gymnasium's; `lives`, whether a lost life is terminal."""
+    def __init__(self, name: str, *, sticky: float = 0.25, no_ops: int = 30, lives: bool = True, whole: bool = False):
+        """`name` is Gymnasium's; `lives`, whether a lost life is terminal; `whole`, whether all actions are there."""
         emulator = gymnasium.make(
             name,
             frameskip=1,
             repeat_action_probability=sticky,
-            full_action_space=False,
+            full_action_space=whole,
             max_num_frames_per_episode=LONGEST * FRAMES,
             disable_env_checker=True,
         )
@@ -56,7 +56,7 @@ class Atari:
         self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
         self._lives, self._count = 0, lives
 
-    def reset(self, seed: int | None = None) -> Seen:
+    def reset(self, seed: int | None = None, task: Any = None) -> Seen:
         observation, _ = self._env.reset(seed=seed)
         self._lives = self._env.ale.lives()
         return Seen(observation)

@@ -1,4 +1,4 @@
-"""Worlds that live outside JAX, by name: Gymnasium, POPGym, bsuite, DeepMind Control, Memory Maze and Atari.
+"""Worlds that live outside JAX, by name: Gymnasium, POPGym, bsuite, DeepMind Control, Memory Maze, Atari, Meta-World.
 
 Their packages are extras of this one and are imported when a name asks for them.
 """
@@ -15,18 +15,27 @@ from typing import Any, cast
 
 import gymnasium
 
+from reverie.envs.outside import meta_world
 from reverie.envs.outside.atari import Atari, games
+from reverie.envs.outside.tasks import HalfCheetahVelocity, Together, tasks_of
 from reverie.envs.outside.worlds import LIMIT, FromDmEnv, FromGymnasium, OutsideWorld, OutsideWorlds
 
 
 def open_outside(
-    name: str, copies: int, repeat: int = 1, limit: int = LIMIT, arguments: Mapping[str, Any] = MappingProxyType({})
+    name: str,
+    copies: int,
+    repeat: int = 1,
+    limit: int = LIMIT,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+    judged: bool = False,
 ) -> OutsideWorlds:
     """Copies (B) of the world of that name, such as `gym:CartPole-v1`, `popgym:RepeatPreviousEasy`,
-    `bsuite:memory_len/7`, `dmc:walker_walk`, `memory_maze:9x9` or `atari:Pong`.
+    `bsuite:memory_len/7`, `dmc:walker_walk`, `memory_maze:9x9`, `atari:Pong`, `metaworld:reach-v3`, or one of many
+    tasks (`tasks.py`).
 
-    Arguments: `repeat` and `limit`, see `OutsideWorlds`; `arguments`, what a Gymnasium world is made with, or a game of
-    Atari (`atari.py`).
+    Arguments: `repeat` and `limit`, see `OutsideWorlds`; `arguments`, what a Gymnasium world is made with, a game of
+    Atari (`atari.py`) or a task of Meta-World (`meta_world.py`); `judged`, whether an agent is judged in them, in
+    Meta-World by success.
 
     Raises:
         WorldError: one copy, tried with Gymnasium's own checks, broke the rules.
@@ -37,14 +46,21 @@ def open_outside(
     if source not in SOURCES or not world:
         known = ", ".join(f"{each}:NAME" for each in SOURCES)
         raise ValueError(f"a world outside is called {known} (such as gym:CartPole-v1), got {name!r}")
-    if arguments and source not in ("gym", "atari"):
+    if arguments and source not in ARGUED:
         raise ValueError(
-            f"arguments are for worlds of Gymnasium (gym:NAME) and Atari (atari:NAME), and {name} was given "
-            f"{dict(arguments)}"
+            f"arguments are for worlds of Gymnasium (gym:NAME), Atari (atari:NAME) and Meta-World (metaworld:NAME), "
+            f"and {name} was given {dict(arguments)}"
         )
-    make = partial(SOURCES[source], arguments=arguments) if source in ("gym", "atari") else SOURCES[source]
+    tasks, arguments = tasks_of(name), dict(JUDGED.get(source, {}) if judged else {}) | dict(arguments)
+    if source == "atari" and tasks.names:
+        arguments = {"whole": True} | arguments  # games know different actions
+    make = partial(SOURCES[source], arguments=arguments) if source in ARGUED else SOURCES[source]
+
+    def one() -> OutsideWorld:
+        return Together(make, tasks.names) if tasks.names else make(world)
+
     try:
-        worlds = OutsideWorlds([make(world) for _ in range(copies)], repeat, limit, name)
+        worlds = OutsideWorlds([one() for _ in range(copies)], repeat, limit, name, tasks)
         if source == "gym":  # one copy more, of which Gymnasium checks what it says
             OutsideWorlds([FromGymnasium(gymnasium.make(world, **arguments))], name=name).try_out()
         return worlds
@@ -128,7 +144,26 @@ def _atari(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Ou
     try:
         return Atari(known[name], **arguments)
     except TypeError as error:  # an argument that there is none of
-        raise ValueError(f"atari:{name} takes sticky, no_ops and lives, got {dict(arguments)}: {error}") from error
+        raise ValueError(
+            f"atari:{name} takes sticky, no_ops, lives and whole, got {dict(arguments)}: {error}"
+        ) from error
+
+
+def _meta_world(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> OutsideWorld:
+    _draw_without_display()
+    if name not in (known := meta_world.names()):
+        raise _unknown("metaworld", name, known)
+    try:
+        return meta_world.MetaWorld(name, **arguments)
+    except TypeError as error:  # an argument that there is none of, or not such a one
+        raise ValueError(f"metaworld:{name} takes pays, got {dict(arguments)}: {error}") from error
+
+
+def _velocity(name: str) -> OutsideWorld:
+    _draw_without_display()
+    if name != "half_cheetah":
+        raise _unknown("velocity", name, ["half_cheetah"])
+    return HalfCheetahVelocity()
 
 
 def _draw_without_display() -> None:
@@ -145,9 +180,15 @@ SOURCES: Mapping[str, Callable[..., OutsideWorld]] = MappingProxyType(
         "dmc": _dmc,
         "memory_maze": _memory_maze,
         "atari": _atari,
+        "metaworld": _meta_world,
+        "velocity": _velocity,
     }
 )
 """By the first part of a name: what makes a world of the rest of it."""
+JUDGED: Mapping[str, Mapping[str, Any]] = MappingProxyType({"metaworld": MappingProxyType({"pays": "success"})})
+"""What worlds are made with when an agent is judged in them, where that is not by what they pay in training."""
+ARGUED = ("gym", "atari", "metaworld")
+"""Those whose worlds take arguments."""
 
 
 def _unknown(source: str, name: str, known: Iterable[str]) -> ValueError:

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 from jax.experimental import io_callback
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key, Shaped
 
 from reverie import signals
 from reverie.envs.core import ActionSpec, ArraySpec, Discrete, State, Task, TimeStep
 from reverie.envs.outside.spaces import MASK, Seen, ShownError, actions_of, dm_space, dtype, entries, mask_entry
+from reverie.envs.outside.tasks import ONE, ManyTasks
 
 LIMIT = 10_000
 """Steps after which an episode that has not ended is cut off."""
@@ -45,8 +46,9 @@ class OutsideWorld(Protocol):
         """Whether it says with each observation which of its actions are allowed (`Seen.mask`)."""
         ...
 
-    def reset(self, seed: int | None = None) -> Seen:
-        """Open an episode. A seed starts the world's own random numbers anew; without one they go on."""
+    def reset(self, seed: int | None = None, task: Any = None) -> Seen:
+        """Open an episode. A seed starts the world's own random numbers anew; without one they go on. A world of many
+        tasks is told which one it is (`tasks.py`)."""
         ...
 
     def step(self, action: Any) -> Seen: ...
@@ -60,7 +62,7 @@ class FromGymnasium:
         self._env = env
         self.masks = env.has_wrapper_attr("action_masks")
 
-    def reset(self, seed: int | None = None) -> Seen:
+    def reset(self, seed: int | None = None, task: Any = None) -> Seen:
         observation, _ = self._env.reset(seed=seed)
         return Seen(observation, mask=self._mask())
 
@@ -88,7 +90,7 @@ class FromDmEnv:
     def action_space(self) -> spaces.Space:
         return dm_space(self._env.action_spec())
 
-    def reset(self, seed: int | None = None) -> Seen:
+    def reset(self, seed: int | None = None, task: Any = None) -> Seen:
         if seed is not None:
             self._made = self._make(seed)
         return Seen(self._env.reset().observation)
@@ -114,17 +116,26 @@ class OutsideWorlds:
 
     Arguments: `worlds`, the copies; `repeat`, how often each action is done in a row, while the episode or a life
     lasts, for the sum of the rewards; `limit`, the steps after which an episode that has not ended is cut off; `name`,
-    what errors call the world.
+    what errors call the world; `tasks`, those that there are, where there are several: an episode is that of the task
+    at hand when it opens.
     Errors: ValueError for observations or actions that have no counterpart here, and for no copy or no step at all.
     """
 
-    def __init__(self, worlds: Sequence[OutsideWorld], repeat: int = 1, limit: int = LIMIT, name: str = "the world"):
+    def __init__(
+        self,
+        worlds: Sequence[OutsideWorld],
+        repeat: int = 1,
+        limit: int = LIMIT,
+        name: str = "the world",
+        tasks: ManyTasks = ONE,
+    ):
         if not worlds or min(repeat, limit) < 1:
             raise ValueError(
                 f"at least 1 copy of a world, 1 step for an action and 1 for an episode, got {len(worlds)}, {repeat} "
                 f"and {limit}"
             )
         self._worlds, self._repeat, self._limit, self._name = tuple(worlds), repeat, limit, name
+        self._of = tasks
         self._begun, self._seed = False, None
         self._steps = np.zeros(len(worlds), int)  # of the episode, in each copy
         self._was_cut = False
@@ -138,27 +149,35 @@ class OutsideWorlds:
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:
-        return {name: entry.spec for name, entry in self._entries.items()}
+        specs = {name: entry.spec for name, entry in self._entries.items()}
+        return specs | ({"task": ArraySpec((), "task", len(self._of.names))} if self._of.names else {})
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """What the numbers of a task are called, where it is some."""
+        return self._of.factors
 
     @property
     def action_spec(self) -> ActionSpec:
         return self._action_spec
 
     @property
-    def tasks(self) -> Float[Array, " B"]:
-        """Stands for the B tasks of `batch_reset` and `batch_step`: there are no variants."""
-        return jnp.zeros((len(self._worlds),))
+    def tasks(self) -> Shaped[Array, "B ..."]:
+        """B tasks for `batch_reset` and `batch_step`, in turn of those to learn from."""
+        return jnp.resize(self._of.tasks, (len(self._worlds), *self._of.tasks.shape[1:]))
 
     def batch_reset(self, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:
         self._check(tasks)
-        return (), io_callback(partial(self._host, self._open), self._shapes, jax.random.bits(key), ordered=True)
+        open_ = partial(self._host, self._open)
+        return (), self._named_in(tasks, io_callback(open_, self._shapes, jax.random.bits(key), tasks, ordered=True))
 
     def batch_step(
         self, tasks: Task, states: State, timesteps: TimeStep, actions: Array, key: Key[Array, ""]
     ) -> tuple[State, TimeStep]:
         self._check(tasks)
         step = partial(self._host, self._step)
-        return (), io_callback(step, self._shapes, actions, timesteps.is_last, ordered=True)
+        seen = io_callback(step, self._shapes, actions, timesteps.is_last, tasks, ordered=True)
+        return (), self._named_in(tasks, seen)
 
     def go_on(self, seed: int) -> None:
         """Be stepped next in the place of copies of another process, all of whose episodes have ended: open the next
@@ -177,7 +196,8 @@ class OutsideWorlds:
     def try_out(self, steps: int = TRIED) -> None:
         """Step the copies with actions at random. Errors: as for `check`."""
         rng = np.random.default_rng(0)
-        timestep = self._host(self._open, 0)
+        tasks = np.asarray(self.tasks)
+        timestep = self._host(self._open, 0, tasks)
         for _ in range(steps):
             self.check()
             if isinstance(self._action_spec, Discrete):
@@ -185,34 +205,46 @@ class OutsideWorlds:
                 actions = np.array([rng.choice(np.flatnonzero(row)) for row in free])
             else:
                 actions = rng.uniform(-1, 1, (len(self._worlds), self._action_spec.size)).astype(np.float32)
-            timestep = self._host(self._step, actions, timestep.is_last)
+            timestep = self._host(self._step, actions, timestep.is_last, tasks)
         self.check()
 
     def _check(self, tasks: Task) -> None:
         if (batch := jax.tree.leaves(tasks)[0].shape[0]) != len(self._worlds):
             raise ValueError(f"{len(self._worlds)} copies of a world were opened, and {batch} are asked for")
 
+    def _named_in(self, tasks: Task, timestep: TimeStep) -> TimeStep:
+        """With the number of the task in the observation, where tasks have names."""
+        if not self._of.names:
+            return timestep
+        return timestep._replace(observation={**timestep.observation, "task": tasks})
+
     # --- on the host ---
 
     def _host[R](self, function: Callable[..., R], *arguments: Any) -> R:
         return self._thread.submit(function, *arguments).result()
 
-    def _open(self, seed: Any) -> TimeStep:
+    def _open(self, seed: Any, tasks: Any) -> TimeStep:
         seeds = np.random.SeedSequence(int(seed)).generate_state(len(self._worlds))
         self._begun, self._fault = True, None
-        return self._seen(lambda copy: self._reset(copy, int(seeds[copy])), np.ones(len(self._worlds), bool))
+        tasks = np.asarray(tasks)
+        every = np.ones(len(self._worlds), bool)
+        return self._seen(lambda copy: self._reset(copy, tasks[copy], int(seeds[copy])), every)
 
-    def _step(self, actions: Any, closed: Any) -> TimeStep:
-        actions, closed = np.asarray(actions), np.asarray(closed)
+    def _step(self, actions: Any, closed: Any, tasks: Any) -> TimeStep:
+        actions, closed, tasks = np.asarray(actions), np.asarray(closed), np.asarray(tasks)
         if not self._begun:
             if self._seed is None or not closed.all():
                 raise RuntimeError("these episodes were begun in another process: end them, and call `go_on`")
-            return self._open(self._seed)
-        return self._seen(lambda copy: self._reset(copy) if closed[copy] else self._act(copy, actions[copy]), closed)
+            return self._open(self._seed, tasks)
 
-    def _reset(self, copy: int, seed: int | None = None) -> Seen:
+        def look(copy: int) -> Seen:
+            return self._reset(copy, tasks[copy]) if closed[copy] else self._act(copy, actions[copy])
+
+        return self._seen(look, closed)
+
+    def _reset(self, copy: int, task: Any, seed: int | None = None) -> Seen:
         self._steps[copy] = 0
-        return self._worlds[copy].reset(seed)
+        return self._worlds[copy].reset(seed, task)
 
     def _act(self, copy: int, action: Any) -> Seen:
         world, done = self._worlds[copy], self._in_world(action)
