@@ -57,6 +57,15 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
             assert not (first == "reverie" and rest and rest[0] in right), f"{path}: {module}"
 
 
+def test_no_command_imports_another():
+    """What two of them share lies in modules without a `main`, or in the rooms to their left."""
+    commands = {path.stem for path in files("commands") if "\ndef main(" in path.read_text()}
+    assert {"train", "sweep", "verdict"} <= commands
+    for path in files("commands"):
+        parts = [module.split(".") for module in imported(path)]
+        assert not any(first[:2] == ["reverie", "commands"] and first[2] in commands for first in parts), path
+
+
 @pytest.mark.parametrize("module", GROUND)
 def test_what_lies_below_all_rooms_imports_from_none(module):
     for name in imported(SOURCE / f"{module}.py"):

@@ -1,20 +1,17 @@
 """`reverie sweep`: agents x families x seeds, trained side by side on this machine or on Ray, examined and compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from reverie.report.output import Output, print_json, print_lines, print_table, say
-from reverie.report.run_page import brief, training_table
-from reverie.report.tables import rich_table
-from reverie.runs.config_json import read_settings, with_changes
-from reverie.runs.folder import RunFolder
+from reverie.commands.swept import parse_after_file, print_swept
+from reverie.report.output import Output
 from reverie.sweep.engines import Engine, Local, Ray
 from reverie.sweep.plans import SweepConfig
-from reverie.sweep.sweep import Swept, open_sweep, sweep
+from reverie.sweep.sweep import open_sweep, sweep
 
 _TITLE = "Which learned balancer beats the best rule?"
 
@@ -65,29 +62,6 @@ def parse(arguments: Sequence[str]) -> Sweep:
     return parse_after_file(Sweep(), "reverie sweep", arguments)
 
 
-@dataclass(frozen=True)
-class _File:
-    """What has to be known before the rest is read."""
-
-    config: Path | None = None
-
-
-def parse_after_file[T: Any](default: T, prog: str, arguments: Sequence[str]) -> T:
-    """The command that `arguments` ask for, whose `config` begins with what stands in the file of --config.
-
-    Raises:
-        ValueError: the file cannot be read, or has another configuration.
-    """
-    path = tyro.cli(_File, args=arguments, add_help=False, return_unknown_args=True)[0].config
-    if path is not None:
-        try:
-            default = replace(default, config=with_changes(default.config, read_settings(path)))
-        except ValueError as error:
-            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    options = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(type(default), prog=prog, args=arguments, default=default, config=options)
-
-
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     engine, plans = asked.on(), asked.config.plans()
@@ -96,16 +70,3 @@ def main(arguments: Sequence[str]) -> None:
     command = ["reverie", "sweep", *arguments]
     swept = sweep(run, plans, asked.config.examination, engine, title=_TITLE, command=command, quiet=asked.quiet)
     print_swept(run, swept, asked.output)
-
-
-def print_swept(run: RunFolder, swept: Swept, output: Output) -> None:
-    """Print the verdict of a sweep; then raise for the runs that failed."""
-    if output == "json":
-        print_json({"about": swept.about, "rows": swept.judged, "report": str(run.report)})
-    else:
-        print_lines(swept.about)
-        print_table(rich_table(brief(swept.judged)))
-        print_table(rich_table(training_table(swept.trained)))
-        say(f"the page: {run.report}")
-    if swept.failed is not None:
-        raise swept.failed

@@ -9,8 +9,6 @@ from typing import Annotated, Any, cast, get_args
 import tyro
 
 from reverie import signals
-from reverie.agents.dreamer import DreamerConfig
-from reverie.nn.optimiser import OptimiserConfig
 from reverie.ranges import Seed, at_least, checked
 from reverie.report.output import say
 from reverie.runs.build import build, module_of, refuse_module, stored
@@ -24,7 +22,7 @@ from reverie.settings.config import TrainConfig
 from reverie.settings.games import Player, game_plan
 from reverie.settings.presets import Algorithm, ModelKind, OptimiserKind, Preset, preset, with_model, with_optimiser
 from reverie.settings.suites import suite_plan
-from reverie.sweep.training import LIMITS, beginning_of, create, go_on, train_run, train_seeds
+from reverie.sweep.training import LIMITS, beginning_of, check_step_size, create, go_on, train_run, train_seeds
 from reverie.train.seeds import side_by_side
 
 
@@ -193,7 +191,7 @@ def parse(arguments: Sequence[str]) -> Train:
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
     if not choice.resume or asked.config.loop != default.loop:
-        _check_step_size(asked.config, choice.out if choice.resume else None)
+        check_step_size(asked.config, choice.out if choice.resume else None)
     return asked
 
 
@@ -210,32 +208,6 @@ def _check_agent(config: TrainConfig, arguments: Sequence[str], where: str) -> N
     )
     if asked.agent != own:
         raise ValueError(f"--agent {asked.agent}: {where} is of {own}")
-
-
-def _check_step_size(config: TrainConfig, run: Path | None) -> None:
-    """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over;
-    that of a `run` cannot be changed any more."""
-    steps, experience = config.loop.steps, config.agent.experience
-    match config.agent.algorithm:
-        case DreamerConfig(optimiser=OptimiserConfig(warmup=warmup, decay=decay)) if decay and steps is not None:
-            updates = _made_before(config.start) + steps // experience.env_steps * experience.repeats
-            last = warmup + decay
-        case _:
-            return
-    if updates > last:
-        decay = f"--agent.optimiser.decay {updates - warmup}"
-        begin = "give" if run is None else f"begin another run with --start {run} and"
-        raise ValueError(
-            f"the step size of the optimiser is 0 after {last} updates, and {steps} steps end after {updates} updates: "
-            f"{begin} {decay} or more, or 0 for a step size that stays"
-        )
-
-
-def _made_before(start: Path | None) -> int:
-    """Updates of the run that training begins from, and of those that it began from: the optimiser counts on."""
-    if start is None or not (run := RunFolder(start)).metrics():
-        return 0
-    return int(run.metrics()[-1]["updates"]) + _made_before(run.config(TrainConfig).start)
 
 
 def _go_on(path: Path, config: TrainConfig) -> RunFolder:

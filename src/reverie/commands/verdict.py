@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from reverie.commands.sweep import parse_after_file, print_swept
+from reverie.commands.swept import parse_after_file, print_swept
 from reverie.report.output import Output
 from reverie.runs.build import build
 from reverie.sweep.engines import Here

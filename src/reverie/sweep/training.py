@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from reverie.agents.dreamer import DreamerConfig
 from reverie.evaluate.curve import LearningCurve, learning_curve, write_curve_rules
 from reverie.evaluate.returns import ReturnCurve, return_curve
 from reverie.evaluate.suites import SuiteCurve, suite_curve
 from reverie.files import locked, write_text
+from reverie.nn.optimiser import OptimiserConfig
 from reverie.policies.core import Policy
 from reverie.report.output import say
 from reverie.runs import checkpoint, loop
@@ -87,6 +89,32 @@ def beginning_of(config: TrainConfig, start: Path) -> tuple[RunFolder, TrainConf
     loop.newest_checkpoint(before)
     trust = module_of(config) == module_of(before.config(TrainConfig))  # its name was given for this training
     return before, stored(before, trust)
+
+
+def check_step_size(config: TrainConfig, run: Path | None) -> None:
+    """Errors: ValueError where more steps, or more updates for each, were asked for than the step size falls over;
+    that of a `run` cannot be changed any more."""
+    steps, experience = config.loop.steps, config.agent.experience
+    match config.agent.algorithm:
+        case DreamerConfig(optimiser=OptimiserConfig(warmup=warmup, decay=decay)) if decay and steps is not None:
+            updates = _made_before(config.start) + steps // experience.env_steps * experience.repeats
+            last = warmup + decay
+        case _:
+            return
+    if updates > last:
+        decay = f"--agent.optimiser.decay {updates - warmup}"
+        begin = "give" if run is None else f"begin another run with --start {run} and"
+        raise ValueError(
+            f"the step size of the optimiser is 0 after {last} updates, and {steps} steps end after {updates} updates: "
+            f"{begin} {decay} or more, or 0 for a step size that stays"
+        )
+
+
+def _made_before(start: Path | None) -> int:
+    """Updates of the run that training begins from, and of those that it began from: the optimiser counts on."""
+    if start is None or not (run := RunFolder(start)).metrics():
+        return 0
+    return int(run.metrics()[-1]["updates"]) + _made_before(run.config(TrainConfig).start)
 
 
 def train_seeds(
