@@ -175,7 +175,7 @@ def judged(run: RunFolder) -> Row:
     match trainer.agent:
         case MetaDreamer() as agent:
             found |= imagination(agent, trainer.env, networks, policy)
-            updates = int(run.metrics()[-1]["updates"]) * trainer.config.repeats
+            updates = int(run.metrics()[-1]["updates"])
             lines = [line["imagined/steps"] for line in run.metrics() if "imagined/steps" in line]
             renew, before = agent.config.renew, max(agent.config.warmup, 1) - 1
             renewals = updates // renew - before // renew

@@ -65,6 +65,15 @@ def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
     assert agent.training_seed == 1
 
 
+@pytest.mark.usefixtures("few_rules")
+def test_updates_are_counted_and_not_their_rounds(tmp_path):
+    experience = replace(DREAMER.experience, repeats=3, ratio=3 * DREAMER.experience.ratio)
+    plan = replace(PLAN, agent=replace(DREAMER, experience=experience))
+    run = RunFolder.create(tmp_path, plan)
+    end = train_run(plan, build(plan), run, ["test"], quiet=True)
+    assert end.updates == run.metrics()[-1]["updates"] == int(end.state.learning.updates) > 0
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [{"units": 16}, {"model": replace(DREAMER.algorithm.model, horizon=20.0)}],
@@ -245,7 +254,7 @@ class Counting:
 
 def test_the_average_follows_each_of_several_updates_of_a_round():
     env, pool = PLAN.world.open(0)
-    trainer = WorldTrainer(Counting(), replace(DREAMER.experience, repeats=3), env, pool, updates=2, averaging=0.25)
+    trainer = WorldTrainer(Counting(), replace(DREAMER.experience, repeats=3), env, pool, rounds=2, averaging=0.25)
     state, metrics = jax.jit(trainer.train)(trainer.init(jax.random.key(0)))
     expected = 0.0
     for update in range(1, 7):

@@ -64,7 +64,7 @@ class Trainer[P](Protocol):
 
     @property
     def updates(self) -> int:
-        """Updates (U) of one call of `train`."""
+        """Gradient updates of one call of `train`, in rounds (R) of one or several."""
         ...
 
     def init(self, key: Key[Array, ""]) -> PyTree: ...
@@ -73,7 +73,7 @@ class Trainer[P](Protocol):
         """A state that was loaded, or its mere shapes, on the devices where `train` wants it."""
         ...
 
-    def train(self, state: PyTree) -> tuple[PyTree, dict[str, Float[Array, " U"]]]:
+    def train(self, state: PyTree) -> tuple[PyTree, dict[str, Float[Array, " R"]]]:
         """One chunk, of a few seconds at most: signals are heard and checkpoints are made between chunks."""
         ...
 
@@ -191,7 +191,7 @@ def train[P](
                 state, measured = chunk(state)
                 measured = jax.device_get(measured)
                 trainer.check()
-                metrics = _means(measured, updates, run)
+                metrics = _means(measured, updates, trainer.updates, run)
                 before, step, updates = step, step + trainer.env_steps, updates + trainer.updates
                 reason = _limit_reached(config, step, *clock.read())
                 if evaluate is not None and (reason or before // config.evaluate_every < step // config.evaluate_every):
@@ -285,10 +285,11 @@ def _line(updates: int, wall: float, cpu: float, metrics: Mapping[str, Metric]) 
 
 
 def _means(
-    measured: Mapping[str, Shaped[np.ndarray, "U *S"]], updates: int, run: RunFolder | RunFolders
+    measured: Mapping[str, Shaped[np.ndarray, "R *S"]], before: int, updates: int, run: RunFolder | RunFolders
 ) -> dict[str, Metric]:
-    """The mean of each metric over a chunk that began after `updates` updates; NaN where none of its values exists."""
-    finite = {name: np.isfinite(x).reshape(len(x), -1) for name, x in measured.items()}  # [U, seeds]
+    """The mean of each metric over a chunk of `updates` updates that began after those `before`; NaN where none of its
+    values exists."""
+    finite = {name: np.isfinite(x).reshape(len(x), -1) for name, x in measured.items()}  # [R, seeds]
     broken = {
         name: divmod(int(at.argmin()), at.shape[1])
         for name, at in finite.items()
@@ -297,9 +298,12 @@ def _means(
     if broken:
         first, seed = min(broken.values())
         names = " and ".join(name for name, at in broken.items() if at == (first, seed))
+        each = updates // len(next(iter(finite.values())))
+        at = before + first * each + 1
+        when = f"at update {at}" if each == 1 else f"in updates {at} to {at + each - 1}"
         folder = run.runs[seed] if isinstance(run, RunFolders) else run
         raise DivergedError(
-            f"{names} of {folder.path} became infinite or NaN at update {updates + first + 1}. {_kept(folder)}; start "
+            f"{names} of {folder.path} became infinite or NaN {when}. {_kept(folder)}; start "
             "a new run with a smaller learning rate or another seed"
         )
     return {name: _mean(x) if x.ndim == 1 else np.array([_mean(seed) for seed in x.T]) for name, x in measured.items()}

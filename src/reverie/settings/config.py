@@ -55,7 +55,8 @@ class OffPolicyRun:
     experience: Annotated[OffPolicyConfig, arg(name="")] = field(default_factory=OffPolicyConfig)
     """How experience is gathered and replayed."""
     chunk: Count = 20
-    """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
+    """Rounds of experience and updates (`repeats`) in one compiled call: each call is one line of metrics, and signals
+    are heard in between."""
     averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
     """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter. They are
     the mean of all until there are 1 / rate updates."""
@@ -75,7 +76,7 @@ class OnPolicyRun:
     experience: Annotated[OnPolicyConfig, arg(name="")] = field(default_factory=OnPolicyConfig)
     """How experience is gathered."""
     chunk: Count = 500
-    """Updates in one compiled call: each is one line of metrics, and signals are heard in between."""
+    """Updates in one compiled call: each call is one line of metrics, and signals are heard in between."""
     averaging: Annotated[float, *between(0, 1, low_open=True)] = 1.0
     """Rate at which the weights that are judged follow those in training, each update; 1 judges the latter. They are
     the mean of all until there are 1 / rate updates."""

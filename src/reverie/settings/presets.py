@@ -335,8 +335,8 @@ def with_steps(plan: TrainConfig, steps: int) -> TrainConfig:
     """The plan for so many environment steps, in even chunks that do not overshoot; a step size that falls to 0 does so
     over as large a part of them."""
     agent, before = plan.agent, plan.loop.steps
-    updates = math.ceil(max(1, steps - agent.experience.first_steps) / agent.experience.env_steps)
-    agent = replace(agent, chunk=math.ceil(updates / math.ceil(updates / agent.chunk)))
+    rounds = math.ceil(max(1, steps - agent.experience.first_steps) / agent.experience.env_steps)
+    agent = replace(agent, chunk=math.ceil(rounds / math.ceil(rounds / agent.chunk)))
     match agent.algorithm:
         case DreamerConfig(optimiser=OptimiserConfig(warmup=warmup, decay=decay) as falls) if before and decay:
             last = math.ceil((warmup + decay) * steps / before)

@@ -49,7 +49,7 @@ class SeedsTrainer:
         """It may lie where it does."""
         return state
 
-    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Shaped[Array, "U S"]]]:
+    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Shaped[Array, "R S"]]]:
         state, metrics = jax.vmap(self.one.train)(state)
         return state, {name: values.T for name, values in metrics.items()}
 

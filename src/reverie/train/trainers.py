@@ -43,7 +43,8 @@ class WorldTrainer:
     config: OffPolicyConfig | OnPolicyConfig
     env: World
     pool: Task
-    updates: int
+    rounds: int
+    """Of experience and updates on it, in one call of `train`."""
     averaging: float = 1.0
     """Rate at which the averaged weights follow those in training, each update of the agent; 1 is the weights of
     now."""
@@ -54,7 +55,11 @@ class WorldTrainer:
 
     @property
     def env_steps(self) -> int:
-        return self.updates * self.config.env_steps
+        return self.rounds * self.config.env_steps
+
+    @property
+    def updates(self) -> int:
+        return self.rounds * self.config.repeats
 
     def init(self, key: Key[Array, ""]) -> InWorld:
         return self._traced_once(key, self.pool)
@@ -79,13 +84,13 @@ class WorldTrainer:
         learning = state.learning
         return state._replace(learning=learning._replace(collector=go_on(self.env, learning.collector)))
 
-    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Shaped[Array, " U"]]]:
+    def train(self, state: InWorld) -> tuple[InWorld, dict[str, Shaped[Array, " R"]]]:
         def update(before: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], dict[str, Array]]:
             update = WAYS[type(self.config)].update
             *after, metrics = update(self.agent, self.config, self.env, state.pool, *before, self.averaging)
             return tuple(after), metrics
 
-        after, metrics = jax.lax.scan(update, (state.learning, state.averaged), None, length=self.updates)
+        after, metrics = jax.lax.scan(update, (state.learning, state.averaged), None, length=self.rounds)
         return InWorld(*after, state.pool), metrics
 
     def check(self) -> None:
