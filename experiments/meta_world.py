@@ -1,9 +1,9 @@
 """Meta-World's MT10: ten tasks of a robot's arm, one agent, success after 100,000 of its steps in each.
 
 Arms: `mixture`, which has parts for each task; `shared`, one STORM for all that is told the task; `storm`, one that is
-not told. Each action is done twice in a row, so 50,000 decisions a task. Success is that of 10 episodes a task, the
-agent taking its likeliest action; a task is done when Meta-World says so at any step. Published figures are in
-`published/meta_world.csv`: of MT50, with other lengths of episodes and larger networks, so no comparison.
+not told; `sac`, SAC that is told it. Each action is done twice in a row, so 50,000 decisions a task. Success is that of
+10 episodes a task, the agent taking its likeliest action; a task is done when Meta-World says so at any step. Published
+figures are in `published/meta_world.csv`: of MT50, other lengths of episodes and larger networks, so no comparison.
 
     python experiments/meta_world.py                  # in an environment with reverie and its extra metaworld
     python experiments/meta_world.py --arms mixture shared --steps 20000
@@ -27,7 +27,7 @@ from reverie.tables import Row
 GAME, REPEAT = "metaworld:MT10", 2
 EPISODES = 10
 """Of each task."""
-Arm = Literal["mixture", "shared", "storm"]
+Arm = Literal["mixture", "shared", "storm", "sac"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class MetaWorldStudy(Study):
     """Training seeds of each arm."""
     steps: int = 50_000
     """Decisions in each task."""
-    arms: tuple[Arm, ...] = ("mixture", "shared", "storm")
+    arms: tuple[Arm, ...] = ("mixture", "shared", "storm", "sac")
     """Which models."""
 
     def plans(self, arm: Arm) -> list[TrainConfig]:
         """One for each seed."""
-        plan = with_model(game_plan(GAME), arm)
+        plan = game_plan(f"{GAME}/told", "sac") if arm == "sac" else with_model(game_plan(GAME), arm)
         plan = with_steps(replace(plan, world=replace(plan.world, repeat=REPEAT)), 10 * self.steps)
         plan = self.larger(replace(plan, label=f"mt10-{arm}"))
         return [replace(plan, seed=seed) for seed in range(self.seeds)]

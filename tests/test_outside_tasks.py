@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from reverie.agents.inputs import Inputs
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig
 from reverie.envs.core import batch_reset, batch_step
@@ -96,6 +97,21 @@ def test_worlds_of_other_actions_are_not_played_together():
         Together(lambda name: FromGymnasium(Counter(1.0)), ("Pong", "Pong"))
 
 
+def test_tasks_are_told_where_the_name_says_so():
+    names = ("10", "20")
+    tasks = ManyTasks(np.arange(2, dtype=np.int32), names=names, told=True)
+    worlds = OutsideWorlds([Together(lambda name: FromGymnasium(Counter(float(name))), names)], tasks=tasks)
+    assert Inputs.of(worlds.observation_spec, worlds.action_spec, "flat").context == 2 + 2
+    _, seen = batch_reset(worlds, jnp.array([1]), KEY)
+    assert seen.observation["number"].tolist() == [[1]]
+    assert tasks_of("velocity:half_cheetah/told").shown["factors"].shape == (1,)
+    assert tasks_of("velocity:half_cheetah").shown == {}
+    with pytest.raises(
+        ValueError, match="gym:Pendulum-v1/told tells an agent which task it plays, and gym:Pendulum-v1 is"
+    ):
+        open_outside("gym:Pendulum-v1/told", 1)
+
+
 def test_suites_are_known_by_name():
     assert len(tasks_of("metaworld:MT10").names) == 10
     assert len(tasks_of("atari:26").names) == 26
@@ -103,6 +119,7 @@ def test_suites_are_known_by_name():
     assert tasks_of("atari:Pong").names == tasks_of("gym:A+B").names == ()
     assert GameConfig("metaworld:MT10").names[0] == "reach-v3"
     assert game_plan("metaworld:MT10").agent.experience.streams == 10
+    assert game_plan("metaworld:MT10/told", "sac").agent.experience.batch == 510
     assert with_model(game_plan("metaworld:MT10"), "shared").agent.algorithm.model == TOGETHER["shared"]
 
 

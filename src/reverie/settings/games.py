@@ -171,6 +171,20 @@ TASKS_SAC = replace(
 """SAC's, of games of many tasks: an update for every 16 steps."""
 
 
+TOGETHER_SAC = replace(
+    OUTSIDE_SAC,
+    agent=replace(
+        OUTSIDE_SAC.agent,
+        algorithm=SACConfig(units=256),
+        experience=OffPolicyConfig(
+            streams=1, batch=51, length=1, ratio=51.0, capacity=50_000, prefill=500, by_task=True, settled=True
+        ),
+    ),
+    loop=LoopConfig(steps=500_000, evaluate_every=50_000),
+    curve=CurveConfig(episodes=20),
+)
+"""SAC's, for each of several worlds outside at once: an update for every step of all."""
+
 TASKS_RSAC = replace(
     TASKS_SAC,
     agent=replace(
@@ -291,19 +305,18 @@ def together_plan(world: GameConfig) -> TrainConfig:
     assert isinstance(plan.agent, OffPolicyRun)
     assert isinstance(plan.agent.algorithm, DreamerConfig)
     each = replace(plan.agent.experience, streams=1) if pictures else OffPolicyConfig(streams=1, batch=4, ratio=16.0)
-    experience = replace(
-        each,
-        streams=tasks * each.streams,
-        batch=tasks * each.batch,
-        capacity=tasks * each.capacity,
-        prefill=tasks * each.prefill,
-        by_task=True,
-        settled=True,
-    )
     algorithm = replace(plan.agent.algorithm, starts=tasks * (1_024 if pictures else 32), scales=tasks)
-    plan = replace(plan, agent=replace(plan.agent, algorithm=algorithm, experience=experience))
+    experience = replace(each, by_task=True, settled=True)
+    plan = _for_each(replace(plan, agent=replace(plan.agent, algorithm=algorithm, experience=experience)), tasks)
     curve = replace(plan.curve, episodes=tasks * (20 if pictures else 2))
     return replace(with_model(with_steps(plan, tasks * 100_000), "mixture"), curve=curve)
+
+
+def _for_each(plan: TrainConfig, tasks: int) -> TrainConfig:
+    """With as much experience of each task as the settings have of one."""
+    e = plan.agent.experience
+    times = {name: tasks * getattr(e, name) for name in ("streams", "batch", "capacity", "prefill")}
+    return replace(plan, agent=replace(plan.agent, experience=replace(e, **times)))
 
 
 def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
@@ -316,6 +329,8 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     many = bool(world.tests)
     if agent in ("pearl", "metadreamer"):
         return inferring_plan(world, agent)
+    if agent == "sac" and world.names:
+        return _for_each(replace(TOGETHER_SAC, world=world), len(world.names))
     if agent == "sac":
         return replace(TASKS_SAC if many else OUTSIDE_SAC, world=world)
     if agent == "maml":

@@ -17,7 +17,7 @@ import gymnasium
 
 from reverie.envs.outside import meta_world
 from reverie.envs.outside.atari import Atari, games
-from reverie.envs.outside.tasks import HalfCheetahVelocity, Together, tasks_of
+from reverie.envs.outside.tasks import TOLD, HalfCheetahVelocity, Together, tasks_of
 from reverie.envs.outside.worlds import LIMIT, FromDmEnv, FromGymnasium, OutsideWorld, OutsideWorlds
 
 
@@ -42,7 +42,7 @@ def open_outside(
         ValueError: there is no such world, it cannot be presented as one of ours, or it takes no arguments.
         ModuleNotFoundError: its package is not installed.
     """
-    source, _, world = name.partition(":")
+    source, _, world = name.removesuffix(TOLD).partition(":")
     if source not in SOURCES or not world:
         known = ", ".join(f"{each}:NAME" for each in SOURCES)
         raise ValueError(f"a world outside is called {known} (such as gym:CartPole-v1), got {name!r}")
@@ -51,6 +51,8 @@ def open_outside(
             f"arguments are for worlds of Gymnasium (gym:NAME), Atari (atari:NAME) and Meta-World (metaworld:NAME), "
             f"and {name} was given {dict(arguments)}"
         )
+    if name.endswith(TOLD) and not tasks_of(name).shown:
+        raise ValueError(f"{name} tells an agent which task it plays, and {source}:{world} is one")
     tasks, arguments = tasks_of(name), dict(JUDGED.get(source, {}) if judged else {}) | dict(arguments)
     if source == "atari" and tasks.names:
         arguments = {"whole": True} | arguments  # games know different actions

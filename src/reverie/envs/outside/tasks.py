@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Shaped
+from jaxtyping import Array, Shaped
 
+from reverie.envs.core import ArraySpec
 from reverie.envs.outside.spaces import Seen
 
 Tasks = Shaped[np.ndarray, "_ ..."]
@@ -31,6 +32,24 @@ class ManyTasks(NamedTuple):
     """What the numbers (F) of a task are called."""
     names: tuple[str, ...] = ()
     """Of tasks that are other worlds."""
+    told: bool = False
+    """Whether observations have an entry with the factors, or with the number for agents that do not read which task it
+    is otherwise: for oracles, and for agents without a world model."""
+
+    @property
+    def shown(self) -> Mapping[str, ArraySpec]:
+        """What observations say of the task."""
+        if self.factors:
+            return {"factors": ArraySpec((len(self.factors),))} if self.told else {}
+        if not self.names:
+            return {}
+        number = {"number": ArraySpec((1,), categories=len(self.names))} if self.told else {}
+        return {"task": ArraySpec((), "task", len(self.names)), **number}
+
+    def say(self, tasks: Array) -> dict[str, Array]:
+        """The same entries, of these tasks [B, ...]."""
+        values = {"factors": tasks, "task": tasks, "number": tasks[..., None]}
+        return {name: values[name] for name in self.shown}
 
 
 ONE = ManyTasks(np.zeros(1, np.int32))
@@ -70,12 +89,15 @@ ATARI_26 = (
 )
 """The games of Atari-100k (Kaiser et al. 2020)."""
 SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType({"metaworld:MT10": MT10, "atari:26": ATARI_26})
+TOLD = "/told"
 NAMED = ("atari", "metaworld")
 """Sources whose worlds can be played together."""
 
 
 def tasks_of(name: str) -> ManyTasks:
-    """The tasks of the world outside of that name."""
+    """The tasks of the world outside of that name; those of NAME/told are told."""
+    if name.endswith(TOLD):
+        return tasks_of(name.removesuffix(TOLD))._replace(told=True)
     if name == "velocity:half_cheetah":
         return VELOCITIES
     source, _, joined = name.partition(":")

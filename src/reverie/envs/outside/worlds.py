@@ -150,7 +150,7 @@ class OutsideWorlds:
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:
         specs = {name: entry.spec for name, entry in self._entries.items()}
-        return specs | ({"task": ArraySpec((), "task", len(self._of.names))} if self._of.names else {})
+        return {**specs, **self._of.shown}
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ class OutsideWorlds:
     def batch_reset(self, tasks: Task, key: Key[Array, ""]) -> tuple[State, TimeStep]:
         self._check(tasks)
         open_ = partial(self._host, self._open)
-        return (), self._named_in(tasks, io_callback(open_, self._shapes, jax.random.bits(key), tasks, ordered=True))
+        return (), self._saying(tasks, io_callback(open_, self._shapes, jax.random.bits(key), tasks, ordered=True))
 
     def batch_step(
         self, tasks: Task, states: State, timesteps: TimeStep, actions: Array, key: Key[Array, ""]
@@ -177,7 +177,7 @@ class OutsideWorlds:
         self._check(tasks)
         step = partial(self._host, self._step)
         seen = io_callback(step, self._shapes, actions, timesteps.is_last, tasks, ordered=True)
-        return (), self._named_in(tasks, seen)
+        return (), self._saying(tasks, seen)
 
     def go_on(self, seed: int) -> None:
         """Be stepped next in the place of copies of another process, all of whose episodes have ended: open the next
@@ -212,11 +212,9 @@ class OutsideWorlds:
         if (batch := jax.tree.leaves(tasks)[0].shape[0]) != len(self._worlds):
             raise ValueError(f"{len(self._worlds)} copies of a world were opened, and {batch} are asked for")
 
-    def _named_in(self, tasks: Task, timestep: TimeStep) -> TimeStep:
-        """With the number of the task in the observation, where tasks have names."""
-        if not self._of.names:
-            return timestep
-        return timestep._replace(observation={**timestep.observation, "task": tasks})
+    def _saying(self, tasks: Task, timestep: TimeStep) -> TimeStep:
+        """With what observations say of the task."""
+        return timestep._replace(observation={**timestep.observation, **self._of.say(tasks)})
 
     # --- on the host ---
 
