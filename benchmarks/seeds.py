@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from reverie.agents.a2c import A2CConfig  # noqa: E402
 from reverie.agents.actor_critic import NetworkConfig  # noqa: E402
 from reverie.agents.dreamer import DreamerConfig  # noqa: E402
-from reverie.models.rssm import PRESETS  # noqa: E402
+from reverie.models.rssm import RSSMConfig  # noqa: E402
 from reverie.runs.build import build  # noqa: E402
 from reverie.settings import presets  # noqa: E402
 from reverie.settings.config import OffPolicyRun, OnPolicyRun, TrainConfig, WorldConfig  # noqa: E402
@@ -32,9 +32,10 @@ from reverie.train.off_policy import OffPolicyConfig  # noqa: E402
 from reverie.train.on_policy import OnPolicyConfig  # noqa: E402
 from reverie.train.seeds import side_by_side  # noqa: E402
 
+MODEL = RSSMConfig(units=32, deter=64, stoch=8, classes=4, depth=1, blocks=4)
 TINY = {
     "dreamer": OffPolicyRun(
-        DreamerConfig(model=PRESETS["tiny"], memory=16, units=16, layers=1, dream_length=5, starts=8),
+        DreamerConfig(model=MODEL, memory=16, units=16, layers=1, dream_length=5, starts=8),
         OffPolicyConfig(streams=2, capacity=2000, batch=4, length=16, ratio=8.0),
         chunk=20,
     ),

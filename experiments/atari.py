@@ -22,7 +22,7 @@ from study import Study, learning_curve, study
 
 from reverie.evaluate.statistics import over_seeds
 from reverie.files import write_text
-from reverie.models.storm import PRESETS
+from reverie.models.storm import StormConfig
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import CurveConfig, OffPolicyRun, TrainConfig
 from reverie.settings.games import game_plan
@@ -72,7 +72,21 @@ class Atari(Study):
         if self.scale == "gpu":
             return plan
         assert isinstance(plan.agent, OffPolicyRun)
-        algorithm = replace(plan.agent.algorithm, model=PRESETS["tiny"], units=32, dream_length=3, starts=16)
+        model = StormConfig(
+            units=32,
+            deter=32,
+            heads=2,
+            window=4,
+            dropout=0.0,
+            stoch=8,
+            classes=4,
+            encoder_layers=1,
+            decoder_layers=1,
+            reward_layers=1,
+            continue_layers=1,
+            depth=2,
+        )
+        algorithm = replace(plan.agent.algorithm, model=model, units=32, dream_length=3, starts=16)
         experience = replace(plan.agent.experience, streams=2, batch=2, length=8, ratio=4.0, prefill=64, capacity=2_000)
         agent = replace(plan.agent, algorithm=algorithm, experience=experience)
         world = replace(plan.world, limit=100)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 
 from reverie.agents import dreamer, rl2
 from reverie.agents.dreamer import Dreamer, DreamerConfig
@@ -15,10 +16,8 @@ from reverie.agents.optimisers import GroupsConfig
 from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import workload
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
-from reverie.models import s3m
 from reverie.models.core import Sequence
 from reverie.models.queue import QueueConfig
-from reverie.models.rssm import PRESETS
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.train import off_policy
 from reverie.train.off_policy import OffPolicyConfig
@@ -26,11 +25,11 @@ from reverie.train.off_policy import OffPolicyConfig
 ENV = FleetEnv(servers=3, jobs=12)
 TASK = fleet_task(constant_speeds([1.0, 0.5, 0.2]), workload.poisson(1.0, workload.exponential(1.0)))
 POOL = stack_tasks([TASK] * 2)
-FLAT = DreamerConfig(model=PRESETS["tiny"], memory=8, units=16, layers=1, dream_length=4, starts=8)
+FLAT = DreamerConfig(model=sizes.RSSM, memory=8, units=16, layers=1, dream_length=4, starts=8)
 SCALES = replace(FLAT, scales=2, scale_rate=1.0)
 SET = replace(FLAT, model=SetRSSMConfig(units=16, deter=8, stoch=2, world_deter=8, world_stoch=2, classes=4))
 QUEUE = replace(FLAT, model=QueueConfig(units=16, deter=8), siblings=2)
-R2I = replace(FLAT, model=s3m.PRESETS["tiny"], optimiser=GroupsConfig())
+R2I = replace(FLAT, model=sizes.S3M, optimiser=GroupsConfig())
 GATHERING = OffPolicyConfig(streams=2, episodes=2, capacity=400, batch=2, length=8, ratio=4.0)
 
 
@@ -257,7 +256,7 @@ def test_siblings_share_the_luck_of_the_model_and_not_their_actions():
 @pytest.mark.parametrize("config", [FLAT, SET], ids=["flat in half precision", "set"])
 def test_gaussian_latents_train(config):
     """Half precision is for GPUs, and trains here as well."""
-    assert PRESETS["tiny"].dtype == ("bfloat16" if jax.default_backend() == "gpu" else "float32")
+    assert sizes.RSSM.dtype == ("bfloat16" if jax.default_backend() == "gpu" else "float32")
     precision = {"precision": "bfloat16"} if config is FLAT else {}
     _, _, _, metrics = learned(replace(config, model=replace(config.model, latent="gaussian", **precision)))
     assert all(np.isfinite(value).all() for name, value in metrics.items() if not name.startswith("episode/"))

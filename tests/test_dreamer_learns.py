@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 from cartpole import CartPole
 
 from reverie.agents.dreamer import Dreamer, DreamerConfig, Networks
@@ -14,7 +15,6 @@ from reverie.envs.core import Environment, Task, stack_tasks
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.workload import exponential, poisson
 from reverie.evaluate.trials import Contestant, contenders, play
-from reverie.models.rssm import PRESETS
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.policies.rollout import rollout
@@ -45,7 +45,7 @@ def test_a_pole_is_kept_up_seven_times_as_long_as_at_random():
     to 500.
     """
     env, pool = CartPole(), jnp.zeros((1,))
-    config = DreamerConfig(model=PRESETS["tiny"], optimiser=OPTIMISER, memory=0, layers=2, starts=128)
+    config = DreamerConfig(model=sizes.RSSM, optimiser=OPTIMISER, memory=0, layers=2, starts=128)
     agent = Dreamer(config, env.observation_spec, env.action_spec)
     gathering = OffPolicyConfig(streams=8, capacity=50_000, batch=8, length=32)
 

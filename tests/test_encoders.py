@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 
 from reverie.envs.core import ArraySpec
 from reverie.models.build import build_model
 from reverie.models.encoders import Decoder, Encoder
-from reverie.models.rssm import PRESETS
 
 KEY = jax.random.key(11)
 
@@ -131,10 +131,10 @@ def test_images_have_the_channels_of_the_official_nets():
 )
 def test_observations_that_cannot_be_encoded_are_named(spec, message):
     with pytest.raises(ValueError, match=message):
-        build_model(PRESETS["tiny"], spec, 2, key=KEY)
+        build_model(sizes.RSSM, spec, 2, key=KEY)
 
 
 def test_an_image_decoder_that_cannot_be_cut_says_how_to_mend_it():
-    config = dataclasses.replace(PRESETS["tiny"], blocks=8)
+    config = dataclasses.replace(sizes.RSSM, blocks=8)
     with pytest.raises(ValueError, match=r"4 channels into 8 blocks.*CNN depth"):
         eqx.filter_eval_shape(build_model, config, {"image": ArraySpec((64, 64, 3), "image")}, 2, key=KEY)

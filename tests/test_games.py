@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 
 from reverie import cli
 from reverie.agents.optimisers import GroupsConfig
@@ -18,7 +19,7 @@ from reverie.envs.memory.discounting_chain import DELAYS
 from reverie.envs.memory.memory_chain import LENGTHS
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
-from reverie.models.s3m import PRESETS, S3MConfig
+from reverie.models.s3m import S3MConfig
 from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig
 from reverie.runs import loop
@@ -78,7 +79,7 @@ def test_copies_take_turns_at_the_variants_of_a_game():
         states, steps = step(states, steps, jnp.zeros(30, jnp.int32), jax.random.key(time))
         ended = np.where((ended < 0) & steps.is_last, time, ended)
     np.testing.assert_array_equal(ended, np.resize(LENGTHS, 30) + 1)
-    assert build(replace(small(PRESETS["tiny"]), world=GameConfig("memory_length/all"))).pool.tolist() == [*range(23)]
+    assert build(replace(small(sizes.S3M), world=GameConfig("memory_length/all"))).pool.tolist() == [*range(23)]
 
 
 def test_the_memory_lives_through_a_trial_and_each_episode_is_counted_by_itself():
@@ -125,7 +126,7 @@ def small(model) -> object:
 @pytest.fixture(scope="module")
 def player(tmp_path_factory) -> RunFolder:
     """A run that has learned a game, a little."""
-    plan = replace(small(PRESETS["tiny"]), label="player", loop=LoopConfig(steps=40, evaluate_every=10))
+    plan = replace(small(sizes.S3M), label="player", loop=LoopConfig(steps=40, evaluate_every=10))
     run = RunFolder.create(tmp_path_factory.mktemp("games") / "player", plan)
     train_run(plan, build(plan), run, ["test"], quiet=True)
     return run
@@ -255,6 +256,6 @@ def test_what_was_learned_in_a_game_is_not_asked_to_dispatch(player, capsys):
 
 
 def test_a_resumed_run_keeps_its_model(tmp_path, capsys):
-    run = RunFolder.create(tmp_path / "player", small(PRESETS["tiny"]))
+    run = RunFolder.create(tmp_path / "player", small(sizes.S3M))
     assert cli.main(["train", "--resume", "--out", str(run.path), "--model", "rssm"]) == 1
     assert "--model rssm is for a new run" in capsys.readouterr().err

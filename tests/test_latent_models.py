@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sizes
 
 from reverie.envs.core import ArraySpec
 from reverie.models.build import build_model
 from reverie.models.core import Sequence
-from reverie.models.rssm import PRESETS, RSSMConfig
-from reverie.models.s3m import PRESETS as S3M_PRESETS
+from reverie.models.rssm import RSSMConfig
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig, optimiser
 
@@ -28,12 +28,12 @@ SPEC = {
 
 
 SMALL = SetRSSMConfig(units=32, deter=32, stoch=4, world_deter=32, world_stoch=4, classes=4, free_nats=0.0)
-DISCRETE = {"rssm": dataclasses.replace(PRESETS["tiny"], free_nats=0.0), "set_rssm": SMALL}
+DISCRETE = {"rssm": dataclasses.replace(sizes.RSSM, free_nats=0.0), "set_rssm": SMALL}
 GAUSSIAN = {f"{name}-gaussian": dataclasses.replace(config, latent="gaussian") for name, config in DISCRETE.items()}
 STATE_SPACE = {
-    "s3m": dataclasses.replace(S3M_PRESETS["tiny"], free_nats=0.0),
+    "s3m": dataclasses.replace(sizes.S3M, free_nats=0.0),
     "s3m_ring_recurrent": dataclasses.replace(
-        S3M_PRESETS["tiny"], free_nats=0.0, modes="ring", posterior="recurrent", product=True
+        sizes.S3M, free_nats=0.0, modes="ring", posterior="recurrent", product=True
     ),
 }
 MODELS = DISCRETE | GAUSSIAN | STATE_SPACE | {"set_ssm": dataclasses.replace(SMALL, cell="ssm")}
@@ -198,7 +198,7 @@ def test_impossible_sizes_are_named(options, message):
 
 
 def test_half_precision_computes_in_half_and_learns_in_single():
-    config = dataclasses.replace(PRESETS["tiny"], precision="bfloat16")
+    config = dataclasses.replace(sizes.RSSM, precision="bfloat16")
     model = build(config)
     sequence = toy_sequence(batch=2, length=3, episode=5)
 
@@ -217,7 +217,7 @@ def test_half_precision_computes_in_half_and_learns_in_single():
 
 
 def test_free_nats_silence_both_kl_losses():
-    config = dataclasses.replace(PRESETS["tiny"], free_nats=1e3)
+    config = dataclasses.replace(sizes.RSSM, free_nats=1e3)
     model = build(config)
     sequence = toy_sequence(batch=2, length=3, episode=5)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 from diagnostic import HiddenArm
 
 from reverie.agents.dreamer import Batch, Dreamer, DreamerConfig
@@ -17,7 +18,7 @@ from reverie.models.core import Sequence
 from reverie.models.harmony import FAST, harmonised
 from reverie.models.mixture import Mixture, MixtureConfig
 from reverie.models.routing import USE, Place, balance, switching
-from reverie.models.storm import PRESETS, StormConfig
+from reverie.models.storm import StormConfig
 from reverie.nn.grouped import each, groups, stacked
 from reverie.nn.layers import Linear
 from reverie.nn.optimiser import OptimiserConfig
@@ -27,7 +28,7 @@ from reverie.train.off_policy import OffPolicyConfig, over_updates
 from reverie.train.trainers import WorldTrainer
 
 KEY = jax.random.key(5)
-TINY = {f.name: getattr(PRESETS["tiny"], f.name) for f in dataclasses.fields(StormConfig)}
+TINY = {f.name: getattr(sizes.STORM, f.name) for f in dataclasses.fields(StormConfig)}
 B, T, A, K = 4, 9, 2, 4
 WORLD = {"vector": ArraySpec((3,))}
 SUITE = WORLD | {"task": ArraySpec((), "task", K)}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 from gymnasium import spaces
 
 from reverie.agents.inputs import Inputs
@@ -191,7 +192,7 @@ def test_factors_are_asked_of_worlds_outside_that_have_none():
 
 def small(plan, **model):
     """The plan of a mixture, at a size for tests."""
-    config = replace(plan.agent.algorithm.model, **{**vars(PRESETS["tiny"]), **model})
+    config = replace(plan.agent.algorithm.model, **{**vars(sizes.STORM), **model})
     assert isinstance(config, MixtureConfig)
     algorithm = replace(plan.agent.algorithm, model=config, units=8, layers=1, starts=4, dream_length=2)
     experience = replace(plan.agent.experience, batch=2, length=4, capacity=100, ratio=1.0, prefill=20)

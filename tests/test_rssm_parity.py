@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 from scipy.special import expit, softmax
 
 from reverie.envs.core import ArraySpec
@@ -128,7 +129,7 @@ def step_by_hand(model: LatentModel, h, z, action, is_first, observation, noise)
 def example():
     """All parameters are moved, so that biases, norms and layers that start at zero count as well."""
     rng = np.random.default_rng(0)
-    model = eqx.filter_jit(build_model)(PRESETS["tiny"], SPEC, ACTIONS, key=KEY)
+    model = eqx.filter_jit(build_model)(sizes.RSSM, SPEC, ACTIONS, key=KEY)
     model = jax.tree.map(lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype), model)
     sequence = Sequence(
         observation={"vector": jnp.asarray(5 * rng.normal(size=(3, 6, 4)), jnp.float32)},

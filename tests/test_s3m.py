@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
+import sizes
 
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.optimisers import SSM_PARAMETERS, GroupsConfig
@@ -26,7 +27,7 @@ from reverie.runs.config_json import config_from_json, config_to_json
 KEY = jax.random.key(5)
 SPEC = {"vector": ArraySpec((3,))}
 ACTIONS = 2
-TINY = PRESETS["tiny"]
+TINY = sizes.S3M
 SCANS = {"sequential": sequential_scan, "parallel": parallel_scan}
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 from diagnostic import Credit, Recall
 from scipy.special import softmax
 
@@ -25,7 +26,7 @@ from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.trainers import WorldTrainer
 
 KEY = jax.random.key(5)
-TINY = PRESETS["tiny"]
+TINY = sizes.STORM
 GAME = {"image": ArraySpec((64, 64, 3), "image")}
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 from jaxtyping import Array
 from plans import CURVE, DREAMER, WORLD
 
@@ -22,7 +23,6 @@ from reverie.envs.fleet.workload import poisson
 from reverie.evaluate.agents import load_agents
 from reverie.evaluate.trials import Contestant, play
 from reverie.models.counts import CountsConfig
-from reverie.models.rssm import PRESETS
 from reverie.policies.rules import Random
 from reverie.runs.build import build
 from reverie.runs.config_json import config_from_json, config_to_json
@@ -151,7 +151,7 @@ def test_an_agent_acts_for_a_fleet_of_another_size_in_any_order(plan):
 @pytest.mark.parametrize(
     "plan",
     [
-        with_model(PRESETS["tiny"]),
+        with_model(sizes.RSSM),
         replace(
             PLAN,
             agent=OnPolicyRun(

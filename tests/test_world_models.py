@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sizes
 
 from reverie.envs.core import ArraySpec
-from reverie.models import rssm, s3m, storm
 from reverie.models.build import build_model
 from reverie.models.core import Sequence, WorldModel
 from reverie.models.counts import CountsConfig
@@ -51,10 +51,10 @@ class Case(NamedTuple):
     build: Callable = build_model
 
 
-FLAT = dataclasses.replace(rssm.PRESETS["tiny"], free_nats=0.0)
+FLAT = dataclasses.replace(sizes.RSSM, free_nats=0.0)
 SET = SetRSSMConfig(units=16, deter=16, stoch=4, world_deter=16, world_stoch=4, classes=4, free_nats=0.0)
-LONG = dataclasses.replace(s3m.PRESETS["tiny"], free_nats=0.0)
-STORM = dataclasses.replace(storm.PRESETS["tiny"], window=2, free_nats=0.0)
+LONG = dataclasses.replace(sizes.S3M, free_nats=0.0)
+STORM = dataclasses.replace(sizes.STORM, window=2, free_nats=0.0)
 MIXTURE = MixtureConfig(
     **{f.name: getattr(STORM, f.name) for f in dataclasses.fields(STORM)} | {"layers": 1},
     modules=2,

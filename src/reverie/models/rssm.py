@@ -36,7 +36,6 @@ class RSSMConfig(LatentConfig):
 
 PRESETS: Mapping[str, RSSMConfig] = MappingProxyType(
     {
-        "tiny": RSSMConfig(units=32, deter=64, stoch=8, classes=4, depth=1, blocks=4),
         "size1m": RSSMConfig(units=64),
         "size12m": RSSMConfig(units=256),
         "size25m": RSSMConfig(units=384),
@@ -46,7 +45,7 @@ PRESETS: Mapping[str, RSSMConfig] = MappingProxyType(
         "size400m": RSSMConfig(units=1536),
     }
 )
-"""The sizes of DreamerV3, whose names count the image nets too, and a tiny one for tests."""
+"""The sizes of DreamerV3, whose names count the image nets too."""
 
 
 class _Cut(NamedTuple):

@@ -89,7 +89,6 @@ class S3MConfig(LatentConfig):
 
 PRESETS: Mapping[str, S3MConfig] = MappingProxyType(
     {
-        "tiny": S3MConfig(units=32, layers=2, state=16, blocks=2, deter=32, stoch=8, classes=4, depth=1),
         "popgym": S3MConfig(),
         "bsuite": S3MConfig(deter=512, encoder_layers=5, decoder_layers=5, discretisation="zoh"),
         "memory_maze": S3MConfig(
@@ -107,8 +106,8 @@ PRESETS: Mapping[str, S3MConfig] = MappingProxyType(
         "atari": S3MConfig(layers=4, deter=512, policy="full"),
     }
 )
-"""The sizes that R2I's release uses for its benchmarks, and a tiny one for tests. Nets that read and draw images are
-those of `encoders.py`, not the authors'."""
+"""The sizes that R2I's release uses for its benchmarks. Nets that read and draw images are those of `encoders.py`,
+not the authors'."""
 
 
 class StateSpace(Core):

@@ -33,26 +33,8 @@ from reverie.models.storm_parts import Heads, Senses, Stem, StormConfig
 from reverie.nn.attention import Past, Transformer, slide, slides
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
 
-PRESETS: Mapping[str, StormConfig] = MappingProxyType(
-    {
-        "tiny": StormConfig(
-            units=32,
-            deter=32,
-            heads=2,
-            window=4,
-            dropout=0.0,
-            stoch=8,
-            classes=4,
-            depth=2,
-            encoder_layers=1,
-            decoder_layers=1,
-            reward_layers=1,
-            continue_layers=1,
-        ),
-        "atari": StormConfig(window=64, lent=0, acts="prior"),
-    }
-)
-"""STORM's, and a tiny one for tests."""
+PRESETS: Mapping[str, StormConfig] = MappingProxyType({"atari": StormConfig(window=64, lent=0, acts="prior")})
+"""STORM's."""
 
 
 class StormState(NamedTuple):
