@@ -167,7 +167,7 @@ def trained(folder: Path, plans: list[TrainConfig]) -> list[RunFolder]:
     runs = [open_or_create(folder / f"{plan.name}-{plan.seed}", plan, LIMITS) for plan in plans]
     each = [build(plan) for plan in plans]
 
-    def start() -> tuple[Any, int]:
+    def continued() -> tuple[Any, int]:
         begun = []
         for trainer, plan in zip(each, plans, strict=True):
             assert plan.start is not None
@@ -175,9 +175,9 @@ def trained(folder: Path, plans: list[TrainConfig]) -> list[RunFolder]:
             begun.append(trainer.continued(loop.newest_state(build(other), before)[1], plan.seed))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *begun), each[0].first_steps
 
-    begins = None if plans[0].start is None else start
+    beginning = None if plans[0].start is None else continued
     limits, seeds = plans[0].loop, [plan.seed for plan in plans]
-    loop.train(side_by_side(each), limits, RunFolders(tuple(runs)), sys.argv, seeds, start=begins, quiet=True)
+    loop.train(side_by_side(each), limits, RunFolders(tuple(runs)), sys.argv, seeds, beginning=beginning, quiet=True)
     return runs
 
 

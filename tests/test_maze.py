@@ -47,7 +47,7 @@ def stepping(env):
 def drawn(position, wanted, env=Maze()):  # noqa: B008 - a frozen dataclass
     """The episode in the maze drawn above that begins at `position`."""
     cells = [["#.abc".index(cell) for cell in row] for row in DRAWN.split()]
-    return env.start(jnp.asarray(cells, jnp.int8), jnp.asarray(position), jnp.int32(wanted))
+    return env.deal(jnp.asarray(cells, jnp.int8), jnp.asarray(position), jnp.int32(wanted))
 
 
 def walked(cells, start):
@@ -150,7 +150,7 @@ def test_the_view_tells_nothing_of_what_lies_beyond(view):
     near = (np.abs(np.indices((9, 9))[None] - positions[..., None, None]) <= view // 2).all(1)
 
     def seen(cells):
-        start = jax.jit(jax.vmap(lambda *arguments: env.start(*arguments)[1].observation["view"]))
+        start = jax.jit(jax.vmap(lambda *arguments: env.deal(*arguments)[1].observation["view"]))
         return np.asarray(start(jnp.asarray(cells, jnp.int8), jnp.asarray(positions), jnp.zeros(200, jnp.int32)))
 
     np.testing.assert_array_equal(seen(np.where(near, cells, others)), seen(cells))

@@ -49,7 +49,7 @@ def opening(env, chance):
     if isinstance(env, DiscountingChain):
         return env.reset(jnp.asarray(chance, jnp.int32), KEY)
     chance = jnp.asarray(chance, jnp.int32)
-    return env.start(chance[:-1], chance[-1], jnp.int32(0)) if isinstance(env, MemoryChain) else env.start(chance)
+    return env.deal(chance[:-1], chance[-1], jnp.int32(0)) if isinstance(env, MemoryChain) else env.deal(chance)
 
 
 def replayed(env, chance, actions):
@@ -150,7 +150,7 @@ def test_the_first_cards_of_a_deck_are_named_as_the_whole_deck_is():
     suits = jax.random.randint(KEY, (52,), 0, 4)
     for task, part in enumerate(env.parts):
         answers = np.concatenate([np.zeros(part - 1, int), suits[:part][::-1]])  # nothing to name while one watches
-        state, opened = env.start(suits, jnp.int32(task))
+        state, opened = env.deal(suits, jnp.int32(task))
         _, later = jax.lax.scan(lambda s, a, task=task: env.step(jnp.int32(task), s, a, KEY), state, answers)
         timesteps = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), opened, later)
         np.testing.assert_array_equal(np.flatnonzero(timesteps.is_last), [2 * part - 1])

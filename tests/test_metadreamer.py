@@ -361,7 +361,7 @@ def test_episodes_begin_in_real_states_of_their_task_or_where_real_episodes_do(i
     last = given.rows.timestep.is_last.at[0].set(True)
     given = given._replace(rows=given.rows._replace(timestep=given.rows.timestep._replace(is_last=last)))
     task = jnp.arange(600) % 3
-    begun = np.asarray(a.starts(given, task, KEY)["road"])
+    begun = np.asarray(a.seen_states(given, task, KEY)["road"])
     opens = np.zeros(600, bool)
     for m in range(3):
         real, first, over = (

@@ -113,7 +113,7 @@ class Scripted:
     def __exit__(self, *error):
         pass
 
-    def start(self, folder, command):
+    def launch(self, folder, command):
         self.started.append(folder.name)
         self.at_work += 1
         self.most = max(self.most, self.at_work)

@@ -423,9 +423,9 @@ class MetaDreamer:
         if imaginary:
             between_them = self.interpolation.codes(codes, dimensions, c.epsilon, imaginary, between_key)
             z = jnp.concatenate([between_them, real[imaginary:]])
-        return self.live(networks, self.starts(given, task, start_key), z, off, live_key)
+        return self.live(networks, self.seen_states(given, task, start_key), z, off, live_key)
 
-    def starts(self, given: Studied, task: Int[Array, " R"], key: Key[Array, ""]) -> dict[str, Array]:
+    def seen_states(self, given: Studied, task: Int[Array, " R"], key: Key[Array, ""]) -> dict[str, Array]:
         """Real observations [R, ...] of the tasks with these numbers in the update: a share of them open an episode
         (or are any, where none of that task does), the others are any but the last."""
         flat = [jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), part.timestep) for part in given]

@@ -82,13 +82,13 @@ def sequential_scan(
     inputs: Complex[Array, "T B S"],
     state: Complex[Array, "B S"],
     is_first: Bool[Array, "T B"],
-    start: Complex[Array, " S"],
+    x0: Complex[Array, " S"],
 ) -> Complex[Array, "T B S"]:
-    """x_t = transition * x_{t-1} + inputs_t, where x_{-1} is `state`, and x_{t-1} is `start` where `is_first`."""
+    """x_t = transition * x_{t-1} + inputs_t, where x_{-1} is `state`, and x_{t-1} is `x0` where `is_first`."""
 
     def step(x, now):
         drive, begins = now
-        x = transition * jnp.where(begins[:, None], start, x) + drive
+        x = transition * jnp.where(begins[:, None], x0, x) + drive
         return x, x
 
     return jax.lax.scan(step, state, (inputs, is_first))[1]
@@ -99,16 +99,16 @@ def parallel_scan(
     inputs: Complex[Array, "T B S"],
     state: Complex[Array, "B S"],
     is_first: Bool[Array, "T B"],
-    start: Complex[Array, " S"],
+    x0: Complex[Array, " S"],
 ) -> Complex[Array, "T B S"]:
     """`sequential_scan` in O(log T) steps.
 
-    Where an episode begins, the transition is 0 and what `start` becomes is added to the input: these are ordinary
+    Where an episode begins, the transition is 0 and what `x0` becomes is added to the input: these are ordinary
     elements of a linear recurrence, hence the operator below stays associative.
     """
     begins = is_first[..., None]
     a = jnp.where(begins, 0, transition)  # [T, B, S]
-    b = inputs + jnp.where(begins, transition * start, 0)
+    b = inputs + jnp.where(begins, transition * x0, 0)
     b = b.at[0].add(a[0] * state)
 
     def join(earlier, later):

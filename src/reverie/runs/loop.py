@@ -128,7 +128,7 @@ def train[P](
     command: Sequence[str],
     seed: int | Sequence[int],
     evaluate: Evaluate[P] | None = None,
-    start: Callable[[], tuple[PyTree, int]] | None = None,
+    beginning: Callable[[], tuple[PyTree, int]] | None = None,
     *,
     tell: Callable[[int, Mapping[str, int | Metric]], None] | None = None,
     title: str = "training",
@@ -138,9 +138,9 @@ def train[P](
     """Train until `config` says stop, from the newest checkpoint of `run` on, or from the beginning without one.
 
     Arguments: `command`, put on record in the run; `seed`, of everything random (one for each run where several seeds
-    train side by side); `evaluate`, for the learning curve; `start`, makes the state that the beginning is, and how
-    many steps it took, instead of the trainer's `init`; `tell`, is called with the step and all that is logged; `title`
-    and `shown`, what the display is called and which metrics it shows; `quiet`, show no progress.
+    train side by side); `evaluate`, for the learning curve; `beginning`, makes the first state, and how many steps it
+    took, instead of the trainer's `init`; `tell`, is called with the step and all that is logged; `title` and `shown`,
+    what the display is called and which metrics it shows; `quiet`, show no progress.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP came; what is saved, the message says: all, unless the world outside, or
@@ -175,7 +175,7 @@ def train[P](
         chunk = jax.jit(trainer.train, donate_argnums=0).lower(trainer.place(shapes)).compile()
         state = trainer.place(state)
         if step == 0:  # there is no checkpoint
-            state, step = (trainer.init(key), trainer.first_steps) if start is None else start()
+            state, step = (trainer.init(key), trainer.first_steps) if beginning is None else beginning()
             jax.block_until_ready(state)
             trainer.check()
             if evaluate is not None:

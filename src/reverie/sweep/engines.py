@@ -52,7 +52,7 @@ class Engine(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
-    def start(self, folder: Path, command: Sequence[str]) -> Poll:
+    def launch(self, folder: Path, command: Sequence[str]) -> Poll:
         """Begin to work on the run in a folder; `command` is put on record there."""
         ...
 
@@ -72,7 +72,7 @@ class Here:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def start(self, folder: Path, command: Sequence[str]) -> Poll:
+    def launch(self, folder: Path, command: Sequence[str]) -> Poll:
         run = RunFolder.open(folder)
         config = run.config(TrainConfig)
         try:
@@ -115,7 +115,7 @@ class Local:
             _close(process)
         self._processes.clear()
 
-    def start(self, folder: Path, command: Sequence[str]) -> Poll:
+    def launch(self, folder: Path, command: Sequence[str]) -> Poll:
         place = min(set(range(len(self._processes) + 1)) - self._processes.keys())
         with (folder / LOG).open("ab") as log, _on(self._cores_of(place)):
             process = subprocess.Popen(
@@ -196,7 +196,7 @@ class Ray:
         self._tasks.clear()
         self._ray.shutdown()
 
-    def start(self, folder: Path, command: Sequence[str]) -> Poll:
+    def launch(self, folder: Path, command: Sequence[str]) -> Poll:
         # A process for each run (max_calls), as JAX keeps its memory; whether a killed one is replaced, we decide.
         remote = self._ray.remote(num_cpus=1, max_retries=0, max_calls=1)(work)
         task = remote.remote(folder.absolute(), [*command])

@@ -56,7 +56,7 @@ def train_all(
         while waiting or working:
             while waiting and len(working) < engine.workers:
                 folder = waiting.popleft()
-                working[folder] = engine.start(folder, command)
+                working[folder] = engine.launch(folder, command)
                 board.tell(folder, "running")
             for folder, poll in list(working.items()):
                 if (ending := poll()) is None:

@@ -59,7 +59,7 @@ def train_run(
     def evaluate(policy: Policy) -> dict[str, float]:
         return curve()(policy)
 
-    def start() -> tuple[InWorld, int]:
+    def continued() -> tuple[InWorld, int]:
         assert config.start is not None
         before, other = beginning_of(config, config.start)
         _, state = loop.newest_state(build(other), before)
@@ -70,7 +70,7 @@ def train_run(
                 say(f"{title}: experience begins anew, as {before.path} has streams, episodes or replay of other sizes")
         return begun, step
 
-    beginning = None if config.start is None else start
+    beginning = None if config.start is None else continued
     title = f"training {config.name}, seed {config.seed}"
     limits, seed = config.loop, config.seed
     return loop.train(

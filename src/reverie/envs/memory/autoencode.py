@@ -63,9 +63,9 @@ class Autoencode:
         return sum(self.parts) / (len(self.parts) * self.cards) if self.parts else 1.0
 
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[AutoencodeState, TimeStep]:
-        return self.start(shuffled(SUITS, self.decks, key), task)
+        return self.deal(shuffled(SUITS, self.decks, key), task)
 
-    def start(self, suits: Int[Array, " C"], task: Task | int = 0) -> tuple[AutoencodeState, TimeStep]:
+    def deal(self, suits: Int[Array, " C"], task: Task | int = 0) -> tuple[AutoencodeState, TimeStep]:
         """Open the episode in which cards of these suits are shown, in this order."""
         part = jnp.asarray(task, jnp.int32)
         mode = jnp.where(self._last(part) > 0, WATCH, PLAY)

@@ -68,9 +68,9 @@ class Concentration:
         return math.ceil(2 * self.cards - self.cards / (2 * self.cards - 1))
 
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[ConcentrationState, TimeStep]:
-        return self.start(shuffled(self.values, self.decks, key))
+        return self.deal(shuffled(self.values, self.decks, key))
 
-    def start(self, cards: Int[Array, " C"]) -> tuple[ConcentrationState, TimeStep]:
+    def deal(self, cards: Int[Array, " C"]) -> tuple[ConcentrationState, TimeStep]:
         """Open the episode in which these cards lie in this order."""
         found = jnp.zeros(cards.shape, bool)
         state = ConcentrationState(cards, found, jnp.int32(-1), jnp.int32(0))

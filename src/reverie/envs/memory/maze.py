@@ -87,9 +87,9 @@ class Maze:
         start, places = _places(rooms, self.targets, things_key)
         contents = TARGET + jnp.arange(self.targets, dtype=jnp.int8)
         cells = free.astype(jnp.int8).at[places[:, 0], places[:, 1]].set(contents)
-        return self.start(cells, start, jax.random.randint(wanted_key, (), 0, self.targets))
+        return self.deal(cells, start, jax.random.randint(wanted_key, (), 0, self.targets))
 
-    def start(
+    def deal(
         self, cells: Int8[Array, "S S"], position: Int[Array, "2"], wanted: Int[Array, ""]
     ) -> tuple[MazeState, TimeStep]:
         """Open the episode in this maze, the agent being at `position` in it."""

@@ -60,9 +60,9 @@ class MemoryChain:
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[MemoryChainState, TimeStep]:
         context_key, query_key = jax.random.split(key)
         context = jax.random.bernoulli(context_key, 0.5, (self.bits,)).astype(jnp.int32)
-        return self.start(context, jax.random.randint(query_key, (), 0, self.bits), task)
+        return self.deal(context, jax.random.randint(query_key, (), 0, self.bits), task)
 
-    def start(self, context: Int[Array, " M"], query: Int[Array, ""], task: Task) -> tuple[MemoryChainState, TimeStep]:
+    def deal(self, context: Int[Array, " M"], query: Int[Array, ""], task: Task) -> tuple[MemoryChainState, TimeStep]:
         """Open the episode in which bit `query` of `context` is asked for."""
         state = MemoryChainState(context, query, jnp.int32(0), jnp.asarray(task, jnp.int32))
         return state, first(self._seen(state))

@@ -46,9 +46,9 @@ class RepeatPrevious:
             raise ValueError(f"RepeatPrevious k must lie in 1 .. {DECK * self.decks - 1}, got {self.k}")
 
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[RepeatPreviousState, TimeStep]:
-        return self.start(shuffled(SUITS, self.decks, key))
+        return self.deal(shuffled(SUITS, self.decks, key))
 
-    def start(self, suits: Int[Array, " C"]) -> tuple[RepeatPreviousState, TimeStep]:
+    def deal(self, suits: Int[Array, " C"]) -> tuple[RepeatPreviousState, TimeStep]:
         """Open the episode in which cards of these suits are shown, in this order."""
         return RepeatPreviousState(suits, jnp.int32(0)), first({"suit": suits[:1]})
 
