@@ -190,7 +190,9 @@ class Dreamer:
         networks = Networks(model, memory, actor, critic)
         zero = jnp.zeros((c.scales,))
         slow_critic = jax.tree.map(jnp.copy, critic)  # its own buffers, so that training may donate them
-        return Learner(networks, slow_critic, optimiser(c.optimiser).init(trained(networks)), zero, jnp.copy(zero))
+        return Learner(
+            networks, slow_critic, optimiser(c.optimiser).init(learned_leaves(networks)), zero, jnp.copy(zero)
+        )
 
     def policy(self, networks: Networks, greedy: bool = False) -> "DreamerPolicy":
         """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
@@ -216,7 +218,7 @@ class Dreamer:
             learner.networks, learner, batch, key
         )
         step, optimiser_state = optimiser(self.config.optimiser).update(
-            gradient, learner.optimiser, trained(learner.networks)
+            gradient, learner.optimiser, learned_leaves(learner.networks)
         )
         if self.config.learns == "place":
             step = placing(step)
@@ -463,7 +465,7 @@ def replay_returns(
 # --- small things --------------------------------------------------------------------------------------------------
 
 
-def trained(networks: Networks) -> PyTree[Array]:
+def learned_leaves(networks: Networks) -> PyTree[Array]:
     """The leaves that gradients change."""
     return eqx.filter(networks, eqx.is_inexact_array)
 
