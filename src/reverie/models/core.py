@@ -16,6 +16,14 @@ ModelState = Any
 Border = Literal["episode", "trial"]
 
 
+class Needed(NamedTuple):
+    """The one reward of a fleet that a model can read."""
+
+    reward: str
+    why: str
+    """What the model takes rewards for."""
+
+
 class Features(NamedTuple):
     """What actor and critic read of a model state.
 

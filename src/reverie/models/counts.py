@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec, select
-from reverie.models.core import Border, Features, Sequence, WorldModel
+from reverie.models.core import Border, Features, Needed, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, inverse, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, symlog
@@ -37,6 +37,10 @@ class CountsConfig:
     """Sizes of the model."""
 
     kind: ClassVar[str] = "counts"
+    needs: ClassVar[Needed | None] = Needed(
+        "elapsed", "the counts model takes rewards for time in the system (`elapsed`)"
+    )
+    """The fleet's reward that it can read, where it is one alone."""
     units: Width = 64
     """Width of all hidden layers."""
     deter: Width = 32

@@ -17,7 +17,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Sequence, WorldModel
+from reverie.models.core import Features, Needed, Sequence, WorldModel
 from reverie.models.encoders import Decoder, Encoder
 from reverie.models.latents import LatentKind, Latents, Precision, computed_in, kl_losses, latents, weighted
 from reverie.models.recall import Recall
@@ -32,6 +32,7 @@ class LatentConfig:
     """Sizes and weights of the model; `units` alone scales it."""
 
     kind: ClassVar[str] = ""
+    needs: ClassVar[Needed | None] = None
     """What it is called in the names of agents; nothing for DreamerV3's own."""
     units: Width = 64
     """Width of all hidden layers."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Sequence, WorldModel
+from reverie.models.core import Features, Needed, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
@@ -47,6 +47,17 @@ class QueueConfig:
     `admission`; only the price is learned. `any`: rewards are learned from what is seen."""
     horizon: Horizon = 333.0
     """Steps that the discount 1 - 1 / horizon looks ahead."""
+
+    @property
+    def needs(self) -> Needed | None:
+        """The fleet's reward that it can read, where it is one alone."""
+        if self.rewards == "any":
+            return None
+        return Needed(
+            "admission",
+            "the queue model takes rewards for response times (`admission`), unless it is told that they may be any "
+            "(--agent.model.rewards any)",
+        )
 
 
 class QueueState(NamedTuple):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Sequence, WorldModel
+from reverie.models.core import Features, Needed, Sequence, WorldModel
 from reverie.models.encoders import Entries
 from reverie.models.latents import Distribution, LatentKind, Latents, Stored, kl_losses, latents, weighted
 from reverie.nn.distributions import Bernoulli, SquaredError, TwoHot, symlog
@@ -32,6 +32,7 @@ class SetRSSMConfig:
     """Sizes and weights of the model."""
 
     kind: ClassVar[str] = "set"
+    needs: ClassVar[Needed | None] = None
     units: Width = 64
     """Width of all hidden layers."""
     cell: Literal["gru", "ssm"] = "gru"

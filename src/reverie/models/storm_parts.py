@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
+from reverie.models.core import Needed
 from reverie.models.encoders import Decoder, Encoder, Entries
 from reverie.models.latents import DiscreteLatents, Precision, computed_in
 from reverie.models.rows import Rows, Servers
@@ -26,6 +27,7 @@ class StormConfig:
     """Sizes and weights of the model. The defaults are STORM's, but for the window."""
 
     kind: ClassVar[str] = "storm"
+    needs: ClassVar[Needed | None] = None
     units: Width = 512
     """Width of the hidden layers that read and reconstruct vectors and servers."""
     deter: Width = 512

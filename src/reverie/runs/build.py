@@ -19,12 +19,17 @@ from reverie.agents.ppo import PPO, PPOConfig
 from reverie.agents.rsac import RSAC, RSACConfig
 from reverie.agents.sac import SAC, SACConfig
 from reverie.envs.core import Task, World
-from reverie.models.counts import CountsConfig
-from reverie.models.queue import QueueConfig
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import GameConfig, SuiteConfig, TrainConfig, WorldConfig, stream_seed
+from reverie.settings.config import (
+    GameConfig,
+    OffPolicyRun,
+    OnPolicyRun,
+    SuiteConfig,
+    TrainConfig,
+    WorldConfig,
+    stream_seed,
+)
 from reverie.train.collect import pool_size
-from reverie.train.on_policy import OnPolicyConfig
 from reverie.train.trainers import WorldTrainer
 
 
@@ -103,53 +108,44 @@ def build(config: TrainConfig) -> WorldTrainer:
     agent = AGENTS[type(run.algorithm)](run.algorithm, env, pool)
     trainer = WorldTrainer(agent, run.experience, env, pool, run.chunk, run.averaging)
     jax.eval_shape(trainer.init, jax.random.key(0))  # networks that do not fit the world say so here
-    match run.algorithm, world:
+    _check(config, pool)
+    return trainer
+
+
+def _check(config: TrainConfig, pool: Task) -> None:
+    """Errors: ValueError where an agent would make nothing of the world, or not be ready when it is judged."""
+    match config.agent, config.world:
         case (
-            DreamerConfig(model=QueueConfig(rewards="response")),
+            OffPolicyRun(algorithm=DreamerConfig(model=model)),
             WorldConfig(reward=reward) | SuiteConfig(reward=reward),
-        ) if reward != "admission":
+        ) if (needs := model.needs) is not None and reward != needs.reward:
             raise ValueError(
-                f"the queue model takes rewards for response times, and reward is {reward!r}: "
-                "give the model rewards `any` (--agent.model.rewards any), or the world reward `admission`"
+                f"{needs.why}, and reward is {reward!r}: give the world that one (--world.reward {needs.reward})"
             )
-        case (
-            DreamerConfig(model=CountsConfig()),
-            WorldConfig(reward=reward) | SuiteConfig(reward=reward),
-        ) if reward != "elapsed":
-            raise ValueError(
-                f"the counts model takes rewards for time in the system, and reward is {reward!r}: "
-                "give the world reward `elapsed`"
-            )
-        case PEARLConfig() | MetaDreamerConfig() as inferring, _ if config.curve.trial <= inferring.test_episodes:
+        case OffPolicyRun(algorithm=DreamerConfig(scales=scales)), world if scales not in (
+            1,
+            several := _several(world, pool),
+        ):
+            raise ValueError(f"scales must be 1 or the number of tasks, {several}; got {scales}")
+        case OffPolicyRun(algorithm=PEARLConfig() | MetaDreamerConfig() as inferring), _ if (
+            config.curve.trial <= inferring.test_episodes
+        ):
             raise ValueError(
                 f"who infers tasks is judged after {inferring.test_episodes} episodes with the prior (test_episodes), "
                 f"and a trial has {config.curve.trial}: give --curve.trial {inferring.test_episodes + 1} or more"
             )
-        case MAMLConfig(inner_steps=inner), _ if _rollout(config).steps <= inner:
-            raise ValueError(
-                f"maml adapts after {inner} steps (inner_steps), and a rollout, which is a whole trial, has "
-                f"{_rollout(config).steps} (steps): give --agent.inner-steps less"
-            )
-        case MAMLConfig(inner_steps=inner), _ if _judged_steps(config) <= inner:
-            raise ValueError(
-                f"maml adapts after {inner} steps (inner_steps), and a trial that it is judged in has "
-                f"{_judged_steps(config):g} (curve.trial {config.curve.trial}): give --curve.trial more"
-            )
-        case DreamerConfig(scales=scales), _ if scales not in (1, several := _several(world, pool)):
-            raise ValueError(f"scales must be 1 or the number of tasks, {several}; got {scales}")
-    return trainer
-
-
-def _rollout(config: TrainConfig) -> OnPolicyConfig:
-    """How an agent that learns from rollouts gathers them."""
-    assert isinstance(config.agent.experience, OnPolicyConfig)
-    return config.agent.experience
-
-
-def _judged_steps(config: TrainConfig) -> float:
-    """Steps of the trials that judge an agent whose rollouts are whole trials of episodes that have one length."""
-    rollout = _rollout(config)
-    return config.curve.trial * rollout.steps / rollout.episodes
+        case OnPolicyRun(algorithm=MAMLConfig(inner_steps=inner), experience=rollout), _:
+            judged = config.curve.trial * rollout.steps / rollout.episodes  # where all episodes have one length
+            if rollout.steps <= inner:
+                raise ValueError(
+                    f"maml adapts after {inner} steps (inner_steps), and a rollout, which is a whole trial, has "
+                    f"{rollout.steps} (steps): give --agent.inner-steps less"
+                )
+            if judged <= inner:
+                raise ValueError(
+                    f"maml adapts after {inner} steps (inner_steps), and a trial that it is judged in has "
+                    f"{judged:g} (curve.trial {config.curve.trial}): give --curve.trial more"
+                )
 
 
 def _several(world: WorldConfig | GameConfig | SuiteConfig, pool: Task) -> int:

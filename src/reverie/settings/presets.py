@@ -305,10 +305,8 @@ def with_model(plan: TrainConfig, kind: ModelKind) -> TrainConfig:
     Raises:
         ValueError: the algorithm has no world model.
     """
-    if not isinstance(plan.agent.algorithm, DreamerConfig):
-        raise ValueError(f"{plan.agent.name} has no world model, and model is {kind!r}; dreamer has one")
-    algorithm = replace(plan.agent.algorithm, model=_models_for(plan.world).get(kind, MODELS[kind]))
-    return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
+    refusal = f"no world model, and model is {kind!r}; dreamer has one"
+    return _of_dreamer(plan, refusal, model=_models_for(plan.world).get(kind, MODELS[kind]))
 
 
 def _models_for(world: WorldConfig | GameConfig | SuiteConfig) -> Mapping[ModelKind, ModelConfig]:
@@ -325,10 +323,15 @@ def with_optimiser(plan: TrainConfig, kind: OptimiserKind) -> TrainConfig:
     Raises:
         ValueError: the algorithm has one kind of optimiser.
     """
+    refusal = f"one kind of optimiser, and optimiser is {kind!r}; dreamer has two"
+    return _of_dreamer(plan, refusal, optimiser={"single": OptimiserConfig, "groups": GroupsConfig}[kind]())
+
+
+def _of_dreamer(plan: TrainConfig, refusal: str, **changes: Any) -> TrainConfig:
+    """The plan with these fields of Dreamer's; of another algorithm it is said what that has."""
     if not isinstance(plan.agent.algorithm, DreamerConfig):
-        raise ValueError(f"{plan.agent.name} has one kind of optimiser, and optimiser is {kind!r}; dreamer has two")
-    algorithm = replace(plan.agent.algorithm, optimiser={"single": OptimiserConfig, "groups": GroupsConfig}[kind]())
-    return replace(plan, agent=replace(plan.agent, algorithm=algorithm))
+        raise ValueError(f"{plan.agent.name} has {refusal}")
+    return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, **changes)))
 
 
 def with_steps(plan: TrainConfig, steps: int) -> TrainConfig:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import OptimiserConfig
-from reverie.settings.config import LoopConfig, OffPolicyRun, SuiteConfig, TrainConfig
+from reverie.settings.config import LoopConfig, SuiteConfig, TrainConfig
 from reverie.settings.presets import ALONE, MIXTURE, SHARED, ModelKind, Preset, preset, with_model, with_steps
 
 STORMS = {"storm": ALONE, "mixture": MIXTURE, "shared": SHARED}
@@ -40,7 +40,6 @@ def of_storms(world: SuiteConfig, model: StormConfig, label: str | None = None) 
     """The settings for any model of STORM's kind: each task has as many streams, sequences and dreams in an update, and
     as many updates, whether it is learned alone or with others."""
     tasks, begun = len(world.learned), preset("dreamer", "learned").agent
-    assert isinstance(begun, OffPolicyRun)
     algorithm = replace(
         begun.algorithm,
         model=model,

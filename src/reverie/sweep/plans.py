@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from reverie.agents.actor_critic import ActorCriticConfig
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.fleet.env import View
 from reverie.evaluate.results import Examination
 from reverie.ranges import Positive, above, at_least, checked
-from reverie.settings.config import OnPolicyRun, TrainConfig
+from reverie.runs.config_json import with_changes
+from reverie.settings.config import TrainConfig
 from reverie.settings.presets import FOR_VIEW, Algorithm, Preset, preset, with_steps
 
 type Agent = Literal["dreamer", "a2c", "a2c-rl2", "ppo", "ppo-rl2", "sac"]
@@ -67,8 +67,9 @@ class SweepConfig:
 
     def _plan(self, agent: Agent, family: str | None) -> TrainConfig:
         plan = preset(_ALGORITHMS[agent], self.preset)
-        if agent.endswith("-rl2"):
-            plan = _with_memory(plan, preset("dreamer", self.preset))
+        match preset("dreamer", self.preset).agent.algorithm:
+            case DreamerConfig(memory=units) if agent.endswith("-rl2"):
+                plan = with_changes(plan, {"agent": {"algorithm": {"network": {"memory": units}}}})
         fleet = replace(plan.fleet, own=self.examination.own)
         plan = replace(plan, world=fleet)
         if family is not None:
@@ -114,14 +115,6 @@ class VerdictConfig:
         long = replace(a2c, loop=replace(a2c.loop, steps=None))
         plans = _with_steps_of(dreamer, a2c), long, dreamer
         return [replace(plan, seed=seed) for seed in range(self.seeds) for plan in plans]
-
-
-def _with_memory(plan: TrainConfig, dreamer: TrainConfig) -> TrainConfig:
-    assert isinstance(plan.agent, OnPolicyRun)
-    assert isinstance(dreamer.agent.algorithm, DreamerConfig)
-    assert isinstance(plan.agent.algorithm, ActorCriticConfig)
-    network = replace(plan.agent.algorithm.network, memory=dreamer.agent.algorithm.memory)
-    return replace(plan, agent=replace(plan.agent, algorithm=replace(plan.agent.algorithm, network=network)))
 
 
 def _with_steps_of(dreamer: TrainConfig, a2c: TrainConfig) -> TrainConfig:
