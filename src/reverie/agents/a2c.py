@@ -7,7 +7,6 @@ Metrics: `actor/loss`, `actor/entropy`, `critic/loss`, `critic/value` and `criti
 `gradient/norm` (before clipping).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,18 +18,16 @@ from jaxtyping import Array, Float, Key
 from reverie.agents.actor_critic import (
     ActorCritic,
     ActorCriticConfig,
-    ActorCriticPolicy,
     Learner,
+    OfRollouts,
     Rollout,
     critic_loss,
     descend,
     foreseen,
-    fresh,
     judge,
     mean,
     remember,
 )
-from reverie.envs.core import ActionSpec, ArraySpec
 
 
 @dataclass(frozen=True)
@@ -41,20 +38,10 @@ class A2CConfig(ActorCriticConfig):
 
 
 @dataclass(frozen=True)
-class A2C:
+class A2C(OfRollouts):
     """The algorithm, for one kind of world."""
 
     config: A2CConfig
-    observation_spec: Mapping[str, ArraySpec]
-    action_spec: ActionSpec
-
-    def init(self, key: Key[Array, ""]) -> Learner:
-        """Fresh networks. The critic starts at exactly 0, the actor near uniform."""
-        return fresh(self.config, self.observation_spec, self.action_spec, key)
-
-    def policy(self, networks: ActorCritic, greedy: bool = False) -> ActorCriticPolicy:
-        """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
-        return ActorCriticPolicy(networks, self.config.reward_scale, greedy)
 
     def update(
         self, learner: Learner, rollout: Rollout, key: Key[Array, ""]

@@ -11,7 +11,7 @@ A actions, M memory units.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -356,3 +356,21 @@ def descend(config: ActorCriticConfig, learner: Learner, gradient: PyTree) -> Le
     """One step of the optimiser."""
     step, state = optimiser(config).update(gradient, learner.optimiser)
     return Learner(eqx.apply_updates(learner.networks, step), state)
+
+
+@dataclass(frozen=True)
+class OfRollouts:
+    """What A2C and PPO are beside their `update`, for one kind of world."""
+
+    config: Any
+    """An `ActorCriticConfig`."""
+    observation_spec: Mapping[str, ArraySpec]
+    action_spec: ActionSpec
+
+    def init(self, key: Key[Array, ""]) -> Learner:
+        """Fresh networks. The critic starts at exactly 0, the actor near uniform."""
+        return fresh(self.config, self.observation_spec, self.action_spec, key)
+
+    def policy(self, networks: ActorCritic, greedy: bool = False) -> ActorCriticPolicy:
+        """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
+        return ActorCriticPolicy(networks, self.config.reward_scale, greedy)

@@ -17,7 +17,7 @@ Axes: B streams, each with a task; H steps before adaptation and T in a trial, s
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -48,6 +48,8 @@ from reverie.ranges import Count, Positive, checked
 class MAMLConfig:
     """PPO's settings, and those of adaptation."""
 
+    name: ClassVar[str] = "maml"
+    """What tables call the agent."""
     ppo: Annotated[PPOConfig, arg(name="")] = field(default_factory=PPOConfig)
     """Of the outer loss; the inner one has its discount, its lambda and its clip."""
     inner_rate: Positive = 0.1
@@ -60,11 +62,6 @@ class MAMLConfig:
             raise ValueError(
                 f"MAMLConfig: adaptation is by gradient, so there is no memory; got {self.ppo.network.memory}"
             )
-
-    @property
-    def name(self) -> str:
-        """What tables call the agent."""
-        return "maml"
 
 
 class Lived(NamedTuple):

@@ -24,7 +24,7 @@ imagined episodes of H steps.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -56,6 +56,8 @@ Teacher = Literal["reconstruction", "critics"]
 class MetaDreamerConfig:
     """Ours, where the paper's values are not public, which is nearly everywhere."""
 
+    name: ClassVar[str] = "metadreamer"
+    """What tables call the agent."""
     pearl: Annotated[PEARLConfig, arg(name="")] = field(default_factory=PEARLConfig)
     """What it shares with PEARL. `kl` is beta: the KL of a context's belief counts beside the loss of each of its
     transitions (`evidence`, so many), or as PEARL's where the critics teach."""
@@ -128,11 +130,6 @@ class MetaDreamerConfig:
                 f"MetaDreamerConfig: along chooses the factors of imagined tasks, and imagination is "
                 f"{self.imagination!r}: give it meta or both"
             )
-
-    @property
-    def name(self) -> str:
-        """What tables call the agent."""
-        return "metadreamer"
 
     @property
     def test_episodes(self) -> int:

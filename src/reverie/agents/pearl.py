@@ -20,7 +20,7 @@ Axes: M tasks, S sequences of each, T steps, n stretches of evidence of L rows, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -46,6 +46,8 @@ from reverie.ranges import Count, Layers, Positive, Share, Weight, Whole, Width,
 class PEARLConfig:
     """The values of the authors' code."""
 
+    name: ClassVar[str] = "pearl"
+    """What tables call the agent."""
     latent: Annotated[int, *at_least(1, 1_000)] = 5
     """Numbers of z."""
     units: Width = 300
@@ -82,11 +84,6 @@ class PEARLConfig:
     """Episodes of a trial that are collected with z drawn from the prior, before those with z drawn from the belief."""
     test_episodes: Whole = 2
     """The same when the agent is judged."""
-
-    @property
-    def name(self) -> str:
-        """What tables call the agent."""
-        return "pearl"
 
 
 class Networks(eqx.Module):

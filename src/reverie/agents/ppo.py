@@ -8,7 +8,7 @@ Metrics: those of A2C, and `actor/ratio_clipped`, the share of actions beyond th
 but `critic/value` and `critic/explained_variance`, which are from before it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -21,19 +21,17 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from reverie.agents.actor_critic import (
     ActorCritic,
     ActorCriticConfig,
-    ActorCriticPolicy,
     Judgement,
     Learner,
+    OfRollouts,
     Rollout,
     critic_loss,
     descend,
     foreseen,
-    fresh,
     judge,
     mean,
     remember,
 )
-from reverie.envs.core import ActionSpec, ArraySpec
 from reverie.models.core import Features
 from reverie.ranges import Count, at_least, between, checked
 
@@ -54,20 +52,10 @@ class PPOConfig(ActorCriticConfig):
 
 
 @dataclass(frozen=True)
-class PPO:
+class PPO(OfRollouts):
     """The algorithm, for one kind of world."""
 
     config: PPOConfig
-    observation_spec: Mapping[str, ArraySpec]
-    action_spec: ActionSpec
-
-    def init(self, key: Key[Array, ""]) -> Learner:
-        """Fresh networks. The critic starts at exactly 0, the actor near uniform."""
-        return fresh(self.config, self.observation_spec, self.action_spec, key)
-
-    def policy(self, networks: ActorCritic, greedy: bool = False) -> ActorCriticPolicy:
-        """The agent as a `Policy`; `greedy` takes the likeliest action instead of drawing one."""
-        return ActorCriticPolicy(networks, self.config.reward_scale, greedy)
 
     def update(
         self, learner: Learner, rollout: Rollout, key: Key[Array, ""]

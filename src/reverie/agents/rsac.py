@@ -15,7 +15,7 @@ Axes: S sequences, G = 1 + T moments, the first of which is lent; M memory units
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -42,6 +42,8 @@ from reverie.ranges import Width, checked
 class RSACConfig:
     """SAC's settings, and the memories'."""
 
+    name: ClassVar[str] = "rsac"
+    """What tables call the agent."""
     sac: Annotated[SACConfig, arg(name="")] = field(default_factory=SACConfig)
     """What it shares with SAC."""
     memory: Width = 128
@@ -53,11 +55,6 @@ class RSACConfig:
                 f"RSACConfig: its memories read servers as one long vector: give servers='flat', got "
                 f"{self.sac.servers!r}"
             )
-
-    @property
-    def name(self) -> str:
-        """What tables call the agent."""
-        return "rsac"
 
 
 class Remembered(NamedTuple):

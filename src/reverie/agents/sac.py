@@ -14,7 +14,7 @@ Axes: S sequences, T steps, A actions, a the actions that stand for all: A discr
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,6 +38,8 @@ from reverie.ranges import Layers, Positive, Share, Width, between, checked
 class SACConfig:
     """The paper's values for continuous control, but for the size."""
 
+    name: ClassVar[str] = "sac"
+    """What tables call the agent."""
     units: Width = 256
     """Width of the hidden layers of actor and critics."""
     layers: Layers = 2
@@ -59,11 +61,6 @@ class SACConfig:
     0.98 of the most that a discrete one can have."""
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this first: a unit, so that usual rewards are of the order of 1."""
-
-    @property
-    def name(self) -> str:
-        """What tables call the agent."""
-        return "sac"
 
 
 class Networks(eqx.Module):

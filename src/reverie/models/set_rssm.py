@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Features, Needed, Sequence, WorldModel
 from reverie.models.encoders import Entries
-from reverie.models.latents import Distribution, LatentKind, Latents, Stored, kl_losses, latents, weighted
+from reverie.models.latents import Distribution, LatentKind, Latents, kl_losses, latents, weighted
 from reverie.nn.distributions import Bernoulli, SquaredError, TwoHot, symlog
 from reverie.nn.layers import GRU, MLP, Dense, Head, over_time
 from reverie.nn.ssm import SSMCell
@@ -80,17 +80,6 @@ class SetState(NamedTuple):
     world_deter: Float[Array, "*B W"]
     world_stoch: Float[Array, "*B V K"]
     action: Float[Array, "*B N"]
-    mask: Bool[Array, "*B N"]
-
-
-class StoredSetState(NamedTuple):
-    """A `SetState` as replay keeps it: h in half precision, z as the index of the class or in half precision."""
-
-    deter: BFloat16[Array, "*B N D"]
-    stoch: Stored
-    world_deter: BFloat16[Array, "*B W"]
-    world_stoch: Stored
-    action: BFloat16[Array, "*B N"]
     mask: Bool[Array, "*B N"]
 
 
@@ -215,26 +204,24 @@ class SetRSSM(WorldModel):
         loss, metrics = weighted(terms, c.dyn_scale, c.rep_scale)
         return loss, (states, metrics | {"model/kl": kl.mean()})
 
-    def compress(self, state: SetState) -> StoredSetState:
-        """The state as replay keeps it."""
-        return StoredSetState(
-            state.deter.astype(jnp.bfloat16),
-            self.config.latents.compress(state.stoch),
-            state.world_deter.astype(jnp.bfloat16),
-            self.config.world_latents.compress(state.world_stoch),
-            state.action.astype(jnp.bfloat16),
-            state.mask,
+    def compress(self, state: SetState) -> SetState:
+        """States as replay keeps them: in half precision, discrete z as the index of the class."""
+        c = self.config
+        return (
+            super()
+            .compress(state)
+            ._replace(stoch=c.latents.compress(state.stoch), world_stoch=c.world_latents.compress(state.world_stoch))
         )
 
-    def expand(self, stored: StoredSetState) -> SetState:
-        """The state that was compressed; what was stored in half precision has lost its lower bits."""
-        return SetState(
-            stored.deter.astype(jnp.float32),
-            self.config.latents.expand(stored.stoch, "float32"),
-            stored.world_deter.astype(jnp.float32),
-            self.config.world_latents.expand(stored.world_stoch, "float32"),
-            stored.action.astype(jnp.float32),
-            stored.mask,
+    def expand(self, stored: SetState) -> SetState:
+        c = self.config
+        return (
+            super()
+            .expand(stored)
+            ._replace(
+                stoch=c.latents.expand(stored.stoch, "float32"),
+                world_stoch=c.world_latents.expand(stored.world_stoch, "float32"),
+            )
         )
 
     # --- one step ---------------------------------------------------------------------------------------------------
