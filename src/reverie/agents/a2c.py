@@ -25,9 +25,9 @@ from reverie.agents.actor_critic import (
     descend,
     foreseen,
     judge,
-    mean,
     remember,
 )
+from reverie.nn.layers import masked_mean
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class A2C(OfRollouts):
 
         acted, observation = jax.tree.map(lambda x: x[:-1], (features, rollout.timestep.observation))
         policy = networks.act(acted, observation)
-        entropy = mean(policy.entropy(), judged.counts)
-        actor_loss = -mean(policy.log_prob(rollout.action) * judged.advantage, judged.counts)
+        entropy = masked_mean(policy.entropy(), judged.counts)
+        actor_loss = -masked_mean(policy.log_prob(rollout.action) * judged.advantage, judged.counts)
         judging_loss = critic_loss(value[:-1], judged)
         metrics = {
             "actor/loss": actor_loss,

@@ -22,10 +22,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from reverie.agents.heads import SetTower, Tower, numbers_of, per_action
 from reverie.agents.inputs import Inputs, Reading
+from reverie.agents.rl2 import led_here
 from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import BoundedNormal, Categorical, symlog
-from reverie.nn.layers import GRU
+from reverie.nn.layers import GRU, masked_mean
 from reverie.ranges import Layers, Positive, Share, Weight, Whole, Width, WidthOr0, checked
 
 OUTLIER = 5.0
@@ -169,8 +170,7 @@ class ActorCritic(eqx.Module):
 
         With servers as a set each memory reads its own row, and of the action whether it was its server's.
         """
-        done = jnp.where(is_first[..., None], 0.0, self.spec.encode(action))
-        rest = jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
+        done, rest = led_here(self.spec, action, reward, is_first)
         if seen.servers is None:
             return jnp.concatenate([seen.context, done, rest], -1)
         shared = jnp.concatenate([seen.context, rest], -1)[..., None, :]
@@ -274,8 +274,8 @@ def judge(config: ActorCriticConfig, value: Float[Array, "G B"], timestep: TimeS
     gain = advantages(config, value, timestep)
     counts = 1.0 - timestep.is_last[:-1]
     relative = gain / size(value[:-1])
-    relative -= mean(relative, counts)
-    relative /= mean(jnp.abs(relative), counts) + 1e-8
+    relative -= masked_mean(relative, counts)
+    relative /= masked_mean(jnp.abs(relative), counts) + 1e-8
     return stop_gradient(Judgement(relative, gain + value[:-1], counts))
 
 
@@ -304,7 +304,7 @@ def critic_loss(value: Float[Array, "T B"], judged: Judgement) -> Float[Array, "
     the inverse of the slope of sinh, so the critic's output feels an error of 10 % alike at every scale.
     """
     error = (value - judged.target) / size(stop_gradient(value))
-    return mean(optax.huber_loss(error, delta=OUTLIER), judged.counts)
+    return masked_mean(optax.huber_loss(error, delta=OUTLIER), judged.counts)
 
 
 def size(value: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -312,17 +312,12 @@ def size(value: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return jnp.hypot(1.0, value)
 
 
-def mean(x: Float[Array, "T B"], counts: Float[Array, "T B"]) -> Float[Array, ""]:
-    """The mean over what counts."""
-    return (x * counts).sum() / jnp.maximum(1, counts.sum())
-
-
 def explained_variance(value: Float[Array, "T B"], judged: Judgement) -> Float[Array, ""]:
     """Share of the variance of returns that the critic foresaw, both as symlogs (a Pareto tail has no variance)."""
     target, error = symlog(judged.target), symlog(judged.target) - symlog(value)
 
     def variance(x: Array) -> Array:
-        return mean(jnp.square(x - mean(x, judged.counts)), judged.counts)
+        return masked_mean(jnp.square(x - masked_mean(x, judged.counts)), judged.counts)
 
     return 1 - variance(error) / (variance(target) + 1e-8)
 
@@ -330,7 +325,7 @@ def explained_variance(value: Float[Array, "T B"], judged: Judgement) -> Float[A
 def foreseen(value: Float[Array, "G B"], judged: Judgement) -> dict[str, Float[Array, ""]]:
     """Metrics of the critic, before it learns."""
     return {
-        "critic/value": mean(value[:-1], judged.counts),
+        "critic/value": masked_mean(value[:-1], judged.counts),
         "critic/explained_variance": explained_variance(value[:-1], judged),
     }
 

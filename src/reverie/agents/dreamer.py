@@ -24,6 +24,7 @@ from reverie.agents.core import Row
 from reverie.agents.heads import Actor, Critic, Critics, critic_for
 from reverie.agents.optimisers import GroupsConfig, optimiser
 from reverie.agents.rl2 import memory_inputs, remember, remember_dream, remember_sequence
+from reverie.agents.soft import followed
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
@@ -224,9 +225,7 @@ class Dreamer:
             step = placing(step)
         networks = eqx.apply_updates(learner.networks, step)
         networks = eqx.tree_at(lambda n: n.model, networks, networks.model.updated())
-        slow = jax.tree.map(
-            lambda slow, fast: slow + self.config.slow_rate * (fast - slow), learner.slow_critic, networks.critic
-        )
+        slow = followed(learner.slow_critic, networks.critic, self.config.slow_rate)
         metrics["gradient/norm"] = optax.tree.norm(gradient)
         return Learner(networks, slow, optimiser_state, learner.low, learner.high), states, metrics
 

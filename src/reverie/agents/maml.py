@@ -35,11 +35,11 @@ from reverie.agents.actor_critic import (
     foreseen,
     fresh,
     judge,
-    mean,
 )
 from reverie.agents.heads import SetTower, Tower
 from reverie.agents.ppo import PPOConfig, in_minibatches, surrogate
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep, select
+from reverie.nn.layers import masked_mean
 from reverie.ranges import Count, Positive, checked
 
 
@@ -151,7 +151,7 @@ class MAML:
         adapted = jax.vmap(lambda lived, p: adapt(self.config, networks, lived, p), 1)(before, was)
         now, entropy = jax.vmap(lambda actor, lived: log_prob(networks, actor, lived), (0, 1), 1)(adapted, after)
         actor_loss, clipped = surrogate(c, now - did, later)
-        entropy = mean(entropy, later.counts)
+        entropy = masked_mean(entropy, later.counts)
         moments = jax.tree.map(
             lambda x, y: jnp.concatenate([x[:-1], y[:-1]]), before.timestep.observation, after.timestep.observation
         )

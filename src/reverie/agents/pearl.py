@@ -20,6 +20,7 @@ Axes: M tasks, S sequences of each, T steps, n stretches of evidence of L rows, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -37,7 +38,7 @@ from reverie.envs.core import ActionSpec, ArraySpec, TimeStep, select
 from reverie.models.context import ENCODERS, Belief, ContextEncoder, EncoderKind, Transition
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal
-from reverie.nn.layers import Head
+from reverie.nn.layers import Head, masked_mean
 from reverie.ranges import Count, Layers, Positive, Share, Weight, Whole, Width, at_least, checked
 
 
@@ -264,9 +265,7 @@ def soft_losses(
     blind = networks.with_task(steps.observation, stop_gradient(z))  # what is learned here teaches no encoder
     counts = steps.counts.astype(jnp.float32)
 
-    def average(x: Float[Array, "*B"]) -> Float[Array, ""]:
-        return (x * counts).sum() / jnp.maximum(1, counts.sum())
-
+    average = partial(masked_mean, counts=counts)
     # Critics.
     ahead = networks.with_task(steps.after, stop_gradient(z))
     value = c.discount * (1.0 - steps.is_terminal) * target(ahead)[..., 0]

@@ -29,10 +29,10 @@ from reverie.agents.actor_critic import (
     descend,
     foreseen,
     judge,
-    mean,
     remember,
 )
 from reverie.models.core import Features
+from reverie.nn.layers import masked_mean
 from reverie.ranges import Count, at_least, between, checked
 
 
@@ -87,7 +87,7 @@ class PPO(OfRollouts):
         features = remember(networks, rollout, c.reward_scale)
         log_prob, entropy = self.log_prob(networks, features, rollout)
         actor_loss, clipped = surrogate(c, log_prob - before, judged)
-        entropy = mean(entropy, judged.counts)
+        entropy = masked_mean(entropy, judged.counts)
         judging_loss = critic_loss(networks.value(features)[:-1], judged)
         metrics = {
             "actor/loss": actor_loss,
@@ -138,5 +138,5 @@ def surrogate(
     """PPO's clipped loss, where log-probabilities have changed by so much, and the share of actions beyond the clip."""
     ratio = jnp.exp(change)
     clipped = jnp.clip(ratio, 1 - c.ratio, 1 + c.ratio)
-    loss = -mean(jnp.minimum(ratio * judged.advantage, clipped * judged.advantage), judged.counts)
-    return loss, mean((ratio != clipped).astype(jnp.float32), judged.counts)
+    loss = -masked_mean(jnp.minimum(ratio * judged.advantage, clipped * judged.advantage), judged.counts)
+    return loss, masked_mean((ratio != clipped).astype(jnp.float32), judged.counts)

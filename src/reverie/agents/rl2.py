@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
+from reverie.envs.core import ActionSpec
 from reverie.models.core import Features, Sequence
 from reverie.nn.distributions import symlog
 from reverie.nn.layers import GRU, time_first
@@ -22,8 +23,20 @@ def memory_inputs(
     the action is told as what the chosen one looks like now: so a fleet may have any size, in any order."""
     if features.servers is not None:
         action = (action[..., None] * features.servers).sum(-2)  # [*B, G]
-    told = jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
+    told = paid(reward, is_first)
     return jnp.concatenate([stop_gradient(features.context), stop_gradient(action), told], -1)
+
+
+def led_here(
+    spec: ActionSpec, action: Array, reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]
+) -> tuple[Float[Array, "*B A"], Float[Array, "*B 2"]]:
+    """What was done before, nothing where an episode begins, and what that paid."""
+    return jnp.where(is_first[..., None], 0.0, spec.encode(action)), paid(reward, is_first)
+
+
+def paid(reward: Float[Array, "*B"], is_first: Bool[Array, "*B"]) -> Float[Array, "*B 2"]:
+    """The reward that came, and whether an episode begins."""
+    return jnp.stack([symlog(reward), is_first.astype(jnp.float32)], -1)
 
 
 def remember(memory: GRU | None, state: Float[Array, "*B M"], inputs: Float[Array, "*B I"]) -> Float[Array, "*B M"]:

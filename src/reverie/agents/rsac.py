@@ -28,11 +28,12 @@ from tyro.conf import arg
 from reverie.agents.core import Row
 from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for
 from reverie.agents.inputs import Inputs
-from reverie.agents.sac import SAC, Learner, SACConfig, descended, learner_of, losses
+from reverie.agents.rl2 import led_here
+from reverie.agents.sac import Learner, SACConfig, descended, learner_of, losses
 from reverie.agents.soft import considered, distribution
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.core import Features
-from reverie.nn.distributions import Categorical, TanhNormal, symlog
+from reverie.nn.distributions import Categorical, TanhNormal
 from reverie.nn.layers import GRU, time_first
 from reverie.ranges import Width, checked
 
@@ -97,9 +98,8 @@ class Networks(eqx.Module):
 
     def told(self, timestep: TimeStep, done: Array) -> Float[Array, "*B I"]:
         """What memories read: what is seen, what was done and paid before, and whether an episode begins."""
-        before = jnp.where(timestep.is_first[..., None], 0.0, self.spec.encode(done))
-        rest = jnp.stack([symlog(timestep.reward), timestep.is_first.astype(jnp.float32)], -1)
-        return jnp.concatenate([self.see(timestep), before, rest], -1)
+        led = led_here(self.spec, done, timestep.reward, timestep.is_first)
+        return jnp.concatenate([self.see(timestep), *led], -1)
 
     def see(self, timestep: TimeStep) -> Float[Array, "*B D"]:
         return self.inputs.see(timestep.observation).context
@@ -180,11 +180,9 @@ class RSAC:
         q = [critic.of(here, action) for critic in critics.twins]
         ours = considered(policy, *stop_gradient((critics.twins, here)), now_key)  # the actor teaches its own memory
         later = considered(after, targets.twins, there, after_key)
-        shared = SAC(self.config.sac, self.observation_spec, self.action_spec)
         counts = 1.0 - timestep.is_last  # after the end of an episode comes another, whatever is done
-        loss, metrics = losses(
-            shared.config, shared.target_entropy, networks.log_temperature, q, ours, led, later, counts
-        )
+        c, spec = self.config.sac, self.action_spec
+        loss, metrics = losses(c, spec, networks.log_temperature, q, ours, led, later, counts)
         return loss, (metrics, stop_gradient(remembered))
 
 

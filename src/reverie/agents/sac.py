@@ -14,6 +14,7 @@ Axes: S sequences, T steps, A actions, a the actions that stand for all: A discr
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -30,6 +31,7 @@ from reverie.agents.soft import Considered, considered, distribution, followed
 from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal
+from reverie.nn.layers import masked_mean
 from reverie.ranges import Layers, Positive, Share, Width, between, checked
 
 
@@ -152,9 +154,7 @@ class SAC:
         q = [critic.of(seen, now.action) for critic in networks.critics]
         ours = self.consider(networks, stop_gradient(networks.critics), now.timestep, now_key)
         counts = 1.0 - now.timestep.is_last  # after the end of an episode comes another, whatever is done
-        return losses(
-            self.config, self.target_entropy, networks.log_temperature, q, ours, after.timestep, later, counts
-        )
+        return losses(self.config, self.action_spec, networks.log_temperature, q, ours, after.timestep, later, counts)
 
     def consider(
         self, networks: Networks, critics: tuple[QNetwork, QNetwork], timestep: TimeStep, key: Key[Array, ""]
@@ -163,21 +163,21 @@ class SAC:
         seen = networks.inputs.see(timestep.observation)
         return considered(networks.policy(seen, timestep.observation), critics, seen, key)
 
-    @property
-    def target_entropy(self) -> float:
-        """In nats."""
-        if self.config.target_entropy is not None:
-            return self.config.target_entropy
-        match self.action_spec:
-            case Discrete(n):
-                return 0.98 * math.log(n)
-            case Continuous(size):
-                return -float(size)
+
+def target_entropy(c: SACConfig, spec: ActionSpec) -> float:
+    """In nats."""
+    if c.target_entropy is not None:
+        return c.target_entropy
+    match spec:
+        case Discrete(n):
+            return 0.98 * math.log(n)
+        case Continuous(size):
+            return -float(size)
 
 
 def losses(
     c: SACConfig,
-    target_entropy: float,
+    spec: ActionSpec,
     log_temperature: Float[Array, ""],
     q: Sequence[Float[Array, "S T"]],
     ours: Considered,
@@ -193,9 +193,7 @@ def losses(
     critics that follow slowly.
     """
 
-    def mean(x: Float[Array, "S T"]) -> Float[Array, ""]:
-        return (x * counts).sum() / jnp.maximum(1, counts.sum())
-
+    mean = partial(masked_mean, counts=counts)
     temperature = jnp.exp(stop_gradient(log_temperature))
 
     # Critics: the soft Bellman residual (equations 5 and 6). An episode that was cut off would have gone on.
@@ -209,7 +207,7 @@ def losses(
 
     # Temperature: up where entropy is below its target (equation 18).
     entropy = mean(-ours.mean(ours.log_prob))
-    temperature_loss = jnp.exp(log_temperature) * stop_gradient(entropy - target_entropy)
+    temperature_loss = jnp.exp(log_temperature) * stop_gradient(entropy - target_entropy(c, spec))
 
     metrics = {
         "actor/loss": actor_loss,

@@ -110,9 +110,10 @@ def latents(kind: LatentKind, variables: int, classes: int, unimix: float) -> La
 
 
 def kl_losses(
-    kl: Callable[[PyTree, PyTree], Float[Array, "B T"]], posterior: PyTree, prior: PyTree, free_nats: float
-) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
-    """KL(posterior || prior), and the losses that move the one towards the other: neither pulls below the free nats.
+    kl: Callable[[PyTree, PyTree], Float[Array, "*B"]], posterior: PyTree, prior: PyTree, free_nats: float
+) -> tuple[Float[Array, "*B"], dict[str, Float[Array, "*B"]]]:
+    """KL(posterior || prior), and the losses that move the one towards the other: neither pulls below the free nats,
+    of each step, or of all of them where `kl` is their mean.
 
     Source: DreamerV3 (arXiv 2301.04104), equation 5.
     """

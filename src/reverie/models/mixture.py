@@ -31,7 +31,7 @@ from reverie.envs.core import ArraySpec
 from reverie.models import routing as routes
 from reverie.models.core import Features, Sequence, WorldModel
 from reverie.models.harmony import over_tasks, scales_of, together
-from reverie.models.latents import DiscreteLatents
+from reverie.models.latents import DiscreteLatents, kl_losses
 from reverie.models.recall import Recall
 from reverie.models.routing import Guess, History, Place, Routing, over, shown
 from reverie.models.rows import Lead
@@ -302,12 +302,8 @@ class Mixture(WorldModel):
         kl = whole(posterior.kl(prior))
         present = over_tasks(jnp.ones_like(kl), task, self.tasks)  # [K] 1 or 0
         losses = {name: over_tasks(term, task, self.tasks) for name, term in terms.items()}
-        dyn = over_tasks(whole(stop_gradient(posterior).kl(prior)), task, self.tasks)
-        rep = over_tasks(whole(posterior.kl(stop_gradient(prior))), task, self.tasks)
-        losses |= {
-            "model/dyn": present * jnp.maximum(c.free_nats, dyn),
-            "model/rep": present * jnp.maximum(c.free_nats, rep),
-        }
+        _, pulls = kl_losses(lambda p, q: over_tasks(whole(p.kl(q)), task, self.tasks), posterior, prior, c.free_nats)
+        losses |= {name: present * pull for name, pull in pulls.items()}
         routing = of_steps if c.routing == "token" else self.route()
         metrics = {name: loss.sum() / present.sum() for name, loss in losses.items()}
         metrics |= {"model/kl": kl.mean(), "model/balance": routes.balance(routing, self.tasks)} | routes.used(routing)

@@ -13,7 +13,7 @@ step by step, and a sequence may begin where acting stood; nothing passes the bo
 z of the present observation, where STORM's sees one that is foretold from the past (`acts`; docs/storm.md).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -26,12 +26,12 @@ from jaxtyping import Array, BFloat16, Float, Int, Key, UInt8
 
 from reverie.envs.core import ArraySpec
 from reverie.models.core import Features, Sequence, WorldModel
-from reverie.models.latents import DiscreteLatents
+from reverie.models.latents import DiscreteLatents, kl_losses
 from reverie.models.recall import Recall
 from reverie.models.rows import Lead, Servers, as_type
 from reverie.models.storm_parts import Heads, Senses, Stem, StormConfig
 from reverie.nn.attention import Past, Transformer, slide, slides
-from reverie.nn.distributions import Bernoulli, Categorical, TwoHot
+from reverie.nn.distributions import Bernoulli, TwoHot
 
 PRESETS: Mapping[str, StormConfig] = MappingProxyType({"atari": StormConfig(window=64, lent=0, acts="prior")})
 """STORM's."""
@@ -149,10 +149,11 @@ class Storm(WorldModel):
             recalled = self.rec.loss(states.deter, observation, self.borders(sequence), surprise, recall_key)
             metrics["model/recall"] = recalled.mean()
         loss = sum(metrics.values(), jnp.zeros(()))
-        metrics |= kl_losses(total, posterior, prior, c.free_nats)
+        kl, terms = kl_losses(lambda p, q: total(p.kl(q)).mean(), posterior, prior, c.free_nats)
+        metrics |= terms
         loss += c.dyn_scale * metrics["model/dyn"] + c.rep_scale * metrics["model/rep"]
         metrics |= {
-            "model/kl": total(posterior.kl(prior)).mean(),
+            "model/kl": kl,
             "model/entropy_posterior": total(posterior.entropy()).mean(),
             "model/entropy_prior": total(prior.entropy()).mean(),
         }
@@ -248,15 +249,3 @@ def over_variables(world: int, servers: Servers | None, x: Float[Array, "*B S"])
         return x.sum(-1)
     own = x[..., world:].reshape(*servers.mask.shape, -1).sum(-1)
     return x[..., :world].sum(-1) + jnp.where(servers.mask, own, 0).sum(-1)
-
-
-def kl_losses(
-    total: Callable[[Array], Array], posterior: Categorical, prior: Categorical, free_nats: float
-) -> dict[str, Float[Array, ""]]:
-    """The losses that move the prior towards the posterior and back, `total` over variables: neither pulls where the
-    mean KL is below the free nats."""
-    dyn, rep = stop_gradient(posterior).kl(prior), posterior.kl(stop_gradient(prior))
-    return {
-        "model/dyn": jnp.maximum(free_nats, total(dyn).mean()),
-        "model/rep": jnp.maximum(free_nats, total(rep).mean()),
-    }

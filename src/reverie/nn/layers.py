@@ -281,3 +281,8 @@ class SetEncoder(eqx.Module):
 
     def __call__(self, rows: Float[Array, "*B N F"], mask: Bool[Array, "*B N"]) -> Float[Array, "*B V"]:
         return masked_pool(self.mlp(rows), mask)
+
+
+def masked_mean(x: Float[Array, "*B"], counts: Float[Array, "*B"]) -> Float[Array, ""]:
+    """The mean over what counts, 1 or 0."""
+    return (x * counts).sum() / jnp.maximum(1, counts.sum())
