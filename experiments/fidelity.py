@@ -29,7 +29,7 @@ from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import LoopConfig, SuiteConfig, TrainConfig
-from reverie.settings.presets import ALONE, with_steps
+from reverie.settings.presets import ALONE
 from reverie.settings.suites import of_storms
 from reverie.tables import Row
 from reverie.train import replay as replays
@@ -40,6 +40,8 @@ WIDTHS = {16: SKY, 32: BLUE, 48: GREEN, 96: VERMILLION}
 """Of h, in numbers; 48 is what suites begin with."""
 STEPS = (2_000, 4_000, 8_000)
 """Environment steps of a training."""
+CHUNK = 5
+"""Updates between two looks at the limits, the same for all lengths: they share a program."""
 DRAWS = 256
 """Gradients that are compared."""
 
@@ -55,7 +57,8 @@ class Fidelity(Study):
 def plan(task: str, width: int, steps: int, seed: int) -> TrainConfig:
     label = f"{task.replace('/', '-')}-{width}-{steps}"
     config = of_storms(SuiteConfig("fleets", tasks=(task,)), replace(ALONE, deter=width), label)
-    return replace(with_steps(config, steps), loop=LoopConfig(steps=steps, save_every=200.0), seed=seed)
+    agent = replace(config.agent, chunk=CHUNK)
+    return replace(config, agent=agent, loop=LoopConfig(steps=steps, save_every=200.0), seed=seed)
 
 
 def measured(run: RunFolder) -> Row:

@@ -309,7 +309,8 @@ def together_plan(world: GameConfig) -> TrainConfig:
     experience = replace(each, by_task=True, settled=True)
     plan = _for_each(replace(plan, agent=replace(plan.agent, algorithm=algorithm, experience=experience)), tasks)
     curve = replace(plan.curve, episodes=tasks * (20 if pictures else 2))
-    return replace(with_model(with_steps(plan, tasks * 100_000), "mixture"), curve=curve)
+    plan = with_model(with_steps(plan, tasks * 100_000), "mixture")
+    return replace(plan, curve=curve, loop=replace(plan.loop, evaluate_every=tasks * 5_000))
 
 
 def _for_each(plan: TrainConfig, tasks: int) -> TrainConfig:
