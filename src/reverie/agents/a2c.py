@@ -20,13 +20,13 @@ from reverie.agents.actor_critic import (
     ActorCriticConfig,
     Learner,
     OfRollouts,
-    Rollout,
     critic_loss,
     descend,
     foreseen,
     judge,
     remember,
 )
+from reverie.agents.core import Rollout
 from reverie.nn.layers import masked_mean
 
 

@@ -20,6 +20,7 @@ import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from reverie.agents.core import Rollout
 from reverie.agents.heads import SetTower, Tower, numbers_of, per_action
 from reverie.agents.inputs import Inputs, Reading
 from reverie.agents.rl2 import led_here
@@ -89,19 +90,6 @@ class Carry(NamedTuple):
     """State of the memory; one for each server where servers are a set."""
     action: Array
     """What was done last [B] (of a continuous action [B, A])."""
-
-
-class Rollout(NamedTuple):
-    """A stretch of experience of the policy that learns from it: T steps, seen at G = T + 1 moments."""
-
-    timestep: TimeStep
-    """Leaves [G, B, ...]; rewards belong to arriving at a moment."""
-    is_trial_first: Bool[Array, "G B"]
-    action: Array
-    """[T, B] (of a continuous action [T, B, A]), done at each moment but the last; means nothing where an episode is
-    over (`is_last`)."""
-    before: Carry | None
-    """What the policy carried before the first moment."""
 
 
 class Judgement(NamedTuple):

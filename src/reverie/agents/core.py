@@ -54,6 +54,19 @@ class Studied(NamedTuple):
     """On what the tasks are [M, n, L, ...]."""
 
 
+class Rollout(NamedTuple):
+    """A stretch of experience of the policy that learns from it: T steps, seen at G = T + 1 moments."""
+
+    timestep: TimeStep
+    """Leaves [G, B, ...]; rewards belong to arriving at a moment."""
+    is_trial_first: Bool[Array, "G B"]
+    action: Array
+    """[T, B] (of a continuous action [T, B, A]), done at each moment but the last; means nothing where an episode is
+    over (`is_last`)."""
+    before: Any
+    """What the policy carried before the first moment."""
+
+
 class Learner(Protocol):
     """All that training changes, a pytree."""
 
@@ -107,6 +120,6 @@ class OffPolicyAgent(Agent, Protocol):
 class OnPolicyAgent(Agent, Protocol):
     """An agent that learns from what its present policy has just done, once."""
 
-    def update(self, learner: Any, rollout: Any, key: Key[Array, ""]) -> tuple[Any, dict[str, Array]]:
-        """One update on a rollout (`actor_critic.Rollout`); also returns metrics with fixed names."""
+    def update(self, learner: Any, rollout: Rollout, key: Key[Array, ""]) -> tuple[Any, dict[str, Array]]:
+        """One update on a rollout; also returns metrics with fixed names."""
         ...

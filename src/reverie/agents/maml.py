@@ -30,12 +30,12 @@ from reverie.agents.actor_critic import (
     ActorCritic,
     Judgement,
     Learner,
-    Rollout,
     critic_loss,
     foreseen,
     fresh,
     judge,
 )
+from reverie.agents.core import Rollout
 from reverie.agents.heads import SetTower, Tower
 from reverie.agents.ppo import PPOConfig, in_minibatches, surrogate
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep, select

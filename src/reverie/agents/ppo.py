@@ -24,13 +24,13 @@ from reverie.agents.actor_critic import (
     Judgement,
     Learner,
     OfRollouts,
-    Rollout,
     critic_loss,
     descend,
     foreseen,
     judge,
     remember,
 )
+from reverie.agents.core import Rollout
 from reverie.models.core import Features
 from reverie.nn.layers import masked_mean
 from reverie.ranges import Count, at_least, between, checked

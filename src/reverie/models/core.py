@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 ModelState = Any
 Border = Literal["episode", "trial"]
+USE = "model/use/"
+"""Metrics whose names begin so, what a task uses of a model, are NaN where an update says nothing of it."""
 
 
 class Needed(NamedTuple):

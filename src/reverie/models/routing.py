@@ -14,6 +14,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from reverie.envs.core import ArraySpec
+from reverie.models.core import USE
 from reverie.models.encoders import Encoder
 from reverie.nn.distributions import Categorical, symlog
 from reverie.nn.layers import GRU, Head, Linear, time_first
@@ -74,10 +75,6 @@ def used(routing: Routing) -> dict[str, Float[Array, ""]]:
     entropy = Categorical(routing.scores, jnp.log(jnp.maximum(routing.scores, 1e-30))).entropy()
     taken = stop_gradient(routing.taken).reshape(-1, routing.taken.shape[-1])
     return {"model/router_entropy": entropy.mean(), "model/experts_used": (taken.sum(0) > 0.5).mean()}
-
-
-USE = "model/use/"
-"""What the names of the metrics of `use` begin with."""
 
 
 def use(routing: Routing, task: Int[Array, "B T"], tasks: int) -> dict[str, Float[Array, ""]]:

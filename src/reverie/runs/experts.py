@@ -12,7 +12,7 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Float
 
-from reverie.models.routing import USE
+from reverie.models.core import USE
 
 LINES = 10
 NEVER, ALWAYS = 0.01, 0.99

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from rich.console import Console
 
 from reverie import signals
-from reverie.models.routing import USE
+from reverie.models.core import USE
 from reverie.runs import checkpoint
 from reverie.runs.experts import Watch
 from reverie.runs.folder import RunFolder

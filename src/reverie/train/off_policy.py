@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from reverie.agents.core import Evidence, OffPolicyAgent, Row, Studied
 from reverie.envs.core import Task, World
-from reverie.models.routing import USE
+from reverie.models.core import USE
 from reverie.ranges import Count, Positive, Weight, Whole, at_least, checked
 from reverie.train import replay as replays
 from reverie.train.averaging import average
@@ -164,8 +164,8 @@ def update(
 
 
 def over_updates(metrics: dict[str, Array]) -> dict[str, Array]:
-    """The mean of metrics [U] of several updates; a task that an update did not see has no share of its experts there,
-    and any other NaN stays."""
+    """The mean of metrics [U] of several updates: of those of `USE` over updates that say something of them; any other
+    NaN stays."""
     return {name: jnp.nanmean(each, 0) if name.startswith(USE) else each.mean(0) for name, each in metrics.items()}
 
 

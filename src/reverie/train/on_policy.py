@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
-from reverie.agents.actor_critic import Rollout
-from reverie.agents.core import OnPolicyAgent
+from reverie.agents.core import OnPolicyAgent, Rollout
 from reverie.envs.core import Task, World
 from reverie.ranges import Count, at_least, checked
 from reverie.train.averaging import average
