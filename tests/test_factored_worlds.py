@@ -257,3 +257,9 @@ def test_likely_speeds_are_the_true_ones_once_a_server_was_seen_and_serve_as_wel
     likely = returns(game.world, rule, tasks, KEY, 2)[:, 1].mean()
     assert told * 1.05 < likely
     assert blind < 1.3 * likely
+
+
+@pytest.mark.parametrize("world", [PointRobot, Merging, Dispatch])
+def test_an_episode_of_no_steps_is_refused(world):
+    with pytest.raises(ValueError, match=f"{world.__name__}: limit must be at least 1, got 0"):
+        world(limit=0)

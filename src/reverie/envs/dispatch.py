@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from reverie.envs.core import ArraySpec, Discrete, TimeStep, later
 from reverie.envs.fleet.env import Fleet, FleetEnv, FleetState, Task
 from reverie.envs.fleet.workload import lognormal, poisson
+from reverie.ranges import Count, checked
 
 SERVERS = 4
 MIDDLE: Mapping[str, float] = {"load": 0.65, "tail": 0.8, "skew": 0.0}
@@ -24,6 +25,7 @@ MIDDLE: Mapping[str, float] = {"load": 0.65, "tail": 0.8, "skew": 0.0}
 
 
 @dataclass(frozen=True)
+@checked
 class Dispatch:
     """Send each job to one of four FIFO servers, knowing its size, the work that each server still has and whether it
     is busy, and the time since the job before (dt); each job pays minus its response time, as it is dispatched.
@@ -40,7 +42,7 @@ class Dispatch:
 
     factors: tuple[str, ...] = ("load", "tail", "skew")
     """What the numbers of a task are called; of the others, the world has those of `MIDDLE`."""
-    limit: int = 64
+    limit: Count = 64
     """Jobs of an episode."""
 
     observation_spec: ClassVar[Mapping[str, ArraySpec]] = {

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from reverie.envs.core import ArraySpec, Continuous, TimeStep, first, later
 from reverie.envs.factors import Certain
+from reverie.ranges import Count, checked
 
 STEP = 0.2  # s
 STRONGEST = 3.0  # m/s², in either direction
@@ -45,6 +46,7 @@ class MergingState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class Merging(Certain):
     """Accelerate or brake (action -1 .. 1) along the ramp so as to be between two cars, or before or behind all of
     them, where it ends.
@@ -59,7 +61,7 @@ class Merging(Certain):
 
     drivers: Drivers = "proportional"
     """How the others respond."""
-    limit: int = 60
+    limit: Count = 60
     """Steps of an episode, each of 0.2 s."""
 
     observation_spec: ClassVar[Mapping[str, ArraySpec]] = {"road": ArraySpec((2 * (OTHERS + 1),))}

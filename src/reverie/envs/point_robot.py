@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import ArraySpec, Continuous, TimeStep, first, later
+from reverie.ranges import Count, checked
 
 STRIDE = 0.1
 """Longest step along each axis."""
@@ -21,23 +22,20 @@ class PointState(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class PointRobot:
     """From the origin to the goal of the task, a point of [-1, 1]²: each step pays minus the distance that is left.
 
     An episode is cut after `limit` steps.
     """
 
-    limit: int = 20
+    limit: Count = 20
     """Steps of an episode."""
 
     observation_spec: ClassVar[Mapping[str, ArraySpec]] = {"position": ArraySpec((2,))}
     action_spec: ClassVar[Continuous] = Continuous(2)
     factors: ClassVar[tuple[str, ...]] = ("goal_x", "goal_y")
     """What the numbers of a task are called."""
-
-    def __post_init__(self):
-        if self.limit < 1:
-            raise ValueError(f"PointRobot limit must be at least 1 step, got {self.limit}")
 
     def reset(self, task: Float[Array, "2"], key: Key[Array, ""]) -> tuple[PointState, TimeStep]:
         origin = jnp.zeros(2)
