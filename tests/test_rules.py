@@ -483,9 +483,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_with_all():
         (lambda: rules(SPEEDS, []), "sizes must be"),
         (lambda: rules(SPEEDS, [1.0, 0.0]), "sizes must be"),
         (lambda: WaitPlusService(-0.1), "c must be"),
-        (lambda: AdaptiveLeastConnections(SPEEDS, tau=0.0), "tau must be a positive"),
-        (lambda: ValueFunctionDispatch(load=1.0), "load must be at most 0.95"),
-        (lambda: ValueFunctionDispatch(prior_jobs=0.0), "prior_jobs must be a positive"),
+        (
+            lambda: AdaptiveLeastConnections(SPEEDS, tau=0.0),
+            "AdaptiveLeastConnections: tau must be greater than 0, got 0.0",
+        ),
+        (lambda: ValueFunctionDispatch(load=1.0), r"load must lie in \(0, 0.95\], got 1.0"),
+        (lambda: ValueFunctionDispatch(prior_jobs=0.0), "prior_jobs must be greater than 0"),
     ],
 )
 def test_impossible_values_are_errors(make, message):

@@ -3,26 +3,20 @@
 They estimate with running sums, not with gradients; rules that are told all they need live in `rules.py`.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import TimeStep
 from reverie.envs.fleet.weights import estimated_rates
-from reverie.policies.views import CountsView, View, as_speeds, counts_view, full_view, pick
+from reverie.policies.views import Checked, CountsView, View, as_speeds, counts_view, full_view, pick
+from reverie.ranges import Positive, Weight, between
 
 HIGHEST_LOAD = 0.95
 """Where `ValueFunctionDispatch` caps its estimate: at load 1 its queues have no mean delay."""
-
-
-def _check_positive(rule: str, **fields: float) -> None:
-    for name, value in fields.items():
-        if not 0 < value < np.inf:
-            raise ValueError(f"{rule}: {name} must be a positive finite number, got {value!r}")
 
 
 class ServerEstimates(NamedTuple):
@@ -36,7 +30,7 @@ class ServerEstimates(NamedTuple):
     """Time units in which the server had work."""
 
 
-class AdaptiveLeastConnections(eqx.Module):
+class AdaptiveLeastConnections(Checked):
     """Least (jobs in progress + c) / rate, each server's rate estimated from what it completes while it is busy.
 
     rate = (completed + 1) / (busy time + 1 / nominal rate), where both sums are forgotten with time constant `tau` and
@@ -48,14 +42,11 @@ class AdaptiveLeastConnections(eqx.Module):
     view: ClassVar[View] = "counts"
     speeds: Float[Array, " N"] = eqx.field(converter=as_speeds)
     """Nominal speeds, all equal if nothing is known; 0 for padding."""
-    tau: float
+    tau: Positive
     """Time units after which an observation counts for 1/e; 20 mean service times suit steady and changing fleets."""
-    c: float = 1.0
+    c: Positive = 1.0
     """What the new job counts for. At 1 the score is the expected delay if all jobs were alike; less favours servers
     that are free, which pays where few large jobs hold servers up."""
-
-    def __check_init__(self) -> None:
-        _check_positive("adaptive least connections", tau=self.tau, c=self.c)
 
     def initial_state(self, batch: int) -> ServerEstimates:
         nothing = jnp.zeros((batch, self.speeds.shape[0]))
@@ -104,7 +95,7 @@ class StayEstimates(NamedTuple):
     """Time that jobs spent there, summed over jobs."""
 
 
-class LittleConnections(eqx.Module):
+class LittleConnections(Checked):
     """Least (jobs in progress + 1) x stay^power, with each server's mean stay T inferred from counts by Little's law.
 
     T = time spent there by all jobs / jobs that ended, both forgotten with time constant `tau`; each server begins with
@@ -116,17 +107,12 @@ class LittleConnections(eqx.Module):
     view: ClassVar[View] = "counts"
     servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
     """1 for a server, 0 for padding."""
-    tau: float
+    tau: Positive
     """Time units after which an observation counts for 1/e."""
-    power: float = 1.0
+    power: Weight = 1.0
     """How much stays count beside jobs in progress, which they contain already: half of it holds both apart."""
-    prior: float = 4.0
+    prior: Positive = 4.0
     """Jobs for which the fleet's mean counts at each server."""
-
-    def __check_init__(self) -> None:
-        _check_positive("little connections", tau=self.tau, prior=self.prior)
-        if not 0 <= self.power < np.inf:
-            raise ValueError(f"little connections: power must be a finite number, at least 0, got {self.power!r}")
 
     def initial_state(self, batch: int) -> StayEstimates:
         nothing = jnp.zeros((batch, self.servers.shape[0]))
@@ -169,7 +155,7 @@ class LoadEstimates(NamedTuple):
     mean_gap: Float[Array, " B"]
 
 
-class ValueFunctionDispatch(eqx.Module):
+class ValueFunctionDispatch(Checked):
     """FPI: the least sum of the job's own response time and the delay that it is expected to add to later jobs.
 
     One step of policy improvement over random splitting in proportion to speed, under which each server is an
@@ -182,17 +168,12 @@ class ValueFunctionDispatch(eqx.Module):
     """
 
     view: ClassVar[View] = "full"
-    load: float = 0.8
+    load: Annotated[float, *between(0, HIGHEST_LOAD, low_open=True)] = 0.8
     """The load that is expected before any job is seen."""
-    prior_jobs: float = 10.0
+    prior_jobs: Positive = 10.0
     """How many seen jobs this expectation counts for; a very large number fixes the load."""
-    split: float = 1.0
+    split: Positive = 1.0
     """The random split that is improved is in proportion to this power of speed; more than 1 favours fast servers."""
-
-    def __check_init__(self) -> None:
-        _check_positive("value-function dispatch", load=self.load, prior_jobs=self.prior_jobs, split=self.split)
-        if self.load > HIGHEST_LOAD:
-            raise ValueError(f"value-function dispatch: load must be at most {HIGHEST_LOAD}, got {self.load!r}")
 
     def initial_state(self, batch: int) -> LoadEstimates:
         nothing = jnp.zeros((batch,))

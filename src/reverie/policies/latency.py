@@ -6,16 +6,16 @@ in progress at a server when a finished job was dispatched is not told: it is ta
 the jobs that were there. Both are ours. Formulas: the code of the products that are named.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from reverie.envs.core import TimeStep
-from reverie.policies.views import View, as_speeds, latency_view, pick
+from reverie.policies.views import Checked, View, as_speeds, latency_view, pick
+from reverie.ranges import Positive, between
 
 
 class Latencies(NamedTuple):
@@ -46,7 +46,7 @@ class _Seen(NamedTuple):
     allowed: Bool[Array, "B N"]
 
 
-class ResponseRule(eqx.Module):
+class ResponseRule(Checked):
     """Least score, where the score is of an average of response times and of what is in progress (n):
 
     - `ewma`: average x (n + 1), over all servers: nginx 1.31 `least_time` without its rounding to 20 ms, mosn;
@@ -65,18 +65,12 @@ class ResponseRule(eqx.Module):
     servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
     """1 for a server, 0 for padding."""
     kind: Literal["ewma", "c3", "normalised", "peak"] = eqx.field(static=True)
-    rate: float = 0.1
+    rate: Annotated[float, *between(0, 1, low_open=True)] = 0.1
     """How much a response counts against those before (of `peak` alone not)."""
-    tau: float = 1.0
+    tau: Positive = 1.0
     """Time units after which a peak, or a sum of `normalised`, is forgotten to 1/e."""
     two: bool = eqx.field(static=True, default=False)
     """Whether two servers, drawn anew each time, are compared instead of all."""
-
-    def __check_init__(self) -> None:
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"response rule: rate must lie in (0, 1], got {self.rate!r}")
-        if not 0 < self.tau < np.inf:
-            raise ValueError(f"response rule: tau must be a positive finite number, got {self.tau!r}")
 
     def initial_state(self, batch: int) -> Latencies:
         return Latencies(*[jnp.zeros((batch, self.servers.shape[0]))] * 6)

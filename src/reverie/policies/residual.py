@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from reverie.envs.core import TimeStep
-from reverie.policies.views import View, as_speeds, latency_view, pick
+from reverie.policies.views import Checked, View, as_speeds, latency_view, pick
+from reverie.ranges import Positive
 
 BINS = 32
 """Classes of durations (K), each half as long again as the one before."""
@@ -33,7 +34,7 @@ class Lives(NamedTuple):
     """Their sums."""
 
 
-class ResidualLife(eqx.Module):
+class ResidualLife(Checked):
     """The least sum of mean residual lives, the new job's own included: what a response takes in the mean.
 
     The view tells how many jobs finished and how long they took together, not which: they are taken to be the oldest,
@@ -45,12 +46,8 @@ class ResidualLife(eqx.Module):
     view: ClassVar[View] = "latency"
     servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
     """1 for a server, 0 for padding."""
-    unit: float
+    unit: Positive
     """A usual service time, in time units: the classes of durations begin at a tenth of it."""
-
-    def __check_init__(self) -> None:
-        if not 0 < self.unit < np.inf:
-            raise ValueError(f"residual life: unit must be a positive finite number, got {self.unit!r}")
 
     def initial_state(self, batch: int) -> Lives:
         n = self.servers.shape[0]

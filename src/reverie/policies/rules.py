@@ -7,7 +7,7 @@ be stale). `rules` makes them all by name. Those that estimate something while t
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -26,8 +26,9 @@ from reverie.policies.adaptive import (
 from reverie.policies.core import PolicyState
 from reverie.policies.latency import ResponseRule
 from reverie.policies.residual import ResidualLife
-from reverie.policies.views import Rule, View, allowed_servers, as_speeds, counts_view, full_view, pick
+from reverie.policies.views import Checked, Rule, View, allowed_servers, as_speeds, counts_view, full_view, pick
 from reverie.policies.weights import weight_rules
+from reverie.ranges import Count, Positive, Weight, above
 
 
 def rules(speeds: ArrayLike, sizes: ArrayLike, names: Iterable[str] | None = None) -> dict[str, Rule]:
@@ -98,7 +99,7 @@ ELSEWHERE = {
 """What rules are called in HAProxy, nginx and Envoy."""
 
 
-class _Memoryless(eqx.Module):
+class _Memoryless(Checked):
     def initial_state(self, batch: int) -> tuple[()]:
         return ()
 
@@ -236,18 +237,14 @@ class WaitPlusService(_Memoryless):
     """The least waiting time + c times the job's own service time: c = 0 shortest wait, c = 1 least completion time."""
 
     view: ClassVar[View] = "full"
-    c: float = 0.3
-
-    def __check_init__(self) -> None:
-        if not 0 <= self.c < np.inf:
-            raise ValueError(f"wait plus service: c must be a finite number >= 0, got {self.c!r}")
+    c: Weight = 0.3
 
     def act(self, state: tuple[()], timestep: TimeStep, key: Key[Array, ""]) -> tuple[Int[Array, " B"], tuple[()]]:
         seen = full_view(timestep)
         return pick((seen.work + self.c * seen.size) / seen.speed, seen.speed, seen.allowed), state
 
 
-class LateBinding(eqx.Module):
+class LateBinding(Checked):
     """One queue in the proxy and at most `cap` jobs at a server (`maxconn`): a job goes where the fewest are in
     progress, or waits in the proxy until the first slot frees.
 
@@ -259,15 +256,11 @@ class LateBinding(eqx.Module):
     view: ClassVar[View] = "full"
     servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
     """Nominal speeds, 0 for padding."""
-    cap: int = eqx.field(static=True, default=1)
+    cap: Count = eqx.field(static=True, default=1)
     """Jobs that a server may have (K)."""
     fastest: bool = eqx.field(static=True, default=False)
     """Whether the nominally fastest is taken of several that have as few, as a proxy does that lists servers in that
     order; any of them else."""
-
-    def __check_init__(self) -> None:
-        if self.cap < 1:
-            raise ValueError(f"late binding: cap must be at least 1, got {self.cap!r}")
 
     def initial_state(self, batch: int) -> Float[Array, "B N K"]:
         """The work that was sent to a server after each of its last K jobs, the newest first."""
@@ -289,7 +282,7 @@ class LateBinding(eqx.Module):
         return action, jnp.where(chosen, jnp.concatenate([jnp.zeros_like(behind[..., :1]), later], -1), behind)
 
 
-class Guarded(eqx.Module):
+class Guarded(Checked):
     """Guardrails around any rule: among servers with about as much work from jobs of this class of sizes, its choice.
 
     Grosof, Scully and Harchol-Balter, "Load balancing guardrails: keeping your heavy traffic on the road to low
@@ -303,20 +296,13 @@ class Guarded(eqx.Module):
     rule: Rule
     servers: Float[Array, " N"] = eqx.field(converter=as_speeds)
     """Nominal speeds, 0 for padding."""
-    smallest: float
+    smallest: Positive
     """Work units where the first class begins; smaller jobs are of it too."""
-    g: float = 4.0
-    """How tight: 1 allows no rule much, infinity allows it all."""
-    base: float = eqx.field(static=True, default=2.0)
-    classes: int = eqx.field(static=True, default=24)
+    g: Positive = 4.0
+    """How tight: 1 allows no rule much, a very large number allows it all."""
+    base: Annotated[float, *above(1)] = eqx.field(static=True, default=2.0)
+    classes: Count = eqx.field(static=True, default=24)
     """Classes of sizes (R)."""
-
-    def __check_init__(self) -> None:
-        if not (self.smallest > 0 and self.g > 0 and self.base > 1):
-            raise ValueError(
-                f"guardrails: smallest and g must be positive and base above 1, got {self.smallest!r}, {self.g!r} and "
-                f"{self.base!r}"
-            )
 
     def initial_state(self, batch: int) -> tuple[PolicyState, Float[Array, "B N R"]]:
         return self.rule.initial_state(batch), jnp.zeros((batch, self.servers.shape[0], self.classes))

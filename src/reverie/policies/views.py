@@ -5,6 +5,7 @@ Shared by the classical rules; the rules themselves live in `rules.py` and `adap
 
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike
 from reverie.envs.core import TimeStep
 from reverie.envs.fleet.weights import View
 from reverie.policies.core import Policy
+from reverie.ranges import check
 
 
 @runtime_checkable
@@ -20,6 +22,13 @@ class Rule(Policy, Protocol):
     """A policy without learned parameters that names the view of the fleet it reads."""
 
     view: ClassVar[View]
+
+
+class Checked(eqx.Module):
+    """Of a rule, that its numbers are held against the ranges that are declared for them."""
+
+    def __check_init__(self) -> None:
+        check(self)
 
 
 def pick(score: Float[Array, "*B N"], speed: Float[Array, "*#B N"], mask: Bool[Array, "*#B N"]) -> Int[Array, "*B"]:

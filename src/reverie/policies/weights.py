@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from reverie.envs.core import TimeStep
 from reverie.envs.fleet.weights import FEATURES, LEAST, action_of
 from reverie.policies.adaptive import AdaptiveLeastConnections, ServerEstimates
-from reverie.policies.views import Rule, View
+from reverie.policies.views import Checked, Rule, View
+from reverie.ranges import Weight
 
 COLUMN = {name: place for place, name in enumerate(FEATURES)}
 
@@ -33,7 +34,7 @@ class HeldWeights(eqx.Module):
         return jnp.broadcast_to(action_of(self.weights), mask.shape), state
 
 
-class AdaptiveWeights(eqx.Module):
+class AdaptiveWeights(Checked):
     """Each server's estimated rate, to a power, for its weight: `reverie serve`'s rule.
 
     Rates are those of adaptive least-connections, of what a proxy tells once in an interval: what a server completed in
@@ -44,12 +45,8 @@ class AdaptiveWeights(eqx.Module):
     view: ClassVar[View] = "weights"
     estimates: AdaptiveLeastConnections
     """The estimator: nominal speeds and time constant; its `c` is not used."""
-    gain: float = 1.0
+    gain: Weight = 1.0
     """Weights are rates to this power: below 1 they are kept together, at 0 equal."""
-
-    def __check_init__(self) -> None:
-        if self.gain < 0:
-            raise ValueError(f"adaptive weights: gain must not be negative, got {self.gain!r}")
 
     def initial_state(self, batch: int) -> ServerEstimates:
         return self.estimates.initial_state(batch)
