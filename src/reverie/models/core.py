@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jax.lax import stop_gradient
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 ModelState = Any
 Border = Literal["episode", "trial"]
@@ -24,6 +25,16 @@ class Needed(NamedTuple):
     reward: str
     why: str
     """What the model takes rewards for."""
+
+
+def bounded(action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
+    """Actions as DreamerV3 reads them: none is beyond 1."""
+    return action / stop_gradient(jnp.maximum(1, jnp.abs(action)))
+
+
+def shifted(first: Shaped[Array, "B *A"], rest: Shaped[Array, "B T *A"]) -> Shaped[Array, "B T *A"]:
+    """At each step of a sequence what `rest` has one step before; at the first `first`, which is from before it."""
+    return jnp.concatenate([first[:, None], rest[:, :-1]], 1)
 
 
 class Features(NamedTuple):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec, select
-from reverie.models.core import Border, Features, Needed, Sequence, WorldModel
+from reverie.models.core import Border, Features, Needed, Sequence, WorldModel, shifted
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, inverse, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, symlog
@@ -94,8 +94,7 @@ class CountsModel(WorldModel):
         """Errors: ValueError where an observation is not one count for each server and one gap, or where there is not
         one action for each server."""
         self.config, self.entries = config, Entries.of(observation_spec)
-        shapes = [[entry.shape for _, entry in kind] for kind in (self.entries.servers, self.entries.vectors)]
-        if shapes != [[(actions, 1)], [(1,)]] or self.entries.images:
+        if not self.entries.one_set_and_job((actions, 1), 1):
             raise ValueError(
                 "CountsModel reads one count of each server, the gap since the last arrival, and takes one action for "
                 f"each server, which is a fleet's view `counts`; got {dict(observation_spec)} and {actions} actions"
@@ -170,7 +169,7 @@ class CountsModel(WorldModel):
     ) -> tuple[Float[Array, ""], tuple[CountsState, dict[str, Float[Array, ""]]]]:
         _, states = self.observe(state, sequence, key)
         features = self.features(states)
-        before = jax.tree.map(lambda x0, x: jnp.concatenate([x0[:, None], x[:, :-1]], 1), state, states)
+        before = jax.tree.map(shifted, state, states)
         # After an episode's last job the fleet is run empty, and nothing of how long that took is seen.
         seen = ~(sequence.is_first | sequence.is_last)
         completed = jnp.clip(before.count + sequence.action - states.count, 0, MOST).astype(jnp.int32)

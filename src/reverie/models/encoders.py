@@ -35,6 +35,11 @@ class Entries:
     images: Spec
     mask: str | None
 
+    def one_set_and_job(self, servers: tuple[int, int], job: int) -> bool:
+        """Whether there are one set of servers [N, F] and one vector of so many numbers, and no image."""
+        shapes = [[entry.shape for _, entry in kind] for kind in (self.servers, self.vectors)]
+        return shapes == [[servers], [(job,)]] and not self.images
+
     @classmethod
     def of(cls, spec: Mapping[str, ArraySpec]) -> "Entries":
         """Sort and check `spec`.

@@ -29,7 +29,7 @@ from jaxtyping import Array, BFloat16, Bool, Float, Int, Key, PyTree
 
 from reverie.envs.core import ArraySpec
 from reverie.models import routing as routes
-from reverie.models.core import Features, Sequence, WorldModel
+from reverie.models.core import Features, Sequence, WorldModel, shifted
 from reverie.models.harmony import over_tasks, scales_of, together
 from reverie.models.latents import DiscreteLatents, kl_losses
 from reverie.models.recall import Recall
@@ -428,7 +428,7 @@ class Mixture(WorldModel):
         read = partial(Senses.__call__, dtype=c.dtype)
         logits = each(read, self.senses, self.clusters[place.task], seen_now, told)
         stoch = self.latents.sample(logits, self.latents.noise(begins.shape, stoch_key)).astype(c.dtype)
-        before = jnp.concatenate([storm.stoch[:, None], stoch[:, :-1]], 1)
+        before = shifted(storm.stoch, stoch)
         before = jnp.where(begins[..., None, None], 1 / c.classes, before)
         action = jnp.where(begins[..., None], 0, sequence.action)
         led, servers = self.lead(before, action, self.senses.present(seen_now))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Needed, Sequence, WorldModel
+from reverie.models.core import Features, Needed, Sequence, WorldModel, shifted
 from reverie.models.encoders import Entries
 from reverie.models.tokens import draw, token, token_head
 from reverie.nn.distributions import Bernoulli, Categorical, TwoHot, symlog
@@ -96,8 +96,7 @@ class QueueModel(WorldModel):
         """Errors: ValueError where an observation is not (backlog, speed) of each server and (size, gap) of a job, or
         where there is not one action for each server."""
         self.config, self.entries = config, Entries.of(observation_spec)
-        shapes = [[entry.shape for _, entry in kind] for kind in (self.entries.servers, self.entries.vectors)]
-        if shapes != [[(actions, 2)], [(2,)]] or self.entries.images:
+        if not self.entries.one_set_and_job((actions, 2), 2):
             raise ValueError(
                 "QueueModel reads (backlog, speed) of each server, (size, gap) of one job, and takes one action for "
                 f"each server, which is a fleet's view `full`; got {dict(observation_spec)} and {actions} actions. "
@@ -130,8 +129,7 @@ class QueueModel(WorldModel):
         size, gap = (observation[job][..., i] for i in range(2))
 
         def previous(first: Array, rest: Array) -> Array:  # [B, ...], [B, T, ...] -> [B, T, ...]
-            earlier = jnp.concatenate([first[:, None], rest[:, :-1]], 1)
-            return jnp.where(begins.reshape(*begins.shape, *[1] * (rest.ndim - 2)), 0.0, earlier)
+            return jnp.where(begins.reshape(*begins.shape, *[1] * (rest.ndim - 2)), 0.0, shifted(first, rest))
 
         last_size, last_gap = previous(state.size, size), previous(state.gap, gap)
         response = _response(previous(state.backlog, backlog), previous(state.speed, speed), last_size, action)

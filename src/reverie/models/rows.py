@@ -11,10 +11,10 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Key
 
 from reverie.envs.core import ArraySpec
+from reverie.models.core import bounded
 from reverie.models.encoders import Entries
 from reverie.nn.distributions import SquaredError, symlog
 from reverie.nn.layers import Dense, Head, Linear, SharedRows, masked_pool
@@ -112,7 +112,7 @@ class Lead(eqx.Module):
     def __call__(
         self, stoch: Float[Array, "*B S K"], action: Float[Array, "*B A"], mask: Bool[Array, "*B N"] | None
     ) -> tuple[Float[Array, "*B I"], Servers | None]:
-        action = (action / stop_gradient(jnp.maximum(1, jnp.abs(action)))).astype(stoch.dtype)
+        action = bounded(action).astype(stoch.dtype)
         stoch = stoch.reshape(*stoch.shape[:-2], -1)
         if self.carry is None or mask is None:
             return jnp.concatenate([stoch, action], -1), None

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Key
 
+from reverie.models.core import bounded
 from reverie.models.latent import Core, LatentConfig, LatentState
 from reverie.nn.layers import BlockLinear, Dense, Head, Linear, RMSNorm, merge_blocks, over_time, rms_norm, split_blocks
 from reverie.ranges import Width, checked
@@ -132,8 +132,7 @@ class BlockGRU(Core):
 
     def drive(self, cut: _Cut, action: Float[Array, "*B A"]) -> Float[Array, "*B D"]:
         """What the action adds inside `mix`. It does not recur, so a whole sequence takes it at once."""
-        bounded = action / stop_gradient(jnp.maximum(1, jnp.abs(action)))
-        hidden = self.action_in(bounded)
+        hidden = self.action_in(bounded(action))
         return hidden @ cut.mix_action.astype(hidden.dtype) + self.mix.bias.reshape(-1).astype(hidden.dtype)
 
     def sight(self, cut: _Cut, tokens: Float[Array, "*B E"]) -> Float[Array, "*B U"]:

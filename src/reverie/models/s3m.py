@@ -24,9 +24,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Key
 
+from reverie.models.core import bounded, shifted
 from reverie.models.latent import Core, LatentConfig, LatentState, flat
 from reverie.nn.layers import Dense, Head, Linear, over_time, time_first
 from reverie.nn.ssm import SSM, Block, Discretisation, Modes, Scan, check_size
@@ -177,7 +177,7 @@ class StateSpace(Core):
             return over_time(step, state, (tokens, action, begins, noise))
         logits = self.posterior_head(tokens)
         stoch = draw(logits, noise)
-        before = jnp.concatenate([state.stoch[:, None], stoch[:, :-1]], 1)
+        before = shifted(state.stoch, stoch)
         deter, hidden = self.run(state.carried, before, action, begins)
         states = LatentState(deter, stoch, hidden)
         return jax.tree.map(lambda x: x[:, -1], states), (states, logits)
@@ -197,7 +197,7 @@ class StateSpace(Core):
         """h and x of a sequence, from x before it and the z and actions that lead to each step."""
         stoch = jnp.where(begins[..., None, None], 1 / self.config.class_count, stoch)
         action = jnp.where(begins[..., None], 0, action)
-        action = action / stop_gradient(jnp.maximum(1, jnp.abs(action)))
+        action = bounded(action)
         led = jnp.concatenate([stoch.reshape(*begins.shape, -1), action.astype(stoch.dtype)], -1)
         x, resets = time_first(self.inputs(led)), time_first(begins)
         states = []

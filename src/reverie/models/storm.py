@@ -25,7 +25,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, BFloat16, Float, Int, Key, UInt8
 
 from reverie.envs.core import ArraySpec
-from reverie.models.core import Features, Sequence, WorldModel
+from reverie.models.core import Features, Sequence, WorldModel, shifted
 from reverie.models.latents import DiscreteLatents, kl_losses
 from reverie.models.recall import Recall
 from reverie.models.rows import Lead, Servers, as_type
@@ -186,7 +186,7 @@ class Storm(WorldModel):
         stoch_key, foretold_key = jax.random.split(key)
         logits = self.senses(sequence.observation, dtype=c.dtype)
         stoch = self.latents.sample(logits, self.latents.noise(begins.shape, stoch_key)).astype(c.dtype)
-        before = jnp.concatenate([state.stoch[:, None], stoch[:, :-1]], 1)
+        before = shifted(state.stoch, stoch)
         before = jnp.where(begins[..., None, None], 1 / c.classes, before)
         action = jnp.where(begins[..., None], 0, sequence.action)
         led, servers = self.lead(before, action, self.senses.present(sequence.observation))

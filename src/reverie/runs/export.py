@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from reverie.envs.fleet.views import VIEWS
@@ -20,6 +19,7 @@ from reverie.runs.build import build
 from reverie.runs.config_json import config_from_json, config_to_json
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig, WorldConfig
+from reverie.train.trainers import for_fleet, in_fixed_order
 
 KIND = "policy"
 """Under `kind` in the metadata, which tells these files from checkpoints."""
@@ -79,15 +79,10 @@ def load_policy(path: Path, servers: int | None = None) -> tuple[TrainConfig, Po
     # Any task will do: what the networks are is decided by the configuration, what they read by view and servers.
     anywhere = WorldConfig(tasks=1, view=fleet.view, proxy=fleet.proxy, reward=fleet.reward, deadline=fleet.deadline)
     agent = build(replace(config, start=None, world=anywhere)).agent
-    env = replace(fleet.env, servers=trained_for if servers is None else servers)
-    agent = replace(agent, observation_spec=env.observation_spec, action_spec=env.action_spec)
-    wanted = jax.eval_shape(agent.init, jax.random.key(0)).networks
+    agent, wanted = for_fleet(agent, fleet.env, trained_for if servers is None else servers)
     try:
         return config, agent.policy(checkpoint.load(path, wanted), greedy=True)
     except ValueError as error:
         if servers in (None, trained_for):
             raise
-        raise ValueError(
-            f"{path} was trained on {trained_for} servers and cannot act for {servers}: its networks read servers in a "
-            "fixed order. Train one that reads them as a set (`cpu`, `hidden` and `learned` presets)"
-        ) from error
+        raise in_fixed_order(str(path), trained_for, servers) from error

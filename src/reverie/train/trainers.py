@@ -104,15 +104,10 @@ class WorldTrainer:
         if servers is None:
             return self.agent.policy(state.averaged, greedy)
         env: Any = self.env  # one of fleets, as there are servers
-        fleet = replace(env, servers=servers)
-        agent = replace(self.agent, observation_spec=fleet.observation_spec, action_spec=fleet.action_spec)
-        wanted = jax.eval_shape(agent.init, jax.random.key(0)).networks
+        agent, wanted = for_fleet(self.agent, env, servers)
         shapes = [[leaf.shape for leaf in jax.tree.leaves(networks)] for networks in (wanted, state.averaged)]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"an agent trained on {env.servers} servers cannot act for {servers}: its networks read "
-                "servers in a fixed order. Train one that reads them as a set (`cpu`, `hidden` and `learned` presets)"
-            )
+            raise in_fixed_order("the agent", env.servers, servers)
         return agent.policy(jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(state.averaged)), greedy)
 
     def continued(self, other: InWorld, seed: int) -> InWorld:
@@ -137,6 +132,21 @@ class WorldTrainer:
     def remembers(self, other: InWorld) -> bool:
         """Whether streams and replay of another state are as large as here, and of observations as large."""
         return _alike(jax.eval_shape(self.init, jax.random.key(0)).learning, other.learning)
+
+
+def for_fleet(agent: Any, env: Any, servers: int) -> tuple[Any, PyTree]:
+    """An agent as it acts in such a fleet of that size, and the shapes of its networks there."""
+    fleet = replace(env, servers=servers)
+    agent = replace(agent, observation_spec=fleet.observation_spec, action_spec=fleet.action_spec)
+    return agent, jax.eval_shape(agent.init, jax.random.key(0)).networks
+
+
+def in_fixed_order(who: str, trained_for: int, servers: int) -> ValueError:
+    """The error where networks are made for one size of fleet."""
+    return ValueError(
+        f"{who} was trained on {trained_for} servers and cannot act for {servers}: its networks read servers in a "
+        "fixed order. Train one that reads them as a set (`cpu`, `hidden` and `learned` presets)"
+    )
 
 
 def _alike(one: PyTree, other: PyTree) -> bool:
