@@ -13,7 +13,7 @@ import sizes
 from reverie.agents import dreamer, rl2
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.optimisers import GroupsConfig
-from reverie.envs.core import stack_tasks
+from reverie.envs.core import ArraySpec, Continuous, stack_tasks
 from reverie.envs.fleet import workload
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.models.core import Sequence
@@ -277,3 +277,10 @@ def test_each_task_has_returns_of_its_own_scale():
     assert np.isfinite(metrics["actor/loss"])
     with pytest.raises(ValueError, match="siblings have a scale of their own"):
         replace(FLAT, scales=2, siblings=2)
+
+
+def test_what_continuous_actions_would_ignore_is_refused():
+    seen = {"vector": ArraySpec((2,))}
+    with pytest.raises(ValueError, match=r"unimix is 0\.05, and continuous actions .* leave it at 0\.01, or give 0"):
+        Dreamer(replace(FLAT, unimix=0.05), seen, Continuous(2))
+    assert Dreamer(replace(FLAT, unimix=0.0), seen, Continuous(2)).config.unimix == 0

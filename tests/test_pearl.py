@@ -295,3 +295,12 @@ def test_the_command_line_trains_it_in_games_of_many_tasks():
         parse([*words, "gym:Pendulum-v1"])
     with pytest.raises(ValueError, match="pearl has no settings for fleets yet"):
         parse(["--agent", "pearl"])
+
+
+def test_what_discrete_actions_would_ignore_is_refused():
+    with pytest.raises(
+        ValueError, match=r"regularise is 0\.1, and of discrete actions .* leave it at 0\.001, or give 0"
+    ):
+        agent(Discrete(3), regularise=0.1).init(KEY)
+    for harmless in ({"regularise": 0.0}, {}):
+        jax.eval_shape(agent(Discrete(3), **harmless).init, KEY)

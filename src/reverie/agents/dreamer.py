@@ -25,7 +25,7 @@ from reverie.agents.heads import Actor, Critic, Critics, critic_for
 from reverie.agents.optimisers import GroupsConfig, optimiser
 from reverie.agents.rl2 import memory_inputs, remember, remember_dream, remember_sequence
 from reverie.agents.soft import followed
-from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
+from reverie.envs.core import ActionSpec, ArraySpec, Continuous, TimeStep
 from reverie.models.build import ModelConfig, build_model
 from reverie.models.core import Features, ModelState, Sequence, WorldModel
 from reverie.models.rssm import RSSMConfig
@@ -170,6 +170,14 @@ class Dreamer:
     action_spec: ActionSpec
 
     evidence = None
+
+    def __post_init__(self):
+        unimix, usual = self.config.unimix, DreamerConfig.unimix
+        if isinstance(self.action_spec, Continuous) and unimix not in (0, usual):
+            raise ValueError(
+                f"DreamerConfig: unimix is {unimix:g}, and continuous actions are mixed with nothing: leave it at "
+                f"{usual:g}, or give 0"
+            )
 
     @cached_property
     def rows_lent(self) -> int:

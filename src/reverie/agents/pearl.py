@@ -34,7 +34,7 @@ from reverie.agents.core import Evidence, Row, Studied
 from reverie.agents.heads import Flat, QNetwork, SetTower, actor_for
 from reverie.agents.inputs import Inputs, Reading
 from reverie.agents.soft import considered, distribution, followed
-from reverie.envs.core import ActionSpec, ArraySpec, TimeStep, select
+from reverie.envs.core import ActionSpec, ArraySpec, Discrete, TimeStep, select
 from reverie.models.context import ENCODERS, Belief, ContextEncoder, EncoderKind, Transition
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal
@@ -108,6 +108,11 @@ class Networks(eqx.Module):
         *,
         key: Key[Array, ""],
     ):
+        if isinstance(spec, Discrete) and config.regularise not in (0, PEARLConfig.regularise):
+            raise ValueError(
+                f"PEARLConfig: regularise is {config.regularise:g}, and of discrete actions there is nothing to "
+                f"regularise: leave it at {PEARLConfig.regularise:g}, or give 0"
+            )
         self.spec = spec
         self.inputs = inputs = Inputs.of(observation_spec, spec, config.servers)
         self.reads = Inputs.of(observation_spec, spec, "flat")
