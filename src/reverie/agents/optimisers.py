@@ -1,14 +1,15 @@
 """How Dreamer's networks are moved: all by one optimiser, as in DreamerV3, or each by one of its own, as in R2I."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import optax
 
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig, in_groups
 from reverie.nn.optimiser import optimiser as single
+from reverie.nn.ssm import SSM
 
-SSM_PARAMETERS = ("decay", "frequency", "log_step", "B", "C", "D", "x0")
-"""Fields of `nn.ssm.SSM`. Each is a group of its own, over all layers, with a clip of its own."""
+SSM_PARAMETERS = tuple(each.name for each in fields(SSM) if not each.metadata.get("static"))
+"""Each is a group of its own, over all layers, with a clip of its own."""
 
 
 @dataclass(frozen=True)

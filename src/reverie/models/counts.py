@@ -57,7 +57,7 @@ class CountsState(NamedTuple):
     """What was seen of each server and of the arrivals. S spans."""
 
     servers: Float[Array, "*B N D"]
-    """The state-space layers' modes, of each server's jobs."""
+    """The recurrent state of each server's jobs."""
     count: Float[Array, "*B N"]
     """Jobs that it holds."""
     age: Float[Array, "*B N"]
@@ -68,7 +68,7 @@ class CountsState(NamedTuple):
     """Time in which it had work, forgotten alike."""
     mask: Bool[Array, "*B N"]
     arrivals: Float[Array, "*B D"]
-    """Such modes, of the gaps before the last."""
+    """Another, of the gaps before the last."""
     gap: Float[Array, "*B"]
     """Time between the last two arrivals."""
     elapsed: Float[Array, "*B"]
@@ -115,8 +115,8 @@ class CountsModel(WorldModel):
     def initial(self, batch: int) -> CountsState:
         (n, _), d = self.entries.servers[0][1].shape, self.config.deter
         each, spans, nothing = jnp.zeros((batch, n)), jnp.zeros((batch, n, len(SPANS))), jnp.zeros((batch,))
-        modes, mask = jnp.zeros((batch, n, d)), jnp.ones((batch, n), bool)
-        return CountsState(modes, each, each, spans, spans, mask, jnp.zeros((batch, d)), nothing, nothing)
+        servers, mask = jnp.zeros((batch, n, d)), jnp.ones((batch, n), bool)
+        return CountsState(servers, each, each, spans, spans, mask, jnp.zeros((batch, d)), nothing, nothing)
 
     def observe(self, state: CountsState, sequence: Sequence, key: Key[Array, ""]) -> tuple[CountsState, CountsState]:
         """What is seen is known; nothing is drawn, and `key` is not used."""
@@ -150,8 +150,8 @@ class CountsModel(WorldModel):
         return self._after(state, action, gap, state.count + action - completed)
 
     def features(self, state: CountsState) -> Features:
-        """One row per server: what is told of it, and its modes. The context: the last gap, the number of jobs over
-        the last gap, and the arrivals' modes."""
+        """One row per server: what is told of it, and its recurrent state. The context: the last gap, the number
+        of jobs over the last gap, and the arrivals' recurrent state."""
         rows = jnp.concatenate([self._told(state, jnp.zeros_like(state.count)), state.servers], -1)
         numbers = jnp.log1p(jnp.stack([state.gap, state.elapsed], -1) / self.config.unit)
         return Features(
@@ -218,8 +218,8 @@ class CountsModel(WorldModel):
         )
 
     def _told(self, state: CountsState, action: Float[Array, "*B N"]) -> Float[Array, "*B N I"]:
-        """What is read of each server besides its modes: count, action, age; over each span its rate (the logarithm
-        of completions per busy unit of time, one of each added) and how much busy time that rests on."""
+        """What is read of each server besides its recurrent state: count, action, age; over each span its rate (the
+        logarithm of completions per busy unit of time, one of each added) and how much busy time that rests on."""
         busy = state.busy / self.config.unit
         rate = jnp.log1p(state.completed) - jnp.log1p(busy)
         numbers = jnp.stack([symlog(state.count), action, self._log(state.age)], -1)
@@ -236,7 +236,7 @@ class CountsModel(WorldModel):
         return jnp.where(possible, logits, -1e9)
 
     def _hear(self, state: CountsState) -> Float[Array, "*B D"]:
-        """The arrivals' modes once the last gap has been heard."""
+        """The arrivals' recurrent state once the last gap has been heard."""
         return self.arrival_gru(state.arrivals, self._log(state.gap)[..., None])
 
     def _log(self, time: Float[Array, "*B"]) -> Float[Array, "*B"]:

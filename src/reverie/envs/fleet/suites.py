@@ -3,8 +3,7 @@
 In `fleets` four kinds of fleet, each of another size, meet four kinds of traffic. What is common to them, and what is
 not, is known by construction: tasks of one row share their fleet, tasks of one column their traffic. All are at one
 load, where the mean response times of rules are of one order. `corners` are four of them that share neither fleet nor
-traffic. In `loads` one fleet has four loads. The numbers are our
-choice; units are those of Park (`families.py`).
+traffic. In `loads` one fleet has four loads. The numbers are our choice; units are those of Park (`families.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
