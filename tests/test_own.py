@@ -25,6 +25,7 @@ from reverie.envs.fleet.own import ARRIVALS, SIZES, Own, read_fleet
 from reverie.envs.fleet.traces import Trace
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
+from reverie.report import judged
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import WorldConfig
 from reverie.settings.presets import preset
@@ -267,7 +268,7 @@ def test_an_agent_is_examined_on_the_servers_it_was_trained_for_unless_others_ar
         seen.append(examination.own.speeds)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "examine_agent", examine)
+    monkeypatch.setattr(judged, "examine_agent", examine)
     with pytest.raises(KeyboardInterrupt):
         evaluate.main([str(tmp_path / "run"), *asked])
     assert seen == [expected]

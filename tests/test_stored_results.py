@@ -13,6 +13,7 @@ from reverie.evaluate import results as results_module
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.results import Examination, Results, examine_agent
 from reverie.files import is_sealed, locked, seal
+from reverie.report import judged
 from reverie.report.output import print_table
 from reverie.report.page import Section, page
 from reverie.report.style import setting, to_svg
@@ -47,7 +48,7 @@ def test_a_report_says_that_damaged_tables_are_made_anew(run, capsys, monkeypatc
         raise KeyboardInterrupt
 
     (run.tables / "jobs.csv").write_text("cut")
-    monkeypatch.setattr(report, "examine_agent", stopped)
+    monkeypatch.setattr(judged, "examine_agent", stopped)
     with pytest.raises(KeyboardInterrupt):
         report.main([str(run.path)])
     assert f"tables in {run.tables} are damaged or missing and made anew" in capsys.readouterr().err

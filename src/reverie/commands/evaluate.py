@@ -7,17 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from reverie.evaluate.examination import Exam
-from reverie.evaluate.players import evaluate_player, game_of
-from reverie.evaluate.results import Examination, examine_agent
-from reverie.evaluate.statistics import verdict
-from reverie.evaluate.suites import evaluate_suite, suite_of
+from reverie.evaluate.results import Examination
+from reverie.report.judged import examined, learned_by
 from reverie.report.output import Output, print_json, print_lines, print_table, say
-from reverie.report.run_page import brief, returns_table
-from reverie.report.suite_page import scores_table
 from reverie.report.tables import rich_table
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -45,39 +39,12 @@ def parse(arguments: Sequence[str]) -> Evaluate:
 
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
-    run = None if asked.run.is_file() else RunFolder.open(asked.run)
-    if run is not None and (game := game_of(run)) is not None:
-        exam = Exam(episodes=asked.examination.exam.episodes, seed=asked.examination.exam.seed)
-        if asked.examination != Examination(exam=exam):
-            raise ValueError(
-                f"{game.game} is a game: --episodes and --seed are all that can be said of how it is played"
-            )
-        rows = evaluate_player(run, game, exam.episodes, exam.seed, asked.trust)
-        if asked.output == "json":
-            print_json({"run": str(asked.run), "rows": rows})
-        else:
-            print_table(rich_table(returns_table(rows)))
-        return
-    if run is not None and (suite := suite_of(run)) is not None:
-        if asked.examination != Examination(exam=asked.examination.exam):
-            raise ValueError(
-                f"{asked.run} learned the suite {suite.suite}: --episodes, --jobs and --seed are all that can be said "
-                "of how its tasks are played"
-            )
-        rows = evaluate_suite(run, suite, asked.examination.exam)
-        if asked.output == "json":
-            print_json({"run": str(asked.run), "rows": rows})
-        else:
-            print_table(rich_table(scores_table(rows)))
-        return
-    tables = asked.run.with_suffix(".tables") if run is None else run.tables
-    examination = asked.examination
-    if run is not None:
-        examination = examination.at_home(run.config(TrainConfig).fleet.own)
-    results = examine_agent(asked.run, tables, examination, say)
-    judged = verdict(results.tables().results)
-    if asked.output == "json":
-        print_json({"run": str(asked.run), "about": results.about, "rows": judged})
+    if asked.run.is_file():
+        judged = examined(asked.run, asked.run.with_suffix(".tables"), asked.examination, say)
     else:
-        print_lines(results.about)
-        print_table(rich_table(brief(judged)))
+        judged = learned_by(RunFolder.open(asked.run)).evaluate(asked.examination, asked.trust, say)
+    if asked.output == "json":
+        print_json({"run": str(asked.run), "about": judged.about, "rows": judged.rows})
+    else:
+        print_lines(judged.about)
+        print_table(rich_table(judged.table))

@@ -12,25 +12,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.core import TimeStep
 from reverie.envs.fleet.env import FleetEnv, Task, View
 from reverie.evaluate.dreams import dream_rows, likeness_rows
 from reverie.evaluate.examination import Exam
+from reverie.evaluate.kept import kept, training_of
 from reverie.evaluate.opponents import opponents
-from reverie.evaluate.players import training_of
 from reverie.evaluate.statistics import Estimate, Values, over_episodes, ratio
 from reverie.evaluate.trials import Contestant, play
-from reverie.files import is_sealed, locked, seal
+from reverie.files import is_sealed
 from reverie.models.mixture import MixtureConfig
 from reverie.policies.core import Policy, PolicyState
-from reverie.runs import loop
-from reverie.runs.build import build, stored
+from reverie.runs.build import stored
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import SuiteConfig, TrainConfig, stream_seed
-from reverie.tables import Row, write_csv
+from reverie.tables import Row
+from reverie.train.trainers import WorldTrainer
 
 SCORES = "scores.csv"
 """In `tables/` of a run: a row for each task."""
@@ -162,28 +162,22 @@ def suite_curve(config: TrainConfig, suite: SuiteConfig) -> SuiteCurve:
 def evaluate_suite(run: RunFolder, suite: SuiteConfig, exam: Exam) -> list[Row]:
     """Judge the agent of a run, as its newest checkpoint has it, on each task of its suite, and keep the table.
 
-    Errors: FileNotFoundError where there is no checkpoint yet, BlockingIOError where another process evaluates the run.
+    Errors: those of `kept`.
     """
-    run.tables.mkdir(exist_ok=True)
-    with locked(run.tables / "lock", str(run.tables)):
-        config = stored(run)
-        trainer = build(config)
-        step, state = loop.newest_state(trainer, run)
-        trials = suite_trials(suite, exam.episodes, exam.jobs, exam.stream)
-        played = trials.responses(trainer.policy(state))
-        rows = [
-            {"agent": config.name, "training_seed": config.seed, "steps": step}
-            | score_row(trials, name, response[None])
-            for name, response in played.items()
-        ]
-        write_csv(run.tables / SCORES, rows)
-        tables = tables_of(config)
-        if LIKENESS in tables:
-            write_csv(run.tables / LIKENESS, likeness_rows(state.averaged.model, suite))
-        if DREAMS in tables:
-            write_csv(run.tables / DREAMS, dream_rows(state.averaged.model, trainer.policy(state), suite, exam.stream))
-        seal(run.tables, tables)
-    return rows
+
+    def tables(config: TrainConfig, trainer: WorldTrainer, step: int, state: PyTree) -> dict[str, list[Row]]:
+        trials, policy = suite_trials(suite, exam.episodes, exam.jobs, exam.stream), trainer.policy(state)
+        of: Row = {"agent": config.name, "training_seed": config.seed, "steps": step}
+        responses = trials.responses(policy).items()
+        found = {SCORES: [of | score_row(trials, name, response[None]) for name, response in responses]}
+        asked = tables_of(config)
+        if LIKENESS in asked:
+            found[LIKENESS] = likeness_rows(state.averaged.model, suite)
+        if DREAMS in asked:
+            found[DREAMS] = dream_rows(state.averaged.model, policy, suite, exam.stream)
+        return found
+
+    return kept(run, False, tables)[SCORES]
 
 
 def tables_of(config: TrainConfig) -> list[str]:
