@@ -36,6 +36,11 @@ class RunFolder:
 
     path: Path
 
+    @property
+    def runs(self) -> "tuple[RunFolder, ...]":
+        """Itself, as `RunFolders` has several."""
+        return (self,)
+
     @classmethod
     def create(cls, path: Path, config: Any) -> "RunFolder":
         """Make the folder of a new run; `path` must not exist, or be empty, or hold what a killed `create` left there.

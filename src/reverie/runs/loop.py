@@ -301,7 +301,7 @@ def _means(
         each = updates // len(next(iter(finite.values())))
         at = before + first * each + 1
         when = f"at update {at}" if each == 1 else f"in updates {at} to {at + each - 1}"
-        folder = run.runs[seed] if isinstance(run, RunFolders) else run
+        folder = run.runs[seed]
         raise DivergedError(
             f"{names} of {folder.path} became infinite or NaN {when}. {_kept(folder)}; start "
             "a new run with a smaller learning rate or another seed"
@@ -311,8 +311,7 @@ def _means(
 
 def _kept(run: RunFolder | RunFolders) -> str:
     """What of a run is on disk."""
-    first = run.runs[0] if isinstance(run, RunFolders) else run
-    newest = checkpoint.latest(first.checkpoints)
+    newest = checkpoint.latest(run.runs[0].checkpoints)
     return f"The checkpoint {newest} is kept" if newest else "Nothing was saved yet"
 
 
