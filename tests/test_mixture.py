@@ -14,10 +14,10 @@ from reverie.agents.dreamer import Batch, Dreamer, DreamerConfig
 from reverie.agents.heads import Critics, critic_for
 from reverie.envs.core import ArraySpec, Discrete, Suite, suite
 from reverie.models.build import build_model
-from reverie.models.core import Sequence
+from reverie.models.core import USE, Sequence
 from reverie.models.harmony import FAST, harmonised
 from reverie.models.mixture import Mixture, MixtureConfig
-from reverie.models.routing import USE, Place, balance, switching
+from reverie.models.routing import Place, balance, switching
 from reverie.models.storm import StormConfig
 from reverie.nn.grouped import each, groups, stacked
 from reverie.nn.layers import Linear
