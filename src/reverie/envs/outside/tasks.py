@@ -52,7 +52,7 @@ class ManyTasks(NamedTuple):
         return {name: values[name] for name in self.shown}
 
 
-ONE = ManyTasks(np.zeros(1, np.int32))
+ONE = ManyTasks(np.zeros(1, np.float32))
 """Of a world that is always the same: no factors, no names."""
 
 _SLOW, _FAST = np.linspace(0.0, 0.5, 6), np.linspace(3.0, 3.5, 6)
