@@ -33,7 +33,7 @@ from reverie.settings.presets import ALONE
 from reverie.settings.suites import of_storms
 from reverie.tables import Row
 from reverie.train import replay as replays
-from reverie.train.off_policy import fresh
+from reverie.train.off_policy import OffPolicy, fresh
 
 TASKS = ("two-speeds/heavy", "failing/daily")
 WIDTHS = {16: SKY, 32: BLUE, 48: GREEN, 96: VERMILLION}
@@ -68,8 +68,8 @@ def measured(run: RunFolder) -> Row:
     agent, config, learning = trainer.agent, trainer.config, state.learning
     length = agent.rows_lent + config.length
 
-    @eqx.filter_jit
-    def once(key: Key[Array, ""]) -> tuple[Float[Array, " P"], dict[str, Array]]:
+    @jax.jit  # given all that differs between runs, so that those of one width share it
+    def once(learning: OffPolicy, key: Key[Array, ""]) -> tuple[Float[Array, " P"], dict[str, Array]]:
         place_key, loss_key = jax.random.split(key)
         newest = fresh(config, learning.updates)
         place = replays.sample(learning.replay, config.batch, length, newest, place_key)
@@ -80,7 +80,7 @@ def measured(run: RunFolder) -> Row:
         )
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient.actor)]), metrics
 
-    found = [once(key) for key in jax.random.split(jax.random.key(1), DRAWS)]
+    found = [once(learning, key) for key in jax.random.split(jax.random.key(1), DRAWS)]
     gradients = np.stack([np.asarray(gradient, float) for gradient, _ in found])
     mean = {name: float(np.mean([metrics[name] for _, metrics in found])) for name in found[0][1]}
     spread = gradients.var(0, ddof=1).sum()
