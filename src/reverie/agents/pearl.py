@@ -71,6 +71,9 @@ class PEARLConfig:
     """Rate at which the target value follows the value, each update (tau)."""
     reward_scale: Positive = 5.0
     """Rewards are multiplied by this first: the larger, the less entropy counts beside them."""
+    temperature: Positive = 1.0
+    """Weight of entropy beside scaled rewards (alpha). The authors have 1 and scale rewards alone; where these are to
+    count much, values of thousands take critics long to reach."""
     kl: Weight = 0.1
     """Weight of the KL between belief and prior, summed over tasks and numbers of z."""
     regularise: Weight = 1e-3
@@ -281,9 +284,9 @@ def soft_losses(
     # Value and actor: towards what the policy is worth, and the distribution that is proportional to exp Q.
     policy = networks.policy(blind, steps.observation)
     ours = considered(policy, stop_gradient(networks.critics), blind, key)
-    worth = stop_gradient(ours.mean(ours.q - ours.log_prob))
+    worth = stop_gradient(ours.mean(ours.q - c.temperature * ours.log_prob))
     value_loss = average(jnp.square(networks.value(blind)[..., 0] - worth))
-    actor_loss = average(ours.mean(ours.log_prob - ours.q)) + c.regularise * average(size(policy))
+    actor_loss = average(ours.mean(c.temperature * ours.log_prob - ours.q)) + c.regularise * average(size(policy))
 
     metrics = {
         "actor/loss": actor_loss,

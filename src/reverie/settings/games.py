@@ -224,8 +224,9 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
     and physics where the world tells some. For the point robot, where rewards alone differ, they are the authors' but
     for the scale of rewards (theirs is 100, which as few updates as these never reach), a KL that weighs as much beside
     its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which say too
-    little of a point in the plane. For worlds outside the scale of rewards is the inverse of the temperature that SAC
-    found for the half-cheetah (told its speed, 16,000 updates); with the authors', 5, it stood still after 9,000.
+    little of a point in the plane. For worlds outside the temperature is what SAC found for the half-cheetah (told its
+    speed, 16,000 updates): with the authors' scale of rewards, 5, it stood still after 9,000, and with one of 80 too,
+    as critics need ten thousands of updates to come to values so large.
 
     Raises:
         ValueError: the game has one task.
@@ -243,7 +244,7 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
         experience, averaging = replace(experience, batch=384), 0.0025
     loop, episodes, pace = LoopConfig(steps=60_000, evaluate_every=10_000), 64, 1
     if world.is_outside:  # each of its steps costs time, and an episode has hundreds
-        algorithm = replace(algorithm, tasks=12, reward_scale=80.0)
+        algorithm = replace(algorithm, tasks=12, reward_scale=1.0, temperature=0.0125, kl=0.004)
         experience, averaging = replace(experience, batch=384), 0.0025
         loop, episodes, pace = LoopConfig(steps=120_000, evaluate_every=12_000), 14, 10
     streams = len(world.tasks) * -(-algorithm.tasks // len(world.tasks))
