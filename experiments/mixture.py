@@ -6,7 +6,8 @@ mixture without one of its parts; and what a user should run, the agent that kno
 their score, (random - agent) / (random - best rule), on the same jobs.
 
     python experiments/mixture.py
-    python experiments/mixture.py --suite loads             # one fleet at four loads: the other end of the dial
+    python experiments/mixture.py --suite loads             # one fleet at four loads: one end of the dial
+    python experiments/mixture.py --suite schemas           # unlike fleets in unlike views: the other
     python experiments/mixture.py --arms mixture no-trunk   # some arms alone
 """
 
@@ -68,7 +69,7 @@ class Mixtures(Study):
     exam: ExamOptions = field(default_factory=lambda: Exam(episodes=100, jobs=250))
     seeds: int = 5
     """Training seeds."""
-    suite: Literal["corners", "loads", "fleets"] = "corners"
+    suite: Literal["corners", "schemas", "loads", "fleets"] = "corners"
     """The tasks."""
     steps: int = 8_000
     """Environment steps of each task."""

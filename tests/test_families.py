@@ -12,7 +12,15 @@ from reverie.commands.worlds import World
 from reverie.envs.core import ArraySpec, Suite, stack_tasks, suite
 from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
-from reverie.envs.fleet.env import Fleet, FleetEnv, Task, constant_speeds, fleet_task, stack_fleets
+from reverie.envs.fleet.env import (
+    LATENCY_FEATURES,
+    Fleet,
+    FleetEnv,
+    Task,
+    constant_speeds,
+    fleet_task,
+    stack_fleets,
+)
 from reverie.envs.fleet.families import (
     FAMILIES,
     PARK_MEAN_SIZE,
@@ -27,7 +35,7 @@ from reverie.envs.fleet.families import (
 )
 from reverie.envs.fleet.load import capacity, offered_load, with_load
 from reverie.envs.fleet.schedule import Schedule
-from reverie.envs.fleet.suites import fleet_suite
+from reverie.envs.fleet.suites import VIEWS, fleet_suite
 from reverie.envs.fleet.traces import Trace
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
@@ -366,6 +374,25 @@ def test_the_suite_of_fleets_has_16_tasks_of_one_load_and_unlike_fleets():
     index, response = rollout(world, rule, tasks, jax.random.key(3), 30, keep)[1]
     assert (np.asarray(index) == np.asarray(tasks.index)).all()
     assert (np.asarray(response) > 0).all()
+
+
+def test_tasks_of_unlike_views_are_one_suite_and_each_is_seen_as_alone():
+    """Room that a view does not need is 0, and what the others show changes nothing."""
+    world, tasks = fleet_suite(jobs=30, view="full", name="schemas")
+    assert world.observation_spec["servers"] == ArraySpec((10, len(LATENCY_FEATURES)), "servers")
+    assert world.observation_spec["job"] == ArraySpec((2,))
+    rule = rules([1.0] * 10, [1.0], ["random"])["random"]
+    keep = lambda state, timestep, action: (timestep, state.record.response)  # noqa: E731
+    seen, response = rollout(world, rule, tasks, jax.random.key(3), 30, keep)[1]
+    for number, view in enumerate(VIEWS["schemas"]):
+        alone = FleetEnv(10, 30, view)
+        shown, same = rollout(alone, rule, tasks.task.task, jax.random.key(3), 30, keep)[1]
+        np.testing.assert_array_equal(response[:, number], same[:, number])
+        for name, value in shown.observation.items():
+            wide, narrow = seen.observation[name][:, number], value[:, number]
+            np.testing.assert_array_equal(wide[..., : narrow.shape[-1]], narrow)
+            assert not wide[..., narrow.shape[-1] :].any()
+        np.testing.assert_array_equal(seen.reward[:, number], shown.reward[:, number])
 
 
 def test_another_load_for_recordings_and_changing_sizes():

@@ -49,6 +49,30 @@ def test_a_policy_that_is_told_the_task_meets_the_jobs_of_the_rules(trials):
         assert same == (number == 2), name
 
 
+def test_a_task_is_judged_in_its_own_view_with_room_for_all(monkeypatch):
+    monkeypatch.setattr(suites, "RIVALS", ("random", "jsq", "wait-plus-service"))
+    trials = suite_trials(SuiteConfig("schemas"), episodes=2, jobs=20, seed=1)
+    assert ["wait-plus-service" in of for of in trials.rules.values()] == [True, False, False, True]  # it has to see
+
+    class Wide:
+        """Fewest jobs in progress, from the first column of the rows of all views but `full`."""
+
+        def initial_state(self, batch):
+            return ()
+
+        def act(self, state, timestep, key):
+            servers = timestep.observation["servers"]
+            assert servers.shape[-2:] == (10, 6)
+            return jnp.where(timestep.observation["mask"], servers[..., 0], jnp.inf).argmin(-1), state
+
+    played = trials.responses(Wide())
+    jsq = trials.rules["two-speeds/heavy"]["jsq"]
+    np.testing.assert_allclose(played["two-speeds/heavy"], jsq, rtol=0.05)  # but for ties
+    assert played["failing/daily"].shape == (2,)
+    with pytest.raises(ValueError, match="each task of schemas has a view of its own; view was given: counts"):
+        SuiteConfig("schemas", view="counts")
+
+
 def test_random_choice_scores_0_and_the_best_rule_1(trials):
     for task, of_task in trials.rules.items():
         assert trials.score(task, of_task[trials.best(task)][None]) == pytest.approx((1, 1, 1))

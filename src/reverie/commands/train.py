@@ -41,8 +41,8 @@ class Choice:
     those there are."""
     suite: str | None = None
     """A suite of unlike fleets instead of one family, to learn all at once: `fleets` (16 tasks), `corners` (4
-    of these) or `loads` (one fleet at 4 loads). The
-    agent is that of the preset `cpu` unless --model is given."""
+    of these), `schemas` (the same in unlike views) or `loads` (one fleet at 4 loads). The agent is that of the preset
+    `cpu`, in `schemas` a mixture, unless --model is given."""
     model: ModelKind | None = None
     """Dreamer's kind of world model, instead of the preset's: `queue` and `counts` know what a queue is, `set_rssm`
     learns servers as a set; `rssm` (DreamerV3's), `s3m` (R2I's, with a long memory) and `storm` (a Transformer) read
@@ -90,7 +90,7 @@ class Choice:
     def plan(self, tasks: tuple[str, ...] = ()) -> TrainConfig:
         """The settings to begin with; `tasks` are those of a suite that are learned, all of them unless given."""
         if self.suite is not None:
-            plan = suite_plan(self.suite, self.model or "queue", tasks)
+            plan = suite_plan(self.suite, self.model, tasks)
         elif self.game is None:
             plan = preset(self.agent, self.preset or "cpu")
         else:

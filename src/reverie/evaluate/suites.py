@@ -5,7 +5,7 @@ at random, 1 the strongest rule. Where random choice overloads a server it is cl
 the ratio to the best rule beside it tells those apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from reverie.agents.dreamer import DreamerConfig
-from reverie.envs.core import TimeStep
+from reverie.envs.core import ArraySpec, TimeStep
 from reverie.envs.fleet.env import FleetEnv, Task, View
+from reverie.envs.fleet.schemas import Shown, fitted
 from reverie.evaluate.dreams import dream_rows, likeness_rows
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.kept import kept, training_of
@@ -63,6 +64,8 @@ class Informed(NamedTuple):
     task: Int[Array, ""]
     descriptor: Float[Array, "E D"]
     """Of each trial: draws of one task differ."""
+    specs: Mapping[str, ArraySpec]
+    """What the suite has room for in an observation."""
 
     def initial_state(self, batch: int) -> PolicyState:
         return self.policy.initial_state(batch)
@@ -71,7 +74,8 @@ class Informed(NamedTuple):
         batch = timestep.reward.shape
         told = {"task": jnp.broadcast_to(self.task, batch)}
         told["descriptor"] = self.descriptor
-        return self.policy.act(state, timestep._replace(observation=timestep.observation | told), key)
+        seen = fitted(timestep.observation, self.specs)
+        return self.policy.act(state, timestep._replace(observation=seen | told), key)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class SuiteTrials:
     jobs: int
     tasks: dict[str, Task]
     """By name; leaves [1, E, ...]."""
+    specs: Mapping[str, ArraySpec]
+    """What the suite has room for in an observation."""
     descriptors: Float[Array, "K E D"]
     key: Key[Array, ""]
     rules: dict[str, dict[str, Float[np.ndarray, " E"]]]
@@ -94,14 +100,13 @@ class SuiteTrials:
 
     def responses(self, policy: Policy, only: Sequence[str] = ()) -> dict[str, Float[np.ndarray, " E"]]:
         """By task, all or those named, the mean response time of each episode of a policy, told the task."""
-        world = FleetEnv(view=self.suite.view, reward=self.suite.reward)
         found = {}
         for number, (name, task) in enumerate(self.tasks.items()):
             if only and name not in only:
                 continue
-            agent = Contestant(
-                "agent", Informed(policy, jnp.int32(number), self.descriptors[number]), world, training_seed=0
-            )
+            world = FleetEnv(view=self.suite.views[number], reward=self.suite.reward)
+            informed = Informed(policy, jnp.int32(number), self.descriptors[number], self.specs)
+            agent = Contestant("agent", informed, world, training_seed=0)
             found[name] = play([agent], task, self.key, self.jobs)[0].response[0].mean(0)
         return found
 
@@ -116,18 +121,19 @@ class SuiteTrials:
 
 def suite_trials(suite: SuiteConfig, episodes: int, jobs: int, seed: int) -> SuiteTrials:
     """Draw the trials, and let the rules play them. They are the same for all training seeds and agents."""
-    _, drawn = replace(suite, jobs=jobs).open(episodes, seed)
+    world, drawn = replace(suite, jobs=jobs).open(episodes, seed)
+    fleets = drawn.task.task if isinstance(drawn.task, Shown) else drawn.task
     tasks = {
-        name: jax.tree.map(lambda leaf, k=k: leaf[None, np.flatnonzero(np.asarray(drawn.index) == k)], drawn.task)
+        name: jax.tree.map(lambda leaf, k=k: leaf[None, np.flatnonzero(np.asarray(drawn.index) == k)], fleets)
         for k, name in enumerate(suite.names)
     }
     described = jnp.stack([drawn.descriptor[np.asarray(drawn.index) == k] for k in range(len(tasks))])
     key, rules = jax.random.key(seed), {}
-    for name, task in tasks.items():
-        playing = _rivals(jax.tree.map(lambda leaf: leaf[0], task), suite.view)
+    for (name, task), view in zip(tasks.items(), suite.views, strict=True):
+        playing = _rivals(jax.tree.map(lambda leaf: leaf[0], task), view)
         played = play(playing, task, key, jobs)
         rules[name] = {c.name: done.response[0].mean(0) for c, done in zip(playing, played, strict=True)}
-    return SuiteTrials(suite, jobs, tasks, described, key, rules)
+    return SuiteTrials(suite, jobs, tasks, world.world.observation_spec, described, key, rules)
 
 
 def _rivals(tasks: Task, view: View) -> Sequence[Contestant]:
@@ -183,7 +189,7 @@ def evaluate_suite(run: RunFolder, suite: SuiteConfig, exam: Exam) -> list[Row]:
 def tables_of(config: TrainConfig) -> list[str]:
     """The tables that `evaluate_suite` makes of a run."""
     match config.agent.algorithm, config.suite:
-        case DreamerConfig(model=MixtureConfig()), SuiteConfig(view="full"):
+        case DreamerConfig(model=MixtureConfig()), SuiteConfig(views=views) if set(views) == {"full"}:
             return [SCORES, LIKENESS, DREAMS]
         case DreamerConfig(model=MixtureConfig()), _:
             return [SCORES, LIKENESS]

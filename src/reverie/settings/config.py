@@ -31,7 +31,7 @@ from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.formats.reading import AS_IT_IS, Reading
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
-from reverie.envs.fleet.suites import find_suite, fleet_suite
+from reverie.envs.fleet.suites import VIEWS, find_suite, fleet_suite
 from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import GAIN, USUAL, FleetWorld, Proxy, WeightsEnv
 from reverie.envs.games import Game, find_game
@@ -258,8 +258,8 @@ class SuiteConfig:
     """Unlike fleets that one agent learns all at once, each of which has a name (`envs/fleet/suites.py`)."""
 
     suite: str = "fleets"
-    """Its name: `fleets`, 16 tasks of unlike fleets and traffic; `corners`, four of these; `loads`, one fleet at four
-    loads."""
+    """Its name: `fleets`, 16 tasks of unlike fleets and traffic; `corners`, four of these; `schemas`, the same, seen in
+    unlike views; `loads`, one fleet at four loads."""
     tasks: tuple[str, ...] = ()
     """The tasks to train on, all unless given. The agent is judged on the others too, as tasks that are new to it."""
     draws: Annotated[int, *at_least(1, 100_000, "all are drawn before training and held in RAM")] = 4
@@ -267,12 +267,16 @@ class SuiteConfig:
     jobs: Annotated[int, *at_least(1, 10_000_000, "an episode is held in RAM")] = 250
     """Length of an episode in jobs."""
     view: View = "full"
-    """What the agent sees of the fleet."""
+    """What the agent sees of the fleet; in `schemas` each task has its own, and this is left alone."""
     reward: Literal["elapsed", "admission"] = "admission"
     """When response times are credited."""
 
     def __post_init__(self):
         find_suite(self.suite, self.tasks)
+        if self.suite in VIEWS and self.view != "full":
+            raise ValueError(
+                f"SuiteConfig: each task of {self.suite} has a view of its own; view was given: {self.view}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -283,6 +287,11 @@ class SuiteConfig:
     def learned(self) -> tuple[str, ...]:
         """Of those to train on."""
         return tuple(find_suite(self.suite, self.tasks))
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Of all tasks, by number."""
+        return VIEWS.get(self.suite, (self.view,) * len(self.names))
 
     def open(self, draws: int, seed: int, only: tuple[str, ...] = ()) -> tuple[Suite, Numbered]:
         """The world, and so many draws of all tasks or of those named."""

@@ -8,6 +8,7 @@ STORM of its own learned each of four fleets (docs/mixture.md says how it was fo
 
 from dataclasses import replace
 
+from reverie.envs.fleet.suites import VIEWS
 from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.settings.config import LoopConfig, SuiteConfig, TrainConfig
@@ -16,14 +17,16 @@ from reverie.settings.presets import ALONE, MIXTURE, SHARED, ModelKind, Preset, 
 STORMS = {"storm": ALONE, "mixture": MIXTURE, "shared": SHARED}
 
 
-def suite_plan(name: str, model: ModelKind = "queue", tasks: tuple[str, ...] = ()) -> TrainConfig:
-    """The settings for a suite, with a world model of that kind; `tasks` are those that are learned, all of them unless
-    given.
+def suite_plan(name: str, model: ModelKind | None = None, tasks: tuple[str, ...] = ()) -> TrainConfig:
+    """The settings for a suite, with a world model of that kind, unless given that of the preset `cpu`, or the mixture
+    where tasks have views of their own, of which that model reads one; `tasks` are those that are learned, all of them
+    unless given.
 
     Raises:
         ValueError: there is no such suite, or no such task in it.
     """
     world = SuiteConfig(name, tasks=tasks)
+    model = model or ("mixture" if name in VIEWS else "queue")
     if model in STORMS:
         label = "dreamer-shared" if model == "shared" else None  # the shared model is a mixture of one part
         return of_storms(world, STORMS[model], label)

@@ -3,7 +3,8 @@
 In `fleets` four kinds of fleet, each of another size, meet four kinds of traffic. What is common to them, and what is
 not, is known by construction: tasks of one row share their fleet, tasks of one column their traffic. All are at one
 load, where the mean response times of rules are of one order. `corners` are four of them that share neither fleet nor
-traffic. In `loads` one fleet has four loads. The numbers are our choice; units are those of Park (`families.py`).
+traffic; `schemas` the same, seen in unlike views. In `loads` one fleet has four loads. The numbers are our choice;
+units are those of Park (`families.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from reverie.envs.fleet.env import FleetEnv, Reward, Task, View, constant_speeds
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, calm_sizes, park_sizes
 from reverie.envs.fleet.load import offered_load
 from reverie.envs.fleet.schedule import Schedule
+from reverie.envs.fleet.schemas import SeveralViews, Shown
 from reverie.envs.fleet.workload import Workload, sample_size
 
 WORK = 6.0
@@ -89,10 +91,17 @@ SUITES: Mapping[str, Mapping[str, TaskFamily]] = MappingProxyType(
         "corners": {
             f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet, traffic in zip(FLEETS, TRAFFIC, strict=True)
         },
+        "schemas": {
+            f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet, traffic in zip(FLEETS, TRAFFIC, strict=True)
+        },
         "loads": {f"load-{load}": _task("two-speeds", "steady", load) for load in (0.5, 0.65, 0.8, 0.9)},
     }
 )
 """By name; each has its tasks by name."""
+
+
+VIEWS: Mapping[str, tuple[View, ...]] = MappingProxyType({"schemas": ("full", "counts", "latency", "full")})
+"""Of suites whose tasks are seen in views of their own, that of each task."""
 
 
 def find_suite(name: str, only: Sequence[str] = ()) -> Mapping[str, TaskFamily]:
@@ -147,7 +156,8 @@ def fleet_suite(
     reward: Reward = "admission",
 ) -> tuple[Suite, Numbered]:
     """The world of a suite, and `draws` of each of its tasks, or of those named `only`, which differ where the traffic
-    is drawn. Whichever are drawn, fleets have the rows, and tasks the numbers, that they have in the whole suite.
+    is drawn. Whichever are drawn, fleets have the rows, and tasks the numbers, that they have in the whole suite. The
+    view is that of all tasks, but where they have their own (`VIEWS`), and are `Shown`.
 
     Raises:
         ValueError: as `find_suite`.
@@ -160,4 +170,9 @@ def fleet_suite(
     tasks = suite(drawn, stack_fleets, describe)  # all, so that padding is that of the whole suite
     kept = np.flatnonzero(np.isin(np.asarray(tasks.index), [names.index(task) for task in wanted]))
     tasks = jax.tree.map(lambda leaf: leaf[kept], tasks)
-    return Suite(FleetEnv(tasks.task.mask.shape[-1], jobs, view, reward), names, DESCRIBED), tasks
+    servers = tasks.task.mask.shape[-1]
+    if name not in VIEWS:
+        return Suite(FleetEnv(servers, jobs, view, reward), names, DESCRIBED), tasks
+    world = SeveralViews(servers, jobs, tuple(dict.fromkeys(VIEWS[name])), reward)
+    seen = jnp.asarray([world.views.index(each) for each in VIEWS[name]])
+    return Suite(world, names, DESCRIBED), tasks._replace(task=Shown(seen[tasks.index], tasks.task))
