@@ -207,7 +207,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
         ("trace inspect conversation-like --plot picture.doc", "must end in .png"),
         ("trace inspcet conversation-like", "can only `inspect`"),
         ("doctor --folder nowhere", "nowhere is not a folder"),
-        ("train --suite floats", "unknown suite 'floats'; there are fleets, corners, loads"),
+        ("train --suite floats", "unknown suite 'floats'; there are fleets, corners, schemas, loads"),
         ("train --suite loads --world.tasks x", "the suite loads has no task 'x'; it has load-0.5"),
     ],
 )

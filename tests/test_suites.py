@@ -86,7 +86,7 @@ def test_the_interval_of_a_score_is_that_of_a_ratio_of_means(trials):
     rng = np.random.default_rng(0)
     best = rng.gamma(4, 100, size=400)
     table = {"x": {"random": 3 * best + rng.gamma(2, 50, size=400), "least-work": best}}
-    made = trials.__class__(trials.suite, 1, {}, jnp.zeros((1, 400, 0)), trials.key, table)
+    made = trials.__class__(trials.suite, 1, {}, {}, jnp.zeros((1, 400, 0)), trials.key, table)
     response = 1.5 * best + rng.normal(0, 40, size=400)
     value, low, high = made.score("x", response[None])
     draws = rng.integers(400, size=(4000, 400))
