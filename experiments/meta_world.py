@@ -64,7 +64,8 @@ def summary(arm: str, runs: Sequence[RunFolder]) -> Row:
     lines = [run.metrics()[-1] for run in runs]
     row: Row = {"arm": arm, "seeds": len(runs), "steps": int(lines[0]["step"]) * REPEAT // 10}
     row |= {"updates": int(lines[0]["updates"]), "cpu_seconds": float(np.mean([m["cpu_seconds"] for m in lines]))}
-    row |= {"success": mean, "low": low, "high": high}
+    several = len(runs) > 1
+    row |= {"success": mean, "low": low if several else None, "high": high if several else None}
     return row | {name: float(np.mean([each[name] for each in found])) for name in found[0] if name != "trained"}
 
 
