@@ -158,12 +158,18 @@ def test_a_hangup_that_is_ignored_stays_so():
     assert code == 10, said
 
 
+def heard() -> None:
+    """Of a process that is begun: it hears SIGINT, also where the tests were begun in the background, which do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_while_the_command_is_read_is_no_traceback(tmp_path):
     """A module of the standard library that it imports takes long here."""
     (tmp_path / "difflib.py").write_text("print(flush=True)\nimport time\ntime.sleep(30)\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "reverie", "--help"],
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        preexec_fn=heard,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -67,9 +67,10 @@ class SweepConfig:
 
     def _plan(self, agent: Agent, family: str | None) -> TrainConfig:
         plan = preset(_ALGORITHMS[agent], self.preset)
-        match preset("dreamer", self.preset).agent.algorithm:
-            case DreamerConfig(memory=units) if agent.endswith("-rl2"):
-                plan = with_changes(plan, {"agent": {"algorithm": {"network": {"memory": units}}}})
+        if agent.endswith("-rl2"):
+            match preset("dreamer", self.preset).agent.algorithm:
+                case DreamerConfig(memory=units):
+                    plan = with_changes(plan, {"agent": {"algorithm": {"network": {"memory": units}}}})
         fleet = replace(plan.fleet, own=self.examination.own)
         plan = replace(plan, world=fleet)
         if family is not None:
