@@ -100,7 +100,7 @@ def picture(rows: Sequence[Row]) -> Figure:
                     label = f"width {width}, {steps:,} jobs"
                     xy = [(float(str(r["reconstruction"])), float(str(r["noise"]))) for r in at]
                     axis.plot(*np.array(xy).reshape(-1, 2).T, marker, color=colour, markersize=4, label=label)
-            axis.set(title=task, xlabel="reconstruction loss", xscale="log", yscale="log")
+            axis.set(title=task, xlabel="reconstruction loss", yscale="log")
         figure.axes[0].set_ylabel("noise of the actor's gradient")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6)
     return figure
