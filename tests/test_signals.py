@@ -158,18 +158,17 @@ def test_a_hangup_that_is_ignored_stays_so():
     assert code == 10, said
 
 
-def heard() -> None:
-    """Of a process that is begun: it hears SIGINT, also where the tests were begun in the background, which do not."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_an_interrupt_while_the_command_is_read_is_no_traceback(tmp_path):
     """A module of the standard library that it imports takes long here."""
     (tmp_path / "difflib.py").write_text("print(flush=True)\nimport time\ntime.sleep(30)\n")
+    # Where the tests were begun in the background, they and what they begin would not hear it.
+    heard = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'reverie', '--help'])"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "reverie", "--help"],
+        [sys.executable, "-c", heard],
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
-        preexec_fn=heard,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
