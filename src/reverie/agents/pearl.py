@@ -72,8 +72,8 @@ class PEARLConfig:
     reward_scale: Positive = 5.0
     """Rewards are multiplied by this first: the larger, the less entropy counts beside them."""
     temperature: Positive = 1.0
-    """Weight of entropy beside scaled rewards (alpha). The authors have 1 and scale rewards alone; where these are to
-    count much, values of thousands take critics long to reach."""
+    """Weight of entropy beside scaled rewards (alpha). The authors have 1 and scale rewards alone, which makes
+    values large where these are to count much."""
     kl: Weight = 0.1
     """Weight of the KL between belief and prior, summed over tasks and numbers of z."""
     regularise: Weight = 1e-3

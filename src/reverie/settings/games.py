@@ -225,8 +225,7 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
     for the scale of rewards (theirs is 100, which as few updates as these never reach), a KL that weighs as much beside
     its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which say too
     little of a point in the plane. For worlds outside the temperature is what SAC found for the half-cheetah (told its
-    speed, 16,000 updates): with the authors' scale of rewards, 5, it stood still after 9,000, and with one of 80 too,
-    as critics need ten thousands of updates to come to values so large.
+    speed, 16,000 updates; docs/metadreamer.md).
 
     Raises:
         ValueError: the game has one task.
@@ -300,8 +299,8 @@ def maml_plan(world: GameConfig) -> TrainConfig:
 
 
 def together_plan(world: GameConfig) -> TrainConfig:
-    """The settings for several worlds outside at once: of each as many streams, sequences, dreams and updates as the
-    settings for one of its kind have, and a mixture of world models."""
+    """The settings for several worlds outside at once: a stream of each, as many sequences and dreams of each in an
+    update, and a mixture of world models. Games of Atari have as much of each as one alone has, other worlds less."""
     tasks, pictures = len(world.names), world.game.startswith("atari:")
     plan = replace(ATARI if pictures else OUTSIDE, world=replace(world, limit=LONGEST if pictures else world.limit))
     assert isinstance(plan.agent, OffPolicyRun)

@@ -85,15 +85,12 @@ def _task(fleet: str, traffic: str, load: float) -> TaskFamily:
     return draw
 
 
+_CORNERS = {f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet, traffic in zip(FLEETS, TRAFFIC, strict=True)}
 SUITES: Mapping[str, Mapping[str, TaskFamily]] = MappingProxyType(
     {
         "fleets": {f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet in FLEETS for traffic in TRAFFIC},
-        "corners": {
-            f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet, traffic in zip(FLEETS, TRAFFIC, strict=True)
-        },
-        "schemas": {
-            f"{fleet}/{traffic}": _task(fleet, traffic, 0.8) for fleet, traffic in zip(FLEETS, TRAFFIC, strict=True)
-        },
+        "corners": _CORNERS,
+        "schemas": _CORNERS,
         "loads": {f"load-{load}": _task("two-speeds", "steady", load) for load in (0.5, 0.65, 0.8, 0.9)},
     }
 )
