@@ -26,7 +26,7 @@ from sklearn.metrics import adjusted_rand_score
 from reverie.envs.core import Numbered
 from reverie.envs.fleet.env import View
 from reverie.envs.fleet.families import PARK_MEAN_SIZE
-from reverie.envs.fleet.suites import FLEETS, TRAFFIC, fleet_suite
+from reverie.envs.fleet.suites import FLEETS, TRAFFIC, fleet_suite, suite_fleets
 from reverie.models.build import build_model
 from reverie.models.core import Sequence
 from reverie.models.storm import Storm, StormConfig
@@ -115,7 +115,8 @@ def clustered(vectors: Float[np.ndarray, "K F"], count: int, most: int, seed: in
 def play(asked: Clusters, seed: int) -> tuple[dict, Sequence]:
     """The specs of the world, and sequences [K, M, T, ...] of random play of each task."""
     steps = 8 * asked.length
-    world, tasks = fleet_suite(jobs=steps, view=asked.view, draws=asked.copies, seed=seed)
+    fleets = suite_fleets("fleets", asked.copies, seed)
+    world, tasks = fleet_suite("fleets", fleets, jobs=steps, view=asked.view)
     servers = world.action_spec.width
     policy = rules([1.0] * servers, [1.0], ["random"])["random"]
     plain = Numbered(*tasks)

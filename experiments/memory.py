@@ -24,10 +24,10 @@ from reverie.envs.core import TaskFamily
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
 from reverie.evaluate import statistics
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.examination import Exam, Setting, hold
 from reverie.evaluate.probes import Wiped, decode, numbers, record
 from reverie.evaluate.statistics import over_seeds, verdict
-from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
 from reverie.report.style import BLUE, GREY, INK, VERMILLION, looks, setting
 from reverie.runs.folder import RunFolder

@@ -22,9 +22,9 @@ from tuned import Tuned
 from reverie.envs.core import TaskFamily
 from reverie.envs.fleet.families import unlike
 from reverie.evaluate import statistics
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.examination import Exam, hold
 from reverie.evaluate.probes import Swapped
-from reverie.evaluate.trials import Contestant
 from reverie.report.figures import WIDTH
 from reverie.report.style import INK, looks, setting
 from reverie.runs.folder import RunFolder

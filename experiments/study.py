@@ -21,8 +21,8 @@ from reverie import runtime
 from reverie.agents.inputs import Reading
 from reverie.envs.fleet.env import View
 from reverie.evaluate.agents import load_agents
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.examination import Exam, Setting, hold, rules_of
-from reverie.evaluate.trials import Contestant
 from reverie.report.figures import forest
 from reverie.report.output import print_table, say
 from reverie.report.style import save_png

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from study import ExamOptions, Study, brief, study
 
 from reverie.envs.fleet.env import FleetEnv
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.examination import Exam, Setting, hold, of_family, of_levels, rules_of
 from reverie.evaluate.statistics import verdict
-from reverie.evaluate.trials import Contestant
 from reverie.evaluate.tuning import tune
 from reverie.report.output import say
 from reverie.runs.tuned import TuneConfig, load_rule

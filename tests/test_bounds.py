@@ -9,7 +9,8 @@ from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.evaluate.bounds import lower_bound, pooled_srpt
 from reverie.evaluate.capacity import load_at, speeds
-from reverie.evaluate.trials import Contestant, play
+from reverie.evaluate.contestants import Contestant
+from reverie.evaluate.trials import play
 from reverie.policies.rules import rules
 
 SIZES = workloads.exponential(1.0)

@@ -14,7 +14,8 @@ from reverie.agents.dreamer import Dreamer, DreamerConfig, Networks
 from reverie.envs.core import Environment, Task, stack_tasks
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.workload import exponential, poisson
-from reverie.evaluate.trials import Contestant, contenders, play
+from reverie.evaluate.contestants import Contestant
+from reverie.evaluate.trials import contenders, play
 from reverie.models.set_rssm import SetRSSMConfig
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.policies.rollout import rollout

@@ -35,7 +35,7 @@ from reverie.envs.fleet.families import (
 )
 from reverie.envs.fleet.load import capacity, offered_load, with_load
 from reverie.envs.fleet.schedule import Schedule
-from reverie.envs.fleet.suites import VIEWS, fleet_suite
+from reverie.envs.fleet.suites import VIEWS, fleet_suite, suite_fleets
 from reverie.envs.fleet.traces import Trace
 from reverie.policies.rollout import rollout
 from reverie.policies.rules import rules
@@ -359,7 +359,7 @@ def test_families_of_unlike_shapes_are_one_suite_and_each_task_plays_as_alone():
 
 
 def test_the_suite_of_fleets_has_16_tasks_of_one_load_and_unlike_fleets():
-    world, tasks = fleet_suite(jobs=30, view="counts", draws=2)
+    world, tasks = fleet_suite("fleets", suite_fleets("fleets", draws=2), jobs=30, view="counts")
     assert len(world.names) == len(set(world.names)) == 16
     assert np.bincount(tasks.index).tolist() == [2] * 16
     each = [jax.tree.map(lambda leaf, i=i: leaf[i], tasks.task) for i in range(32)]
@@ -378,7 +378,7 @@ def test_the_suite_of_fleets_has_16_tasks_of_one_load_and_unlike_fleets():
 
 def test_tasks_of_unlike_views_are_one_suite_and_each_is_seen_as_alone():
     """Room that a view does not need is 0, and what the others show changes nothing."""
-    world, tasks = fleet_suite(jobs=30, view="full", name="schemas")
+    world, tasks = fleet_suite("schemas", suite_fleets("schemas"), jobs=30, view="full")
     assert world.observation_spec["servers"] == ArraySpec((10, len(LATENCY_FEATURES)), "servers")
     assert world.observation_spec["job"] == ArraySpec((2,))
     rule = rules([1.0] * 10, [1.0], ["random"])["random"]

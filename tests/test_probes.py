@@ -10,8 +10,9 @@ from reverie.envs.fleet import schedule as schedules
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, fleet_task
 from reverie.evaluate.capacity import changes
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.probes import Swapped, Wiped, decode, numbers, purity, record, silhouette, standardised
-from reverie.evaluate.trials import Contestant, play
+from reverie.evaluate.trials import play
 
 CHANGE = 40.0
 

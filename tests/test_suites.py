@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reverie.commands.train import parse
-from reverie.envs.fleet.suites import fleet_suite
+from reverie.envs.fleet.suites import suite_fleets
 from reverie.evaluate import suites
 from reverie.evaluate.dreams import dream_rows
 from reverie.evaluate.suites import suite_trials
@@ -120,8 +120,7 @@ def test_settings_of_storms_are_for_the_tasks_that_are_learned():
 
 
 def test_a_descriptor_says_how_tasks_differ_and_nothing_else():
-    _, tasks = fleet_suite(10, "full", draws=2)
-    described = np.asarray(tasks.descriptor).reshape(4, 4, 2, -1)  # fleets, traffic, draws
+    described = np.asarray(suite_fleets("fleets", draws=2).descriptor).reshape(4, 4, 2, -1)  # fleets, traffic, draws
     of_fleets = described[..., :11]
     np.testing.assert_array_equal(of_fleets, np.broadcast_to(of_fleets[:, :1, :1], of_fleets.shape))
     shares, down, load, unequal, bursts = np.split(described, [10, 11, 12, 13], -1)

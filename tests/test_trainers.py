@@ -21,7 +21,8 @@ from reverie.envs.fleet.families import PARK_MEAN_SIZE, park_sizes
 from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.workload import poisson
 from reverie.evaluate.agents import load_agents
-from reverie.evaluate.trials import Contestant, play
+from reverie.evaluate.contestants import Contestant
+from reverie.evaluate.trials import play
 from reverie.models.counts import CountsConfig
 from reverie.policies.rules import Random
 from reverie.runs.build import build

@@ -13,8 +13,9 @@ from reverie.envs.core import stack_tasks
 from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.sharing import sharing
+from reverie.evaluate.contestants import Contestant, key_of
 from reverie.evaluate.statistics import verdict
-from reverie.evaluate.trials import Contestant, adaptive, contenders, key_of, lower_bounds, play, standard
+from reverie.evaluate.trials import adaptive, contenders, lower_bounds, play, standard
 from reverie.evaluate.watch import Watched, waits, watch
 from reverie.policies.objectives import objective
 from reverie.policies.rules import rules
@@ -194,7 +195,7 @@ def test_response_times_of_all_jobs_are_kept_as_a_distribution():
 
 def test_rules_that_are_told_what_agents_are_not_are_oracles():
     def roles(view):
-        return {c.name: (c.role, c.view) for c in contenders(SOME, view)}
+        return {c.name: (c.role, c.world.view) for c in contenders(SOME, view)}
 
     assert roles("counts") == {
         "jsq": ("rule", "counts"),
@@ -208,7 +209,7 @@ def test_rules_that_are_told_what_agents_are_not_are_oracles():
 def test_late_binding_counts_as_known_in_every_view_and_the_present_speeds_do_not():
     named = {name: rules(SPEEDS, [1.0, 2.0])[name] for name in ("late-binding-fastest", "shortest-wait")}
     (late, told) = contenders(named, "counts")
-    assert (late.role, late.view, late.knows) == ("rule", "full", "who is idle")
+    assert (late.role, late.world.view, late.knows) == ("rule", "full", "who is idle")
     assert (told.role, told.knows) == ("oracle", None)
 
 

@@ -17,8 +17,9 @@ from reverie.envs.fleet import workload as workloads
 from reverie.envs.fleet.env import FleetEnv, Task, constant_speeds, fleet_task
 from reverie.envs.fleet.sharing import sharing
 from reverie.envs.fleet.weights import FEATURES, LEAST, Proxy, WeightsEnv, _choose, action_of, check_stay, weights_of
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.opponents import opponents
-from reverie.evaluate.trials import Contestant, play
+from reverie.evaluate.trials import play
 from reverie.policies.adaptive import AdaptiveLeastConnections
 from reverie.policies.rules import ShortestExpectedDelay
 from reverie.policies.tunable import tunable
@@ -287,7 +288,7 @@ def test_opponents_of_who_sets_weights_are_configured_and_adaptive_ones_and_thos
     found = {c.name: c for c in opponents(stack_tasks([steady()] * 2), "weights", proxy=Proxy(hold=123.0))}
     rules = {name for name, c in found.items() if c.role == "rule"}
     assert rules == {"equal-weights", "nominal-weights", "adaptive-weights"}
-    assert all(found[name].proxy.hold == 123.0 for name in (*rules, "weights-at-first"))
+    assert all(found[name].world.proxy.hold == 123.0 for name in (*rules, "weights-at-first"))
     np.testing.assert_allclose(
         found["weights-at-first"].policy.weights[0], np.array([2.0, 1.0, 3.0, 1.5]) * [1, 1 / 1.3, 4 / 2.5, 1]
     )

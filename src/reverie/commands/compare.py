@@ -52,14 +52,14 @@ def parse(arguments: Sequence[str]) -> Compare:
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     agents = load_agents(asked.run)
-    seen = {agent.view for agent in agents} or {"full"}
+    seen = {agent.world.view for agent in agents} or {"full"}
     if asked.view is None and len(seen) > 1:
         raise ValueError(f"the agents see different views ({', '.join(sorted(seen))}); say with --view what is visible")
     wanted = objective(asked.objective)
     setting = asked.world.setting()
     view = asked.view or seen.pop()
     about = [*setting.about, about_view(view)]
-    proxy = next((agent.proxy for agent in agents if agent.view == "weights"), asked.proxy)
+    proxy = next((agent.world.proxy for agent in agents if agent.world.proxy), asked.proxy)
     rules = rules_of(setting, view, asked.policy or None, proxy)
     played = hold_in_turn(setting, [*agents, *rules], asked.world.exam, say, wanted.deadline)
     judged = verdict(played.results, metric=wanted.metric)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reverie.evaluate.trials import Contestant
+from reverie.evaluate.contestants import Contestant
 from reverie.policies.core import Policy
 from reverie.runs import loop
 from reverie.runs.build import build

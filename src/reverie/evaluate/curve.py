@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from reverie.envs.fleet.env import Task
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.opponents import opponents
-from reverie.evaluate.trials import Contestant, play
+from reverie.evaluate.trials import play
 from reverie.policies.core import Policy
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig, stream_seed

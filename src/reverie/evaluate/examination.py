@@ -21,8 +21,9 @@ from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import USUAL, Proxy, View
 from reverie.evaluate import trials
 from reverie.evaluate.about import about_trace
+from reverie.evaluate.contestants import Contestant, programs
 from reverie.evaluate.opponents import AT_FIRST, nominal_speeds, opponents
-from reverie.evaluate.trials import Contestant, Tables, contenders
+from reverie.evaluate.trials import Tables, contenders
 from reverie.evaluate.watch import Watched, watch
 from reverie.ranges import Count, Seed, at_least, checked
 from reverie.runs.tuned import load_rule
@@ -173,7 +174,7 @@ def hold_in_turn(
 ) -> Tables:
     """`hold`, one compiled program after the other; `tell` is called with who plays next."""
     results, responses, done = [], [], 0
-    for members in trials.programs(contestants).values():
+    for members in programs(contestants).values():
         playing = [contestants[number] for number in members]
         names = ", ".join(c.name for c in playing)
         tell(f"{done} of {len(contestants)} have played {setting.name}; now {names}")

@@ -17,7 +17,8 @@ from reverie.envs.fleet.schedule import Schedule
 from reverie.envs.fleet.sharing import most
 from reverie.envs.fleet.weights import USUAL, Proxy, View, WeightsEnv
 from reverie.envs.fleet.workload import sample_size
-from reverie.evaluate.trials import Contestant, contenders
+from reverie.evaluate.contestants import Contestant
+from reverie.evaluate.trials import contenders
 from reverie.policies.rules import rules
 from reverie.policies.weights import HeldWeights, weight_rules
 

@@ -29,6 +29,7 @@ from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import USUAL, Proxy, View
 from reverie.evaluate.about import about_episodes
 from reverie.evaluate.agents import load_agents
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.examination import (
     TRACE_LOAD,
     Exam,
@@ -41,7 +42,7 @@ from reverie.evaluate.examination import (
     rules_of,
 )
 from reverie.evaluate.statistics import verdict
-from reverie.evaluate.trials import Contestant, Tables
+from reverie.evaluate.trials import Tables
 from reverie.evaluate.watch import Watched
 from reverie.files import SEALS, forget_damaged, is_sealed, locked, read_json, seal, seals, write_text
 from reverie.ranges import above, checked
@@ -243,10 +244,10 @@ def examine_agent(path: Path, tables: Path, examination: Examination, tell: Call
             for line in about_episodes(examination.exam.episodes):
                 tell(line)
             tell("examining the rules")
-            results.examine_rules(agent.view, agent.proxy)
+            results.examine_rules(agent.world.view, agent.world.proxy or USUAL)
             tell(f"examining {agent.name}")
             results.examine_agent(agent)
-            results.watch([agent], agent.view)
+            results.watch([agent], agent.world.view)
             _replace(tables, new)
         finally:
             shutil.rmtree(new, ignore_errors=True)

@@ -154,6 +154,21 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def decided(
+    values: Mapping[str, Values], opponent: str, confidence: float = 0.95, *, more: bool = False
+) -> dict[str, tuple[float | None, str]]:
+    """How the mean of each stands to that of the `opponent` on the same episodes: p by Holm's correction for all of
+    them, and better, worse or no difference. Less is better, unless `more` is."""
+    rival = values[opponent]
+    distances = {name: float(own.mean() - rival.mean()) for name, own in values.items() if name != opponent}
+    p = holm([_spread(values[name], rival).p_value(distance) for name, distance in distances.items()])
+    words: dict[str, tuple[float | None, str]] = {opponent: (None, "baseline")}
+    for (name, distance), probability in zip(distances.items(), p, strict=True):
+        word = "better" if (distance > 0) == more else "worse"
+        words[name] = probability, word if probability <= 1 - confidence else "no difference"
+    return words
+
+
 # --- from tidy tables to values --------------------------------------------------------------------------------------
 
 
@@ -402,25 +417,18 @@ def _share_ratio(values: Values, baseline: Baseline) -> Estimate:
 
 def _words(group: Group, opponent: str, metric: str, confidence: float) -> dict[str, tuple[float | None, str]]:
     """For each agent that has the metric: p by Holm's correction, and how it stands to the opponent."""
-    rival = group.agents[opponent].values.get(metric)
-    if rival is None:
+    if metric not in group.agents[opponent].values:
         return {}
-    words: dict[str, tuple[float | None, str]] = {opponent: (None, "baseline")}
-    tested: dict[str, tuple[float, float]] = {}
-    for name, (role, values) in group.agents.items():
-        if metric not in values or name == opponent:
-            continue
-        if role == "bound":
-            words[name] = None, "bound"
-            continue
-        mine, other = (v if metric == SHARE else np.log(v) for v in (values[metric], rival))
-        distance = float(mine.mean() - other.mean())
-        tested[name] = distance, _spread(mine, other).p_value(distance)
-    few = group.windows is not None and group.windows < WINDOWS_FOR_A_CLAIM
-    for (name, (distance, _)), p in zip(tested.items(), holm([p for _, p in tested.values()]), strict=True):
-        seen = p <= 1 - confidence
-        word = "no claim" if few else "no difference" if not seen else "better" if distance < 0 else "worse"
-        words[name] = p, word
+    having = {name: agent for name, agent in group.agents.items() if metric in agent.values}
+    compared = {
+        name: agent.values[metric] if metric == SHARE else np.log(agent.values[metric])
+        for name, agent in having.items()
+        if agent.role != "bound" or name == opponent
+    }
+    words: dict[str, tuple[float | None, str]] = dict.fromkeys(having, (None, "bound"))
+    words |= decided(compared, opponent, confidence)
+    if group.windows is not None and group.windows < WINDOWS_FOR_A_CLAIM:
+        words |= {name: (p, "no claim") for name, (p, _) in words.items() if p is not None}
     return words
 
 

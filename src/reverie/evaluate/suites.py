@@ -6,7 +6,7 @@ the ratio to the best rule beside it tells those apart.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -17,13 +17,15 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from reverie.agents.dreamer import DreamerConfig
 from reverie.envs.core import ArraySpec, TimeStep
 from reverie.envs.fleet.env import FleetEnv, Task, View
-from reverie.envs.fleet.schemas import Shown, fitted
+from reverie.envs.fleet.schemas import fitted
+from reverie.envs.fleet.suites import suite_fleets
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.dreams import dream_rows, likeness_rows
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.kept import kept, training_of
 from reverie.evaluate.opponents import opponents
 from reverie.evaluate.statistics import Estimate, Values, over_episodes, ratio
-from reverie.evaluate.trials import Contestant, play
+from reverie.evaluate.trials import play
 from reverie.files import is_sealed
 from reverie.models.mixture import MixtureConfig
 from reverie.policies.core import Policy, PolicyState
@@ -121,13 +123,14 @@ class SuiteTrials:
 
 def suite_trials(suite: SuiteConfig, episodes: int, jobs: int, seed: int) -> SuiteTrials:
     """Draw the trials, and let the rules play them. They are the same for all training seeds and agents."""
-    world, drawn = replace(suite, jobs=jobs).open(episodes, seed)
-    fleets = drawn.task.task if isinstance(drawn.task, Shown) else drawn.task
+    fleets = suite_fleets(suite.suite, episodes, seed)
+    world, _ = suite.seen(fleets)
+    of_task = [np.flatnonzero(np.asarray(fleets.index) == k) for k in range(len(suite.names))]
     tasks = {
-        name: jax.tree.map(lambda leaf, k=k: leaf[None, np.flatnonzero(np.asarray(drawn.index) == k)], fleets)
-        for k, name in enumerate(suite.names)
+        name: jax.tree.map(lambda leaf, of=of: leaf[None, of], fleets.task)
+        for name, of in zip(suite.names, of_task, strict=True)
     }
-    described = jnp.stack([drawn.descriptor[np.asarray(drawn.index) == k] for k in range(len(tasks))])
+    described = jnp.stack([fleets.descriptor[of] for of in of_task])
     key, rules = jax.random.key(seed), {}
     for (name, task), view in zip(tasks.items(), suite.views, strict=True):
         playing = _rivals(jax.tree.map(lambda leaf: leaf[0], task), view)

@@ -16,10 +16,8 @@ load, None for all of them; `jobs` and `mean_size`, their number and mean size (
 jobs beyond a deadline (None without one). Axes: K episodes of a trial, E trials, J jobs.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,52 +26,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from reverie.envs.core import ActionSpec, ArraySpec, State, TimeStep
-from reverie.envs.fleet.env import FleetEnv, Record, Task, known_at_dispatch, responses
+from reverie.envs.fleet.env import FleetEnv, Record, Task
 from reverie.envs.fleet.views import hides
-from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, View, WeightsEnv, check_stay
+from reverie.envs.fleet.weights import USUAL, FleetWorld, Proxy, View, WeightsEnv
 from reverie.evaluate.bounds import lower_bound
 from reverie.evaluate.capacity import load_at
+from reverie.evaluate.contestants import Contestant, check_sides, key_of, programs
 from reverie.policies.core import Policy, PolicyState
 from reverie.policies.rollout import trials as rollouts
 from reverie.policies.rules import LeastWork
 from reverie.policies.views import Rule
 from reverie.tables import Row
 
-Role = Literal["agent", "rule", "oracle"]
-"""What is judged (something was trained), what it is compared with, and what was told more than the agents are."""
-
 SURVIVAL_POINTS = 80
 LATE_BINDING = frozenset({"late-binding", "late-binding-fastest", "late-binding-4"})
 """Rules that every operator of first-come-first-served servers has, whatever is hidden: to send a job where it waits
 the shortest is to keep one queue in the proxy and let the server that frees next take its head (`maxconn 1`)."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A policy with frozen weights, and the world as it was made for it."""
-
-    name: str
-    """Runs of one algorithm share it and differ in their training seed."""
-    policy: Policy
-    """Its memory starts empty in each trial and lives through the episodes of the trial."""
-    world: FleetWorld
-    """As it was made for the policy: what it shows and what it pays, which matters to a policy that remembers rewards.
-    How many servers and jobs there are is the trial's affair."""
-    role: Role = "agent"
-    training_seed: int | None = None
-    """None where nothing was trained."""
-    knows: str | None = None
-    """What has to be known of the fleet to do the same, where that is not the view."""
-
-    @property
-    def view(self) -> View:
-        """What it sees of the fleet."""
-        return self.world.view
-
-    @property
-    def proxy(self) -> Proxy:
-        """Whose weights it sets; the usual one where it sets none."""
-        return self.world.proxy if isinstance(self.world, WeightsEnv) else USUAL
 
 
 class Tables(NamedTuple):
@@ -86,7 +54,9 @@ class Tables(NamedTuple):
     survival), where `response` is the time that a fraction `survival` of the jobs exceeds."""
 
 
-def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True, proxy: Proxy = USUAL) -> list[Contestant]:
+def contenders(
+    rules: Mapping[str, Rule], view: View, alone: bool = True, proxy: Proxy = USUAL
+) -> list[Contestant[FleetWorld]]:
     """Classical rules as opponents of agents that see `view`; `alone`, that nobody else sends jobs to the servers,
     which serve one at a time; `proxy`, whose weights are set by rules that do.
 
@@ -106,7 +76,7 @@ def contenders(rules: Mapping[str, Rule], view: View, alone: bool = True, proxy:
 
 
 def standard(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Contestant[FleetWorld]],
     tasks: Mapping[str, Task],
     key: Key[Array, ""],
     jobs: int,
@@ -125,7 +95,7 @@ def standard(
 
 
 def adaptive(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Contestant[FleetWorld]],
     tasks: Mapping[str, Task],
     key: Key[Array, ""],
     jobs: int,
@@ -178,16 +148,11 @@ class Jobs(NamedTuple):
     response: Float[np.ndarray, "K J E"]
 
 
-def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], jobs: int) -> list[Jobs]:
+def play(contestants: Sequence[Contestant[FleetWorld]], task: Task, key: Key[Array, ""], jobs: int) -> list[Jobs]:
     """Let every contestant play the trials of one task (leaves [K, E, ...]) and say what became of their jobs."""
-    servers = task.mask.shape[-1]
     played: dict[int, Jobs] = {}
     for (world, _), members in programs(contestants).items():
-        env = replace(world, servers=servers, jobs=jobs)
-        if isinstance(env, WeightsEnv):
-            check_stay(task)
-        elif not known_at_dispatch(task) and contestants[members[0]].training_seed is None:
-            env = replace(env, reward="elapsed")  # rules do not look at what they are paid
+        env = world.meeting(task, jobs, paid=contestants[members[0]].training_seed is not None)  # rules do not look
         record = _side_by_side(env, [contestants[c].policy for c in members], task, key)
         for row, c in enumerate(members):
             played[c] = Jobs(
@@ -196,27 +161,19 @@ def play(contestants: Sequence[Contestant], task: Task, key: Key[Array, ""], job
     return [played[c] for c in range(len(contestants))]
 
 
-def programs(contestants: Sequence[Contestant]) -> dict[tuple[FleetWorld, int | None], list[int]]:
-    """Who plays in one compiled program: all that is not trained and sees the same; what is trained plays alone, as its
-    runs differ in their weights only and share the compilation."""
-    programs: dict[tuple[FleetWorld, int | None], list[int]] = {}
-    for number, c in enumerate(contestants):
-        alone = None if c.training_seed is None else number
-        programs.setdefault((c.world, alone), []).append(number)
-    return programs
-
-
 @eqx.filter_jit
 def _side_by_side(env: FleetWorld, policies: Sequence[Policy], tasks: Task, key: Key[Array, ""]) -> Record:
     """Each policy in its own copy of the same world, which is compiled once for all C: records [K, J, E, C]."""
-    world, policy = _Copies(env, len(policies)), _Beside(tuple(policies))
-    if isinstance(env, WeightsEnv):
-        record = rollouts(world, policy, tasks, key, None, lambda *_: None, lambda ended: ended.states.record)[1]
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), record)  # [K, E, C, J]
     record, ended = rollouts(
-        world, policy, tasks, key, env.jobs, lambda before, after: after.states.record, lambda ended: ended.states
+        _Copies(env, len(policies)),
+        _Beside(tuple(policies)),
+        tasks,
+        key,
+        env.steps,
+        lambda before, after: after.states.record,
+        lambda ended: ended.states,
     )
-    return record._replace(response=jax.vmap(responses)(record, ended))  # over episodes K
+    return jax.vmap(env.outcome)(record, ended)  # over episodes K
 
 
 class _Copies(NamedTuple):
@@ -264,7 +221,7 @@ class _Beside(NamedTuple):
 
 
 def _trials(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Contestant[FleetWorld]],
     tasks: Mapping[str, Task],
     key: Key[Array, ""],
     jobs: int,
@@ -273,7 +230,7 @@ def _trials(
     windows: int | None,
     deadline: float | None,
 ) -> Tables:
-    _check(contestants, tasks)
+    check_sides(contestants, tasks)
     results: list[Row] = []
     responses: list[Row] = []
     for name, task in tasks.items():
@@ -281,29 +238,11 @@ def _trials(
         # All met the same jobs, but arrivals differ in the last digit from one compiled program to the next.
         level = _levels(task, played[0].arrival) if by_level else None
         for c, outcome in zip(contestants, played, strict=True):
-            who: Row = {"experiment": experiment, "agent": c.name, "role": c.role, "sees": c.knows or c.view}
+            who: Row = {"experiment": experiment, "agent": c.name, "role": c.role, "sees": c.knows or c.world.view}
             who |= {"windows": windows, "training_seed": c.training_seed, "task": name}
             results += [who | row for row in _results(outcome, level, deadline)]
             responses += [who | row for row in _survival(outcome.response)]
     return Tables(results, responses)
-
-
-def _check(contestants: Sequence[Contestant], tasks: Mapping[str, Task]) -> None:
-    if not contestants or not tasks:
-        raise ValueError(f"a trial needs contestants and tasks, got {len(contestants)} and {len(tasks)}")
-    seen: dict[str, list[Contestant]] = {}
-    for c in contestants:
-        for other in seen.setdefault(c.name, []):
-            if other.training_seed == c.training_seed:
-                raise ValueError(f"contestant {c.name!r} with training seed {c.training_seed} stands there twice")
-            if other.role != c.role:
-                raise ValueError(f"contestant {c.name!r} stands there both as {other.role} and as {c.role}")
-        seen[c.name].append(c)
-
-
-def key_of(key: Key[Array, ""], task: str) -> Key[Array, ""]:
-    """The key of a task's trials; it does not depend on which other tasks are played."""
-    return jax.random.fold_in(key, np.uint32(zlib.crc32(task.encode())))
 
 
 def _with_axis(task: Task) -> Task:

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from reverie.envs.fleet.env import Task
 from reverie.evaluate.capacity import load_at, speeds
-from reverie.evaluate.trials import Contestant, key_of, play
+from reverie.evaluate.contestants import Contestant, key_of
+from reverie.evaluate.trials import play
 from reverie.tables import Row
 
 

@@ -24,7 +24,7 @@ from reverie.envs.fleet.fitting import FEWEST, Fit, Server, fit
 from reverie.envs.fleet.sharing import sharing
 from reverie.envs.fleet.traces import Requests, Trace
 from reverie.evaluate import trials
-from reverie.evaluate.trials import Contestant
+from reverie.evaluate.contestants import Contestant
 from reverie.policies.views import View
 from reverie.serve.predict import LeastConnections
 

@@ -31,7 +31,7 @@ from reverie.envs.fleet.families import family as find_family
 from reverie.envs.fleet.formats.reading import AS_IT_IS, Reading
 from reverie.envs.fleet.own import Own
 from reverie.envs.fleet.sources import read_source
-from reverie.envs.fleet.suites import VIEWS, find_suite, fleet_suite
+from reverie.envs.fleet.suites import VIEWS, find_suite, fleet_suite, suite_fleets
 from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import GAIN, USUAL, FleetWorld, Proxy, WeightsEnv
 from reverie.envs.games import Game, find_game
@@ -295,7 +295,11 @@ class SuiteConfig:
 
     def open(self, draws: int, seed: int, only: tuple[str, ...] = ()) -> tuple[Suite, Numbered]:
         """The world, and so many draws of all tasks or of those named."""
-        return fleet_suite(self.jobs, self.view, draws, seed, name=self.suite, only=only, reward=self.reward)
+        return self.seen(suite_fleets(self.suite, draws, seed, only))
+
+    def seen(self, fleets: Numbered) -> tuple[Suite, Numbered]:
+        """The world, and drawn fleets as tasks of it."""
+        return fleet_suite(self.suite, fleets, self.jobs, self.view, self.reward)
 
 
 @dataclass(frozen=True)

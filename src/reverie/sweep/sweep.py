@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from reverie.evaluate.about import about_view
 from reverie.evaluate.agents import load_agents, training_runs
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.results import Examination, Results
-from reverie.evaluate.trials import Contestant
 from reverie.report.output import say
 from reverie.report.run_page import write_report
 from reverie.runs.folder import RunFolder

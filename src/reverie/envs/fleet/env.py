@@ -8,8 +8,8 @@ shortest (Kiefer and Wolfowitz 1955). Workloads, rules and learning live elsewhe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +164,9 @@ class FleetEnv:
     deadline: PositiveOrNone = None
     """Of `lateness`: the response time up to which a job costs nothing."""
 
+    proxy: ClassVar[None] = None
+    """Nobody's weights are set."""
+
     def __post_init__(self):
         if (self.reward == "lateness") != (self.deadline is not None):
             raise ValueError(
@@ -186,6 +189,21 @@ class FleetEnv:
     @property
     def keeps_ledger(self) -> bool:
         return self.view != "full" or self.reward == "elapsed"
+
+    @property
+    def steps(self) -> int:
+        """Of each episode."""
+        return self.jobs
+
+    def meeting(self, task: Task, jobs: int, paid: bool) -> "FleetEnv":
+        """The same for the servers of tasks [..., N] and so many jobs. Where nobody is `paid`, rewards are some that
+        these tasks can tell."""
+        fitting = replace(self, servers=task.mask.shape[-1], jobs=jobs)
+        return fitting if paid or known_at_dispatch(task) else replace(fitting, reward="elapsed")
+
+    def outcome(self, dispatched: Record, ended: FleetState) -> Record:
+        """What became of the jobs [J, *B] of episodes that have `ended` [*B], from the records of their steps."""
+        return dispatched._replace(response=responses(dispatched, ended))
 
     def reset(self, task: Task, key: Key[Array, ""]) -> tuple[FleetState, TimeStep]:
         """Empty servers at time 0, and the first job at the door. `key` is the stream of jobs."""

@@ -142,19 +142,9 @@ def _variation(schedule: Schedule) -> float:
     return float(np.sqrt(max(0.0, schedules.mean(squared) / schedules.mean(schedule) ** 2 - 1)))
 
 
-def fleet_suite(
-    jobs: int,
-    view: View,
-    draws: int = 1,
-    seed: int = 0,
-    *,
-    name: str = "fleets",
-    only: Sequence[str] = (),
-    reward: Reward = "admission",
-) -> tuple[Suite, Numbered]:
-    """The world of a suite, and `draws` of each of its tasks, or of those named `only`, which differ where the traffic
-    is drawn. Whichever are drawn, fleets have the rows, and tasks the numbers, that they have in the whole suite. The
-    view is that of all tasks, but where they have their own (`VIEWS`), and are `Shown`.
+def suite_fleets(name: str, draws: int = 1, seed: int = 0, only: Sequence[str] = ()) -> Numbered:
+    """`draws` of each task of a suite, or of those named `only`, which differ where the traffic is drawn. Whichever are
+    drawn, fleets have the rows, and tasks the numbers, that they have in the whole suite.
 
     Raises:
         ValueError: as `find_suite`.
@@ -166,10 +156,17 @@ def fleet_suite(
     }
     tasks = suite(drawn, stack_fleets, describe)  # all, so that padding is that of the whole suite
     kept = np.flatnonzero(np.isin(np.asarray(tasks.index), [names.index(task) for task in wanted]))
-    tasks = jax.tree.map(lambda leaf: leaf[kept], tasks)
-    servers = tasks.task.mask.shape[-1]
+    return jax.tree.map(lambda leaf: leaf[kept], tasks)
+
+
+def fleet_suite(
+    name: str, fleets: Numbered, jobs: int, view: View, reward: Reward = "admission"
+) -> tuple[Suite, Numbered]:
+    """The world of a suite, and its `fleets` as they are seen there: in one view, but for tasks that have their own
+    (`VIEWS`), and are `Shown`."""
+    servers, names = fleets.task.mask.shape[-1], tuple(find_suite(name))
     if name not in VIEWS:
-        return Suite(FleetEnv(servers, jobs, view, reward), names, DESCRIBED), tasks
+        return Suite(FleetEnv(servers, jobs, view, reward), names, DESCRIBED), fleets
     world = SeveralViews(servers, jobs, tuple(dict.fromkeys(VIEWS[name])), reward)
     seen = jnp.asarray([world.views.index(each) for each in VIEWS[name]])
-    return Suite(world, names, DESCRIBED), tasks._replace(task=Shown(seen[tasks.index], tasks.task))
+    return Suite(world, names, DESCRIBED), fleets._replace(task=Shown(seen[fleets.index], fleets.task))

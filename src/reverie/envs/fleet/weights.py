@@ -11,7 +11,7 @@ fleets of a batch share the loop, so a round is wasted on those that have fewer 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
@@ -143,6 +143,8 @@ class WeightsEnv:
     """The factor by which an action may raise or lower the rule's weights at most; unless given it is the weights."""
 
     view: ClassVar[Literal["weights"]] = "weights"
+    steps: ClassVar[None] = None
+    """Episodes differ in length."""
 
     @property
     def observation_spec(self) -> Mapping[str, ArraySpec]:
@@ -207,6 +209,18 @@ class WeightsEnv:
         if (most := self.correction) is None:
             return weights_of(action)
         return weights_of(action_of(most ** jnp.clip(action, -1.0, 1.0) * LEAST ** ((1 - rule) / 2)))
+
+    def meeting(self, task: Task, jobs: int, paid: bool) -> "WeightsEnv":
+        """The same for the servers of tasks [..., N] and so many jobs, whoever is `paid`.
+
+        Errors: ValueError where a server joins or leaves.
+        """
+        check_stay(task)
+        return replace(self, servers=task.mask.shape[-1], jobs=jobs)
+
+    def outcome(self, nothing: None, ended: WeightsState) -> Record:
+        """What became of the jobs [J, *B] of episodes that have `ended` [*B]; of their steps there is `nothing`."""
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), ended.record)
 
     def servers_of(self, task: Task) -> Sharing:
         """How the servers of a task serve; without the slots that no cap lets be taken."""
