@@ -430,7 +430,19 @@ def test_a_suite_is_trained_judged_on_each_of_its_tasks_and_reported(capsys, mon
     assert page.count("(new)") >= 2
     assert "Mean score" in page
     assert "learned the suite loads" in fails(capsys, "evaluate", "suite", "--load", "0.5")
-    assert "is trained in the suite loads" in fails(capsys, "compare", "--run", "suite")
+    cli.main(["train", *words[:3], "second", "--quiet", *episodes, "--world.draws", "2", "--steps", "120"])
+    capsys.readouterr()
+    compared = answer(capsys, "compare", "--run", "suite", "--run", "second", *EXAM)["rows"]
+    assert [row["task"] for row in compared[::2]] == [None, *(row["task"] for row in rows)]
+    of_first = {row["task"]: row for row in compared if row["agent"] == "suite"}
+    for row in rows:
+        assert of_first[row["task"]]["score"] == pytest.approx(row["score"])
+        assert of_first[row["task"]]["learned"] == row["learned"]
+    assert of_first[None]["score"] == pytest.approx(sum(row["score"] for row in rows) / 4)
+    assert of_first[None]["verdict"] == "baseline"
+    other = next(row for row in compared if (row["task"], row["agent"]) == (None, "second"))
+    assert other["beside"] == pytest.approx(other["ratio"] / of_first[None]["ratio"])
+    assert "are all that can be said" in fails(capsys, "compare", "--run", "suite", "--policy", "sed")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from reverie.envs.core import batch_reset, batch_step
 from reverie.envs.games import GAMES, find_game
 from reverie.envs.memory.discounting_chain import DELAYS
 from reverie.envs.memory.memory_chain import LENGTHS
+from reverie.evaluate import players
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
@@ -250,9 +251,50 @@ def test_an_agent_of_a_game_is_evaluated_and_reported(player, capsys):
     assert {"step", "evaluation/return"} <= player.metrics()[-1].keys()
 
 
-def test_what_was_learned_in_a_game_is_not_asked_to_dispatch(player, capsys):
-    assert cli.main(["compare", "--run", str(player.path)]) == 1
-    assert "trained in the game memory_length/3" in capsys.readouterr().err
+def test_agents_of_one_game_are_compared_on_the_same_trials(player, tmp_path, capsys):
+    """Beside the first, runs that differ in their seed alone as one; and each as it is judged alone."""
+    second, other = tmp_path / "player-1", tmp_path / "other"
+    for path, plan in {
+        second: replace(player.config(TrainConfig), seed=1),
+        other: replace(player.config(TrainConfig), label="other", loop=LoopConfig(steps=24, evaluate_every=24)),
+    }.items():
+        train_run(plan, build(plan), RunFolder.create(path, plan), ["test"], quiet=True)
+    runs = [word for path in (player.path, second, other) for word in ("--run", str(path))]
+    assert cli.main(["compare", *runs, "--episodes", "20", "--output", "json"]) == 0
+    rows = {row["agent"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert {name: row["seeds"] for name, row in rows.items()} == {"player": 2, "other": 1}
+    assert rows["player"]["verdict"] == "baseline"
+    assert rows["other"]["difference"] == pytest.approx(rows["other"]["mean"] - rows["player"]["mean"])
+    each = []
+    for path in (player.path, second):
+        assert cli.main(["evaluate", str(path), "--episodes", "20", "--output", "json"]) == 0
+        each.append(json.loads(capsys.readouterr().out)["rows"][0]["mean"])
+    assert rows["player"]["mean"] == pytest.approx(np.mean(each))
+    assert cli.main(["compare", *runs, "--episodes", "20"]) == 0
+    assert "- player" in capsys.readouterr().out
+    assert cli.main(["compare", *runs, "--family", "hard"]) == 1
+    assert "--episodes, --seed and, for suites, --jobs are all" in capsys.readouterr().err
+
+
+def test_agents_are_compared_on_the_tasks_that_their_games_share():
+    """Told or not, and whichever they learned from; not where the worlds are others."""
+    told, dense, hidas = (GameConfig(f"merging/{about}") for about in ("told", "dense", "hidas"))
+    assert told.untold == dense.untold == GameConfig("merging")
+    assert hidas.untold != told.untold
+    assert GameConfig("memory_length/3").untold != GameConfig("memory_length/5").untold
+    assert GameConfig("velocity:half_cheetah/told").untold == GameConfig("velocity:half_cheetah")
+    sets = [players._sets(game, 16) for game in (told, dense)]
+    assert list(players._shared(sets)) == ["interpolated", "extrapolated"]
+    assert list(players._shared(sets[:1] * 2)) == ["trained", "interpolated", "extrapolated"]
+
+
+def test_who_earns_more_is_better():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(0, 1, (2, 30)), rng.normal(3, 1, (2, 30))
+    first, second = players._stand({"few": few, "many": many})
+    assert (first["agent"], first["verdict"], second["verdict"]) == ("many", "better", "baseline")
+    assert first["difference_low"] > 0
+    assert players._stand({"many": many, "few": few})[1]["verdict"] == "worse"
 
 
 def test_a_resumed_run_keeps_its_model(tmp_path, capsys):

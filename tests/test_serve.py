@@ -15,6 +15,7 @@ import pytest
 
 import reverie
 from reverie import cli
+from reverie.agents.heads import per_action
 from reverie.envs.fleet.env import FleetEnv
 from reverie.envs.fleet.families import draw_tasks, family
 from reverie.runs import export, loop
@@ -93,7 +94,7 @@ def logits_by_jax(policy, state, observation):
     features = networks.inputs.see(observation)
     if state is not None:
         features = networks.with_memory(features, state.recurrent)
-    return networks.logits(features)[0]
+    return per_action(networks.actor(features), networks.spec, networks.inputs.as_set)[0][0]
 
 
 @pytest.mark.parametrize("name", PLANS)

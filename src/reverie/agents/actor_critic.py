@@ -21,10 +21,10 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from reverie.agents.core import Rollout
-from reverie.agents.heads import SetTower, Tower, numbers_of, per_action
+from reverie.agents.heads import SetTower, Tower, numbers_of, said
 from reverie.agents.inputs import Inputs, Reading
 from reverie.agents.rl2 import led_here
-from reverie.envs.core import ActionSpec, ArraySpec, Continuous, Discrete, TimeStep
+from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
 from reverie.models.core import Features
 from reverie.nn.distributions import BoundedNormal, Categorical, symlog
 from reverie.nn.layers import GRU, masked_mean
@@ -173,16 +173,8 @@ class ActorCritic(eqx.Module):
 
     def act(self, features: Features, observation: dict[str, Array]) -> Categorical | BoundedNormal:
         """The distribution over actions [*B, A]."""
-        match self.spec:
-            case Discrete():
-                return Categorical.from_logits(self.logits(features), mask=self.inputs.allowed(observation))
-            case Continuous():
-                numbers = per_action(self.actor(features), self.spec, self.inputs.as_set)
-                return BoundedNormal(*numbers, mask=features.mask)
-
-    def logits(self, features: Features) -> Float[Array, "*B A"]:
-        """Of discrete actions."""
-        return per_action(self.actor(features), self.spec, self.inputs.as_set)[0]
+        mask = self.inputs.allowed(observation)
+        return said(self.actor(features), self.spec, self.inputs.as_set, mask, BoundedNormal)
 
     def value(self, features: Features) -> Float[Array, "*B"]:
         """The expected return, in units of scaled rewards."""

@@ -5,6 +5,8 @@ With rows, actors are one scorer shared by all servers and critics pool over the
 them.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -47,12 +49,7 @@ class Actor(eqx.Module):
             assert features.servers is not None, "the model offered rows when this actor was made"
             outputs = self.head(self.shared(features.servers, context))
             mask = features.mask if mask is None else mask
-        numbers = per_action(outputs, self.spec, self.shared is not None)
-        match self.spec:
-            case Discrete():
-                return Categorical.from_logits(numbers[0], self.unimix, mask)
-            case Continuous():
-                return BoundedNormal(numbers[0], numbers[1], mask)
+        return said(outputs, self.spec, self.shared is not None, mask, BoundedNormal, self.unimix)
 
 
 def numbers_of(spec: ActionSpec) -> int:
@@ -68,6 +65,24 @@ def per_action(outputs: Float[Array, "..."], spec: ActionSpec, rows: bool) -> Fl
     """A head's outputs, [*B, N, O] with rows and [*B, O A] without, apart."""
     count = numbers_of(spec)
     return jnp.moveaxis(outputs, -1, 0) if rows else jnp.stack(jnp.split(outputs, count, -1))
+
+
+def said[D](
+    outputs: Float[Array, "..."],
+    spec: ActionSpec,
+    rows: bool,
+    mask: Bool[Array, "*B A"] | None,
+    normal: Callable[..., D],
+    unimix: float = 0.0,
+) -> Categorical | D:
+    """The distribution over actions that a head's outputs say, `mask` being which of their entries count; `normal`, the
+    kind of a continuous one."""
+    numbers = per_action(outputs, spec, rows)
+    match spec:
+        case Discrete():
+            return Categorical.from_logits(numbers[0], unimix, mask)
+        case Continuous():
+            return normal(*numbers, mask=mask)
 
 
 class Critic(eqx.Module):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from reverie.agents.heads import Flat, QNetwork, SetTower, per_action
+from reverie.agents.heads import Flat, QNetwork, SetTower, said
 from reverie.agents.inputs import Inputs
-from reverie.envs.core import ActionSpec, Continuous, Discrete
+from reverie.envs.core import ActionSpec
 from reverie.models.core import Features
 from reverie.nn.distributions import Categorical, TanhNormal
 
@@ -17,12 +17,7 @@ def distribution(
     actor: Flat | SetTower, spec: ActionSpec, inputs: Inputs, seen: Features, observation: dict[str, Array]
 ) -> Categorical | TanhNormal:
     """That over actions, of what was seen of an observation."""
-    numbers = per_action(actor(seen), spec, inputs.as_set)
-    match spec:
-        case Discrete():
-            return Categorical.from_logits(numbers[0], mask=inputs.allowed(observation))
-        case Continuous():
-            return TanhNormal.from_outputs(*numbers, mask=seen.mask)
+    return said(actor(seen), spec, inputs.as_set, inputs.allowed(observation), TanhNormal.from_outputs)
 
 
 class Considered(NamedTuple):

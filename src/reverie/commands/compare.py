@@ -14,19 +14,23 @@ from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import hold_in_turn, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.policies.objectives import objective
+from reverie.report.judged import compared
 from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.tables import rich_table, verdict_tables
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Rank rules and trained agents on a task family or on a trace, with paired statistics on the same jobs.
+    """Rank rules and trained agents on a task family or on a trace, with paired statistics on the same jobs. Agents
+    that learned one game or one suite of fleets are compared in that, each beside the first.
 
     Example: reverie compare --objective late:2000 --policy sed --policy jsq
 
     Example: reverie compare --family hard --run runs/first
 
     Example: reverie compare --trace conversation-like --run runs/first --policy sed --policy jsq
+
+    Example: reverie compare --run runs/mixture --run runs/shared
     """
 
     world: Annotated[World, tyro.conf.arg(name="")] = field(default_factory=World)
@@ -41,6 +45,8 @@ class Compare:
     objective: str = "mean"
     """What policies are ranked by: the mean, median, p95 or p99 response time of an episode, or late:DEADLINE, the
     share of jobs that take longer than that."""
+    trust: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Import the module that a run's game is in, such as MODULE in gym:MODULE:X-v0, which executes what is in it."""
     output: Output = "table"
     """A table, or JSON."""
 
@@ -51,6 +57,15 @@ def parse(arguments: Sequence[str]) -> Compare:
 
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
+    exam = asked.world.exam
+    if (own := compared(asked.run, exam, asked.trust)) is not None:
+        if asked != Compare(World(exam=exam), asked.run, trust=asked.trust, output=asked.output):
+            raise ValueError(
+                "games and suites are played as they were learned: --episodes, --seed and, for suites, --jobs are all "
+                "that can be said"
+            )
+        print_json({"rows": own.rows}) if asked.output == "json" else print_table(rich_table(own.table))
+        return
     agents = load_agents(asked.run)
     seen = {agent.world.view for agent in agents} or {"full"}
     if asked.view is None and len(seen) > 1:
@@ -61,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     about = [*setting.about, about_view(view)]
     proxy = next((agent.world.proxy for agent in agents if agent.world.proxy), asked.proxy)
     rules = rules_of(setting, view, asked.policy or None, proxy)
-    played = hold_in_turn(setting, [*agents, *rules], asked.world.exam, say, wanted.deadline)
+    played = hold_in_turn(setting, [*agents, *rules], exam, say, wanted.deadline)
     judged = verdict(played.results, metric=wanted.metric)
     if asked.output == "json":
         print_json({"task": setting.name, "unit": asked.world.unit, "about": about, "rows": judged})

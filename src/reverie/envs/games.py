@@ -21,6 +21,8 @@ Tasks = Shaped[np.ndarray, "_ ..."]
 
 BOX = 256
 """Tasks that are drawn from the box of those to learn from, for agents that are to know no task but all of them."""
+ABOUT_TASKS = frozenset({"told", "dense", "box", "sparse"})
+"""How names of games end that differ by nothing but what is told of tasks, or by which ones are learned from."""
 NO_TESTS: Mapping[str, Tasks] = MappingProxyType({})
 
 

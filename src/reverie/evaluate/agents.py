@@ -3,38 +3,68 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+from reverie.envs.fleet.weights import FleetWorld
 from reverie.evaluate.contestants import Contestant
 from reverie.policies.core import Policy
 from reverie.runs import loop
-from reverie.runs.build import build
+from reverie.runs.build import build, stored
 from reverie.runs.export import load_policy
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import TrainConfig
 
 
-def load_agents(paths: Sequence[Path], servers: int | None = None) -> list[Contestant]:
-    """Agents taking their likeliest actions: those of runs as their newest checkpoints have them, of a folder of runs
-    (a verdict, a sweep) all within it, and those of exported policies.
+class Agent(NamedTuple):
+    """A trained agent, taking its likeliest actions."""
+
+    name: str
+    """After its algorithm. Agents that differ in their seed alone are one; those of other settings are told apart by
+    the name of the folder or file of the first."""
+    config: TrainConfig
+    policy: Policy
+
+
+def load_agents(paths: Sequence[Path], servers: int | None = None) -> list[Contestant[FleetWorld]]:
+    """Agents of fleets: those of runs as their newest checkpoints have them, of a folder of runs (a verdict, a sweep)
+    all within it, and those of exported policies.
 
     Arguments: `servers`, the size of the fleet that they are to act for; that of their training unless given.
-
-    Agents that differ in their seed alone are one agent, named after its algorithm; those of different settings are
-    told apart by the name of the folder or file of the first.
 
     Raises:
         FileNotFoundError: a folder is not a run, or has no checkpoint yet.
         ValueError: two runs are the same, a checkpoint does not fit, or an agent is for one size of fleet only.
     """
+
+    def load(place: Path) -> tuple[TrainConfig, Policy]:
+        if place.is_file():
+            return load_policy(place, servers)
+        config = RunFolder(place).config(TrainConfig)
+        trainer = build(replace(config, world=config.fleet))  # never a game: its name could import a module
+        return config, trainer.policy(loop.newest_state(trainer, RunFolder(place))[1], servers=servers)
+
     places = [place for path in paths for place in _places(path)]
-    loaded = [load_policy(place, servers) if place.is_file() else _newest(place, servers) for place in places]
-    settings = [replace(config, seed=0) for config, _ in loaded]
-    contestants = []
-    for (config, policy), setting in zip(loaded, settings, strict=True):
-        rivals = {other for other in settings if other.name == config.name}
-        name = config.name if len(rivals) == 1 else places[settings.index(setting)].name
-        contestants.append(Contestant(name, policy, config.fleet.env, training_seed=config.seed))
-    return contestants
+    return [
+        Contestant(agent.name, agent.policy, agent.config.fleet.env, training_seed=agent.config.seed)
+        for agent in _named(places, [load(place) for place in places])
+    ]
+
+
+def load_trained(paths: Sequence[Path], trust: bool = False) -> list[Agent]:
+    """Agents of runs, or of all runs in a folder, in the worlds that they were trained in.
+
+    Raises:
+        FileNotFoundError: a folder is not a run, or has no checkpoint yet.
+        ValueError: a checkpoint does not fit, or a game is in a module that is to be imported and there is no `trust`.
+    """
+
+    def load(run: RunFolder) -> tuple[TrainConfig, Policy]:
+        config = stored(run, trust)
+        trainer = build(config)
+        return config, trainer.policy(loop.newest_state(trainer, run)[1])
+
+    runs = [run for path in paths for run in training_runs(RunFolder.open(path))]
+    return _named([run.path for run in runs], [load(run) for run in runs])
 
 
 def training_runs(run: RunFolder) -> list[RunFolder]:
@@ -47,8 +77,11 @@ def _places(path: Path) -> list[Path]:
     return [path] if path.is_file() else [run.path for run in training_runs(RunFolder.open(path))]
 
 
-def _newest(path: Path, servers: int | None) -> tuple[TrainConfig, Policy]:
-    run = RunFolder(path)
-    config = run.config(TrainConfig)
-    trainer = build(replace(config, world=config.fleet))  # never a game: its name could import a module
-    return config, trainer.policy(loop.newest_state(trainer, run)[1], servers=servers)
+def _named(places: Sequence[Path], loaded: Sequence[tuple[TrainConfig, Policy]]) -> list[Agent]:
+    settings = [replace(config, seed=0) for config, _ in loaded]
+    agents = []
+    for (config, policy), setting in zip(loaded, settings, strict=True):
+        rivals = {other for other in settings if other.name == config.name}
+        name = config.name if len(rivals) == 1 else places[settings.index(setting)].name
+        agents.append(Agent(name, config, policy))
+    return agents

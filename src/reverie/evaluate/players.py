@@ -1,16 +1,22 @@
-"""Agents that learned a game: judged by the returns of whole episodes."""
+"""Agents that learned games: judged by the returns of whole episodes."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
+from reverie.envs.core import Task, World
+from reverie.evaluate.agents import Agent, load_trained
+from reverie.evaluate.contestants import Contestant, check_sides
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.kept import kept, training_of
 from reverie.evaluate.returns import returns
-from reverie.evaluate.statistics import over_seeds
+from reverie.evaluate.statistics import decided, difference, over_episodes
 from reverie.files import is_sealed
-from reverie.policies.core import Policy
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, TrainConfig
 from reverie.tables import Row
@@ -20,6 +26,8 @@ RETURNS = "returns.csv"
 """In `tables/` of a run: the mean return of the agent, in each set of tasks and each episode of a trial."""
 CODES, FORETOLD = "codes.csv", "foretold.csv"
 """Of a MetaDreamer besides (`imagined.py`)."""
+LEARNED = "trained"
+"""The set of the tasks that were learned from."""
 CODED = 200
 """Tasks of each set whose codes are kept."""
 
@@ -40,7 +48,16 @@ def evaluate_player(run: RunFolder, game: GameConfig, episodes: int, seed: int, 
     """
 
     def tables(config: TrainConfig, trainer: WorldTrainer, step: int, state: PyTree) -> dict[str, list[Row]]:
-        found = {RETURNS: _returns(config, step, trainer.policy(state), game, episodes, seed)}
+        world = game.world(episodes, judged=True)
+        player = Contestant(config.name, trainer.policy(state), world, training_seed=config.seed)
+        of: Row = {"agent": config.name, "training_seed": config.seed, "game": game.game, "steps": step}
+        best = getattr(world, "optimal_return", None)
+        found = {
+            RETURNS: [
+                of | {name: row[name] for name in ("tasks", "episode", "episodes", *_MEAN)} | {"best": best}
+                for row in standings([player], _sets(game, episodes), game.names, config.curve.trial, seed)
+            ]
+        }
         match trainer.agent:
             case MetaDreamer() as agent:
                 sets = {test: np.asarray(game.drawn(CODED, test)) for test in game.tests}
@@ -65,17 +82,90 @@ def tables_of(config: TrainConfig) -> list[str]:
     return [RETURNS]
 
 
-def _returns(config: TrainConfig, step: int, policy: Policy, game: GameConfig, episodes: int, seed: int) -> list[Row]:
-    rows = []
-    for test in (None, *game.tests):
-        world, tasks = game.world(episodes, judged=True), game.drawn(episodes, test)
-        played = np.asarray(returns(world, policy, tasks, jax.random.key(seed), config.curve.trial))
-        by_name = {name: played[k :: len(game.names)] for k, name in enumerate(game.names)}
-        for of, trials in ({test or "trained": played} | by_name).items():
-            for number, each in enumerate(trials.T, 1):
-                row: Row = {"agent": config.name, "training_seed": config.seed, "game": game.game, "steps": step}
-                row |= {"tasks": of, "episode": number, "episodes": len(each)}
-                estimate = over_seeds(each)  # over trials here: Student's interval too
-                row |= dict(zip(("mean", "mean_low", "mean_high"), estimate, strict=True))
-                rows.append(row | {"best": getattr(world, "optimal_return", None)})
+_MEAN = "mean", "mean_low", "mean_high"
+
+
+def compare_players(paths: Sequence[Path], episodes: int, seed: int, trust: bool = False) -> list[Row]:
+    """Agents of runs that learned one game, told the task or not, from these tasks or those, on the same trials of all
+    sets of tasks that they share: `standings`.
+
+    Arguments: `episodes`, how many trials of each set of tasks, each as long as the agent takes longest.
+
+    Raises:
+        ValueError: their games are not one, or have no tasks in common; as for `load_trained` besides.
+    """
+    agents = load_trained(paths, trust)
+    games = [_game(agent, agents[0]) for agent in agents]
+    sets = _shared([_sets(game, episodes) for game in games])
+    if not sets:
+        raise ValueError("no tasks are common to what these agents learned from, nor to what they are tested on")
+    players = [
+        Contestant(agent.name, agent.policy, game.world(episodes, judged=True), training_seed=agent.config.seed)
+        for agent, game in zip(agents, games, strict=True)
+    ]
+    return standings(players, sets, games[0].names, max(agent.config.curve.trial for agent in agents), seed)
+
+
+def standings(
+    players: Sequence[Contestant[World]], sets: Mapping[str, Task], names: Sequence[str], trial: int, seed: int
+) -> list[Row]:
+    """How agents stand in a game: a row for each set of tasks, each task that has a name, each episode of a trial, and
+    each agent, the best first.
+
+    Arguments: `sets`, the tasks of E trials by the name of the set; `names`, of tasks that have some, which take turns;
+    `trial`, the episodes of a trial.
+    Returns `mean` with `_low` and `_high`, the mean return with its interval of 95 %; `difference` with `_low` and
+    `_high`, to the first player (`against`), with `p` and `verdict` as in `statistics.verdict`; `seeds`, `episodes`.
+
+    Errors: ValueError where one player stands there twice; those of `returns`.
+    """
+    check_sides(players, sets)
+    rows: list[Row] = []
+    for name, tasks in sets.items():
+        played: dict[str, list[Float[np.ndarray, "E N"]]] = defaultdict(list)
+        for c in players:
+            played[c.name].append(np.asarray(returns(c.world, c.policy, tasks, jax.random.key(seed), trial)))
+        values = {agent: np.stack(each) for agent, each in played.items()}  # [S, E, N]
+        turns = {name: slice(None)} | {named: slice(k, None, len(names)) for k, named in enumerate(names)}
+        for of, turn in turns.items():
+            for number in range(trial):
+                at: Row = {"tasks": of, "episode": number + 1}
+                rows += [at | row for row in _stand({agent: each[:, turn, number] for agent, each in values.items()})]
+    return rows
+
+
+def _game(agent: Agent, first: Agent) -> GameConfig:
+    """What an agent learned. Errors: ValueError where it is not the game of the first."""
+    game, wanted = agent.config.game, first.config.game
+    if game is None or wanted is None or game.untold != wanted.untold:
+        raise ValueError(f"{agent.name} and {first.name} did not learn one game: agents are compared in one")
+    return game
+
+
+def _sets(game: GameConfig, trials: int) -> dict[str, Task]:
+    """The tasks of so many trials, by the name of their set."""
+    return {test or LEARNED: game.drawn(trials, test) for test in (None, *game.tests)}
+
+
+def _shared(of_games: Sequence[Mapping[str, Task]]) -> dict[str, Task]:
+    """The sets that are the same in all."""
+    return {
+        name: tasks
+        for name, tasks in of_games[0].items()
+        if all(np.array_equal(tasks, sets.get(name, ())) for sets in of_games)
+    }
+
+
+def _stand(values: Mapping[str, Float[np.ndarray, "S E"]]) -> list[Row]:
+    against = next(iter(values))
+    words = decided(values, against, more=True)
+    rows: list[Row] = []
+    for agent in sorted(values, key=lambda name: -values[name].mean()):
+        own = values[agent]
+        row: Row = {"agent": agent, "against": against, "seeds": own.shape[0], "episodes": own.shape[1]}
+        row |= dict(zip(_MEAN, over_episodes(own), strict=True))
+        between = difference(own, values[against]) if agent != against else (None,) * 3
+        row |= dict(zip(("difference", "difference_low", "difference_high"), between, strict=True))
+        row["p"], row["verdict"] = words[agent]
+        rows.append(row)
     return rows

@@ -7,6 +7,7 @@ the ratio to the best rule beside it tells those apart.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,12 +20,13 @@ from reverie.envs.core import ArraySpec, TimeStep
 from reverie.envs.fleet.env import FleetEnv, Task, View
 from reverie.envs.fleet.schemas import fitted
 from reverie.envs.fleet.suites import suite_fleets
+from reverie.evaluate.agents import load_trained
 from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.dreams import dream_rows, likeness_rows
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.kept import kept, training_of
 from reverie.evaluate.opponents import opponents
-from reverie.evaluate.statistics import Estimate, Values, over_episodes, ratio
+from reverie.evaluate.statistics import Estimate, Values, decided, over_episodes, ratio
 from reverie.evaluate.trials import play
 from reverie.files import is_sealed
 from reverie.models.mixture import MixtureConfig
@@ -115,10 +117,14 @@ class SuiteTrials:
     def score(self, task: str, response: Values) -> Estimate:
         """Of mean response times [S, E] (training seeds x episodes) in a task, with an interval of 95 % by the delta
         method; that the best rule was chosen on these episodes errs against the agent."""
+        return over_episodes(self.scores(task, response))
+
+    def scores(self, task: str, response: Values) -> Values:
+        """Numbers whose mean is the score, and whose spread is, to first order, that of the score."""
         chance, best = self.rules[task]["random"], self.rules[task][self.best(task)]
         room = (chance - best).mean()
         value = (chance - response).mean() / room
-        return over_episodes(value + ((chance - response) - value * (chance - best)) / room)
+        return value + ((chance - response) - value * (chance - best)) / room
 
 
 def suite_trials(suite: SuiteConfig, episodes: int, jobs: int, seed: int) -> SuiteTrials:
@@ -187,6 +193,61 @@ def evaluate_suite(run: RunFolder, suite: SuiteConfig, exam: Exam) -> list[Row]:
         return found
 
     return kept(run, False, tables)[SCORES]
+
+
+def compare_in_suite(paths: Sequence[Path], exam: Exam) -> list[Row]:
+    """Agents of runs that learned one suite, on the same jobs: for each of its tasks, and for all of them together
+    (`task` is None), a row for each agent, the best first.
+
+    Returns `score` and, beside the best rule of each task, `ratio`, each with its interval of 95 %; `beside`, the
+    geometric mean of the ratios of response times to the first agent (`against`), with `p` and `verdict` as in
+    `statistics.verdict`; `seeds`, `episodes`; `learned`, whether it was trained on the task.
+
+    Raises:
+        ValueError: a run did not learn this suite in this view; as for `load_trained` besides.
+    """
+    agents = load_trained(paths)
+    suites = [agent.config.suite for agent in agents]
+    seen = {None if suite is None else (suite.suite, suite.views) for suite in suites}
+    if (suite := suites[0]) is None or len(seen) > 1:
+        raise ValueError(f"{', '.join(agent.name for agent in agents)} did not learn one suite, seen in one way")
+    trials = suite_trials(suite, exam.episodes, exam.jobs, exam.stream)
+    played: dict[str, list[Float[np.ndarray, "K E"]]] = {}
+    learned: dict[str, tuple[str, ...]] = {}
+    for agent, own in zip(agents, suites, strict=True):
+        played.setdefault(agent.name, []).append(np.stack([*trials.responses(agent.policy).values()]))
+        learned[agent.name] = suite.learned if own is None else own.learned
+    responses = {name: np.stack(each, 1) for name, each in played.items()}  # [K, S, E]
+    rows = _beside(trials, responses, suite.names, None, learned)
+    for k, task in enumerate(suite.names):
+        rows += _beside(trials, {name: each[k : k + 1] for name, each in responses.items()}, (task,), task, learned)
+    return rows
+
+
+def _beside(
+    trials: SuiteTrials,
+    responses: Mapping[str, Float[np.ndarray, "K S E"]],
+    tasks: Sequence[str],
+    task: str | None,
+    learned: Mapping[str, Sequence[str]],
+) -> list[Row]:
+    """How agents stand in some tasks together."""
+    against = next(iter(responses))
+    times = {name: np.exp(np.log(each).mean(0)) for name, each in responses.items()}  # [S, E]
+    rules = np.exp(np.mean([np.log(trials.rules[each][trials.best(each)]) for each in tasks], 0))[None]
+    words = decided({name: np.log(each) for name, each in times.items()}, against)
+    rows: list[Row] = []
+    for name in sorted(times, key=lambda name: np.log(times[name]).mean()):
+        scores = np.mean([trials.scores(each, responses[name][k]) for k, each in enumerate(tasks)], 0)
+        row: Row = {"task": task, "learned": set(tasks) <= set(learned[name]), "agent": name, "against": against}
+        row |= {"seeds": times[name].shape[0], "episodes": times[name].shape[1]}
+        row |= dict(zip(("score", "score_low", "score_high"), over_episodes(scores), strict=True))
+        row |= dict(zip(("ratio", "low", "high"), ratio(times[name], rules), strict=True))
+        compared = (None,) * 3 if name == against else ratio(times[name], times[against])
+        row |= dict(zip(("beside", "beside_low", "beside_high"), compared, strict=True))
+        row["p"], row["verdict"] = words[name]
+        rows.append(row)
+    return rows
 
 
 def tables_of(config: TrainConfig) -> list[str]:

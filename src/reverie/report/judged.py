@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from reverie.evaluate.agents import training_runs
 from reverie.evaluate.examination import Exam
-from reverie.evaluate.players import evaluate_player, game_of, was_evaluated
+from reverie.evaluate.players import compare_players, evaluate_player, game_of, was_evaluated
 from reverie.evaluate.results import Examination, Results, examine_agent
 from reverie.evaluate.statistics import verdict
-from reverie.evaluate.suites import evaluate_suite, suite_of, was_scored
+from reverie.evaluate.suites import compare_in_suite, evaluate_suite, suite_of, was_scored
 from reverie.files import SEALS
 from reverie.report.film import best_of, write_film
 from reverie.report.run_page import brief, returns_table, write_player_report, write_report
 from reverie.report.suite_page import scores_table, write_suite_report
-from reverie.report.tables import TextTable
+from reverie.report.tables import TextTable, players_table, suites_table
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, SuiteConfig, TrainConfig
 from reverie.tables import Row
@@ -120,6 +120,26 @@ def examined(path: Path, tables: Path, asked: Examination, tell: Tell) -> Judged
     results = examine_agent(path, tables, asked, tell)
     rows = verdict(results.tables().results)
     return Judged(results.about, rows, brief(rows))
+
+
+def compared(paths: Sequence[Path], asked: Exam, trust: bool) -> Judged | None:
+    """The agents of runs that learned one game, or one suite, beside the first of them; None where the first learned
+    fleets of a kind.
+
+    Errors: ValueError where they did not learn one.
+    """
+    if not paths or paths[0].is_file():
+        return None
+    first = training_runs(RunFolder.open(paths[0]))[0]
+    if game_of(first) is not None:
+        if asked != (exam := Exam(episodes=asked.episodes, seed=asked.seed)):
+            raise ValueError(f"{first.path} learned a game, whose episodes have lengths of their own: --jobs says none")
+        rows = compare_players(paths, exam.episodes, exam.seed, trust)
+        return Judged([], rows, players_table(rows))
+    if suite_of(first) is not None:
+        rows = compare_in_suite(paths, asked)
+        return Judged([], rows, suites_table(rows))
+    return None
 
 
 def learned_by(run: RunFolder) -> OfGame | OfSuite | OfFleets:

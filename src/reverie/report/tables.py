@@ -96,6 +96,56 @@ def _tail_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     )
 
 
+def players_table(standings: Sequence[Mapping[str, Any]]) -> TextTable:
+    """How agents stand in a game; `standings` as `evaluate/players.py` has them."""
+    first = standings[0]
+    return TextTable(
+        title=f"Returns of {first['episodes']} trials",
+        columns=["tasks", "episode of a trial", "agent", "mean return", f"- {first['against']}", "verdict", "seeds"],
+        rows=[
+            [
+                row["tasks"],
+                str(row["episode"]),
+                row["agent"],
+                with_interval(row, "mean"),
+                with_interval(row, "difference"),
+                _OPPONENT.get(row["verdict"], row["verdict"]),
+                str(row["seeds"]),
+            ]
+            for row in standings
+        ],
+        caption="The likeliest action is taken, by all on the same tasks; in brackets 95 % intervals over seeds and "
+        "trials. The words are corrected for the agents of a set of tasks and an episode (Holm), not for several of "
+        "these.",
+        emphasis=["agent"] * len(standings),
+    )
+
+
+def suites_table(standings: Sequence[Mapping[str, Any]]) -> TextTable:
+    """How agents stand in a suite of fleets; `standings` as `evaluate/suites.py` has them."""
+    first = standings[0]
+    return TextTable(
+        title=f"{first['episodes']} episodes of each task",
+        columns=["task", "agent", "score", "/ best rule", f"/ {first['against']}", "verdict", "seeds"],
+        rows=[
+            [
+                f"{row['task'] or 'all'}{'' if row['learned'] else ' (new)'}",
+                row["agent"],
+                with_interval(row, "score", ratio),
+                with_interval(row, "ratio", ratio),
+                with_interval(row, "beside", ratio),
+                _OPPONENT.get(row["verdict"], row["verdict"]),
+                str(row["seeds"]),
+            ]
+            for row in standings
+        ],
+        caption="Score: (random - agent) / (random - best rule) of mean response times; /: geometric means of the "
+        "per-episode ratios, below 1 is faster. In brackets 95 % intervals over seeds and episodes; the words are "
+        "corrected for the agents of a task (Holm), not for several tasks. (new): not all were trained on.",
+        emphasis=["agent" if row["learned"] else "rule" for row in standings],
+    )
+
+
 def answer_table(verdict: Sequence[Mapping[str, Any]]) -> TextTable:
     """The answer: one row for each kind of traffic, whatever happens within it."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}

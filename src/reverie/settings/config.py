@@ -34,7 +34,7 @@ from reverie.envs.fleet.sources import read_source
 from reverie.envs.fleet.suites import VIEWS, find_suite, fleet_suite, suite_fleets
 from reverie.envs.fleet.traces import Trace
 from reverie.envs.fleet.weights import GAIN, USUAL, FleetWorld, Proxy, WeightsEnv
-from reverie.envs.games import Game, find_game
+from reverie.envs.games import ABOUT_TASKS, Game, find_game
 from reverie.envs.outside.sources import open_outside
 from reverie.envs.outside.tasks import ManyTasks, tasks_of
 from reverie.envs.outside.worlds import LIMIT
@@ -209,6 +209,12 @@ class GameConfig:
     @property
     def is_outside(self) -> bool:
         return ":" in self.game
+
+    @property
+    def untold(self) -> "GameConfig":
+        """The same world, where it is one, that tells nothing of its tasks, and has the usual ones to learn from."""
+        name, _, about = self.game.rpartition("/")
+        return replace(self, game=name) if about in ABOUT_TASKS else self
 
     @property
     def tasks(self) -> Shaped[np.ndarray, "K ..."]:
