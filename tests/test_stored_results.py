@@ -2,17 +2,19 @@
 
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reverie.commands import evaluate, report, train
+from reverie.envs.fleet.env import FleetEnv
 from reverie.evaluate import results as results_module
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.results import Examination, Results, examine_agent
 from reverie.files import is_sealed, locked, seal
+from reverie.policies.rules import LeastWork
 from reverie.report import judged
 from reverie.report.output import print_table
 from reverie.report.page import Section, page
@@ -86,7 +88,7 @@ def test_seals_are_what_sha256sum_reads(tmp_path):
 @pytest.fixture
 def examined(monkeypatch):
     """Examining takes no time, and writes what it is told to."""
-    agent = SimpleNamespace(name="a2c", view="full", proxy=None, training_seed=0)
+    agent = Contestant("a2c", LeastWork(), FleetEnv(), training_seed=0)
     monkeypatch.setattr(results_module, "load_agents", lambda folders: [agent])
 
     def play(self, *_):
