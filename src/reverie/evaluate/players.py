@@ -15,7 +15,7 @@ from reverie.evaluate.contestants import Contestant, check_sides
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.kept import kept, training_of
 from reverie.evaluate.returns import returns
-from reverie.evaluate.statistics import decided, difference, over_episodes
+from reverie.evaluate.statistics import decided, difference, is_claim, over_episodes
 from reverie.files import is_sealed
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, TrainConfig
@@ -115,7 +115,8 @@ def standings(
     Arguments: `sets`, the tasks of E trials by the name of the set; `names`, of tasks that have some, which take turns;
     `trial`, the episodes of a trial.
     Returns `mean` with `_low` and `_high`, the mean return with its interval of 95 %; `difference` with `_low` and
-    `_high`, to the first player (`against`), with `p` and `verdict` as in `statistics.verdict`; `seeds`, `episodes`.
+    `_high`, to the first player (`against`), with `p`, `verdict` and `claim` as in `statistics.verdict`;
+    `seeds`, `episodes`.
 
     Errors: ValueError where one player stands there twice; those of `returns`.
     """
@@ -167,5 +168,6 @@ def _stand(values: Mapping[str, Float[np.ndarray, "S E"]]) -> list[Row]:
         between = difference(own, values[against]) if agent != against else (None,) * 3
         row |= dict(zip(("difference", "difference_low", "difference_high"), between, strict=True))
         row["p"], row["verdict"] = words[agent]
+        row["claim"] = is_claim(own, values[against])
         rows.append(row)
     return rows

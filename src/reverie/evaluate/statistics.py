@@ -154,6 +154,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def is_claim(*values: Values) -> bool:
+    """Whether there are training seeds and episodes enough to claim anything of trained agents."""
+    return all(own.shape[0] >= SEEDS_FOR_A_CLAIM and own.shape[1] >= EPISODES_FOR_A_CLAIM for own in values)
+
+
 def decided(
     values: Mapping[str, Values], opponent: str, confidence: float = 0.95, *, more: bool = False
 ) -> dict[str, tuple[float | None, str]]:

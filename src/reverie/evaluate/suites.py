@@ -26,7 +26,7 @@ from reverie.evaluate.dreams import dream_rows, likeness_rows
 from reverie.evaluate.examination import Exam
 from reverie.evaluate.kept import kept, training_of
 from reverie.evaluate.opponents import opponents
-from reverie.evaluate.statistics import Estimate, Values, decided, over_episodes, ratio
+from reverie.evaluate.statistics import Estimate, Values, decided, is_claim, over_episodes, ratio
 from reverie.evaluate.trials import play
 from reverie.files import is_sealed
 from reverie.models.mixture import MixtureConfig
@@ -200,8 +200,8 @@ def compare_in_suite(paths: Sequence[Path], exam: Exam) -> list[Row]:
     (`task` is None), a row for each agent, the best first.
 
     Returns `score` and, beside the best rule of each task, `ratio`, each with its interval of 95 %; `beside`, the
-    geometric mean of the ratios of response times to the first agent (`against`), with `p` and `verdict` as in
-    `statistics.verdict`; `seeds`, `episodes`; `learned`, whether it was trained on the task.
+    geometric mean of the ratios of response times to the first agent (`against`), with `p`, `verdict` and `claim`
+    as in `statistics.verdict`; `seeds`, `episodes`; `learned`, whether it was trained on the task.
 
     Raises:
         ValueError: a run did not learn this suite in this view; as for `load_trained` besides.
@@ -246,6 +246,7 @@ def _beside(
         compared = (None,) * 3 if name == against else ratio(times[name], times[against])
         row |= dict(zip(("beside", "beside_low", "beside_high"), compared, strict=True))
         row["p"], row["verdict"] = words[name]
+        row["claim"] = is_claim(times[name], times[against])
         rows.append(row)
     return rows
 

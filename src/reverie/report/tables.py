@@ -109,14 +109,14 @@ def players_table(standings: Sequence[Mapping[str, Any]]) -> TextTable:
                 row["agent"],
                 with_interval(row, "mean"),
                 with_interval(row, "difference"),
-                _OPPONENT.get(row["verdict"], row["verdict"]),
+                word(row),
                 str(row["seeds"]),
             ]
             for row in standings
         ],
-        caption="The likeliest action is taken, by all on the same tasks; in brackets 95 % intervals over seeds and "
-        "trials. The words are corrected for the agents of a set of tasks and an episode (Holm), not for several of "
-        "these.",
+        caption="The likeliest action is taken, by all on the same tasks; in brackets 95 % intervals over seeds and trials "
+        "of these tasks. The words are corrected for the agents of a set of tasks and an episode (Holm), not for several "
+        f"of these. {_FEW}",
         emphasis=["agent"] * len(standings),
     )
 
@@ -134,14 +134,14 @@ def suites_table(standings: Sequence[Mapping[str, Any]]) -> TextTable:
                 with_interval(row, "score", ratio),
                 with_interval(row, "ratio", ratio),
                 with_interval(row, "beside", ratio),
-                _OPPONENT.get(row["verdict"], row["verdict"]),
+                word(row),
                 str(row["seeds"]),
             ]
             for row in standings
         ],
         caption="Score: (random - agent) / (random - best rule) of mean response times; /: geometric means of the "
         "per-episode ratios, below 1 is faster. In brackets 95 % intervals over seeds and episodes; the words are "
-        "corrected for the agents of a task (Holm), not for several tasks. (new): not all were trained on.",
+        f"corrected for the agents of a task (Holm), not for several tasks. (new): not all were trained on. {_FEW}",
         emphasis=["agent" if row["learned"] else "rule" for row in standings],
     )
 
@@ -156,6 +156,7 @@ def answer_table(verdict: Sequence[Mapping[str, Any]]) -> TextTable:
     return TextTable("", ["traffic", "winner", "how much", "how sure", "slowest 1 %"], rows, "", ["agent"] * len(rows))
 
 
+_FEW = f"(?), no claim: fewer than {SEEDS_FOR_A_CLAIM} training seeds or {EPISODES_FOR_A_CLAIM} episodes."
 _OPPONENT = {"baseline": "the opponent", "bound": "lower bound"}
 
 
