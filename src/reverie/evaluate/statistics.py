@@ -154,9 +154,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def is_claim(*values: Values) -> bool:
-    """Whether there are training seeds and episodes enough to claim anything of trained agents."""
-    return all(own.shape[0] >= SEEDS_FOR_A_CLAIM and own.shape[1] >= EPISODES_FOR_A_CLAIM for own in values)
+def is_claim(values: Values, baseline: Baseline) -> bool:
+    """Whether there are training seeds and episodes enough to claim anything of two trained agents."""
+    return min(len(values), len(baseline)) >= SEEDS_FOR_A_CLAIM and values.shape[1] >= EPISODES_FOR_A_CLAIM
 
 
 def decided(
