@@ -6,7 +6,7 @@ late, forgotten as fast. Decisions come oftener than intervals end: the weights 
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -78,16 +78,11 @@ class Trained:
         return self.span * self.hold * self.unit
 
     @cached_property
-    def actor(self) -> Callable[[Mapping[str, Array]], Array]:
-        """The action [N] that it finds best, of an observation.
-
-        Errors: ValueError where the file is another one by now.
-        """
+    def _weights(self) -> Weights:
+        """Errors: ValueError where the file is another one by now."""
         if _sha(self.path) != self.sha:
             raise ValueError(f"{self.path} is not the policy that it was: its contents have changed")
-        network = {"servers": "set", "memory": 0}  # of actors without memory all are alike
-        twin = ActorCriticTwin({"network": network, "reward_scale": 1.0}, Weights(read_described(self.path)[1]))
-        return lambda observation: np.tanh(twin.logits(observation, None, None))
+        return Weights(read_described(self.path)[1])
 
     def fresh(self, counts: Counts) -> Seen:
         """Nothing is known, and what the agent says to that."""
@@ -127,7 +122,9 @@ class Trained:
     def _heard(self, seen: Seen) -> Seen:
         """With the agent's word for the interval that begins."""
         rows, proxy = (np.array(each, np.float32) for each in seen.told[0])
-        action = self.actor({"servers": rows, "proxy": proxy}).astype(float)
+        network = {"servers": "set", "memory": 0}  # of actors without memory all are alike
+        twin = ActorCriticTwin({"network": network, "reward_scale": 1.0}, self._weights, len(rows))
+        action = np.tanh(twin.logits({"servers": rows.T, "proxy": proxy}, None, None)).astype(float)
         if self.correction is None:
             return replace(seen, weights=_floats(LEAST ** ((1 - action) / 2)))
         return replace(seen, weights=_floats(self.correction**action * LEAST ** ((1 - rows[:, -1]) / 2)))
