@@ -120,7 +120,7 @@ def picture(by_game: Mapping[str, Sequence[RunFolder]]) -> Figure:
 def main() -> None:
     asked = study(Control, __doc__)
     runs = asked.train_games({game: asked.plans(game) for game in asked.games}, "control")
-    asked.publish_games("control", [summary(game, mine) for game, mine in runs.items()], key="task")
+    asked.publish_games("control", [summary(game, mine) for game, mine in runs.items()], "task")
     if not asked.game:
         asked.draw("control", picture(runs))
 

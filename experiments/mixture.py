@@ -30,7 +30,6 @@ from reverie.evaluate.examination import Exam
 from reverie.evaluate.statistics import over_seeds
 from reverie.evaluate.suites import SuiteTrials, score_row, suite_trials
 from reverie.models.core import Sequence as Replayed
-from reverie.models.mixture import MixtureConfig
 from reverie.models.storm import StormConfig
 from reverie.report.figures import WIDTH
 from reverie.report.output import say
@@ -40,7 +39,7 @@ from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.runs.folders import RunFolders
 from reverie.settings.config import LoopConfig, SuiteConfig, TrainConfig
-from reverie.settings.presets import ALONE, MIXTURE, STORM_OF_SETS, with_steps
+from reverie.settings.presets import ALONE, MIXTURE, SHARED, with_steps
 from reverie.settings.suites import of_storms, suite_plan
 from reverie.sweep.training import LIMITS, beginning_of, open_or_create
 from reverie.tables import Row
@@ -107,18 +106,16 @@ def timed(asked: Mixtures, plan: TrainConfig, tasks: int) -> TrainConfig:
 def model_of(suite: str, arm: str) -> StormConfig:
     """The world model of an arm that learns all tasks at once."""
     if arm.startswith("shared"):
-        return matched(suite, {"shared-parameters": parameters, "shared-operations": operations}[arm])
+        return matched(suite, SHARED, {"shared-parameters": parameters, "shared-operations": operations}[arm])
     return replace(MIXTURE, **({} if arm == "mixture" else ABLATIONS[arm]))
 
 
 @cache
-def matched(suite: str, measure: Callable[[str, StormConfig], float]) -> StormConfig:
-    """The shared model whose width makes it measure as much as the mixture."""
+def matched[M: StormConfig](suite: str, model: M, measure: Callable[[str, StormConfig], float]) -> M:
+    """A model for all tasks, of the width that makes it measure as much as the mixture."""
     wanted = measure(suite, MIXTURE)
     widths = range(16, 256, 4)
-    shared = {
-        w: MixtureConfig(**STORM_OF_SETS, deter=w, layers=2, trunk=0, embedding=MIXTURE.embedding) for w in widths
-    }
+    shared = {w: replace(model, deter=w) for w in widths}
     low, high = 0, len(widths) - 1
     while low < high:  # the first width that is not smaller
         middle = (low + high) // 2

@@ -1,12 +1,14 @@
 """A task that was never learned, given to one agent for many fleets: what it takes to place it (docs/mixture.md).
 
 Twelve of the sixteen fleets are known, four are new: they share neither fleet nor traffic with one another, but each of
-both with known ones. `guess` learns nothing: a mixture that infers its task from history plays the new ones. The others
-learn each new task for itself for some jobs: `place` nothing but the embeddings of tasks and the router, from a mixture
-that is told the task; `all` everything, from the same mixture; `shared-all` everything, from one STORM for all that is
-told the task and as large; `scratch` a STORM of its own from nothing.
+both with known ones. Two learn nothing: `guess`, a mixture that infers its task from history, plays the new ones, and
+`untold`, one STORM for all, as large as the mixture that is told, which is told nothing and has nothing that guesses.
+The others learn each new task for itself for some jobs: `place` nothing but the embeddings of tasks and the router,
+from a mixture that is told the task; `all` everything, from the same mixture; `shared-all` everything, from one STORM
+for all that is told the task and as large; `scratch` a STORM of its own from nothing.
 
     python experiments/new_tasks.py
+    python experiments/new_tasks.py --arms guess untold     # some ways alone
 """
 
 from collections.abc import Sequence
@@ -26,10 +28,10 @@ from reverie.evaluate.suites import SuiteTrials, suite_trials
 from reverie.models.storm import StormConfig
 from reverie.report.figures import WIDTH
 from reverie.report.output import say
-from reverie.report.style import BLUE, GREEN, INK, SKY, VERMILLION, setting
+from reverie.report.style import BLUE, GREEN, GREY, INK, SKY, VERMILLION, setting
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import OffPolicyRun, SuiteConfig, TrainConfig
-from reverie.settings.presets import ALONE, MIXTURE
+from reverie.settings.presets import ALONE, MIXTURE, SHARED
 from reverie.settings.suites import of_storms
 from reverie.tables import Row
 
@@ -37,8 +39,17 @@ NEW = SuiteConfig("corners").names
 KNOWN = tuple(name for name in SuiteConfig("fleets").names if name not in NEW)
 JOBS = (1_000, 5_000)
 """Environment steps of a new task."""
-ARMS = {"guess": "known-history", "place": "known", "all": "known", "shared-all": "known-shared", "scratch": None}
+ARMS = {
+    "guess": "known-history",
+    "untold": "known-untold",
+    "place": "known",
+    "all": "known",
+    "shared-all": "known-shared",
+    "scratch": None,
+}
 """Ways to place a new task, and what they begin from."""
+AT_ONCE = ("guess", "untold")
+"""Those that learn nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +61,14 @@ class NewTasks(Study):
     """Training seeds."""
     steps: int = 8_000
     """Environment steps of each known task."""
-    arms: tuple[Literal["guess", "place", "all", "shared-all", "scratch"], ...] = tuple(ARMS)
+    arms: tuple[Literal["guess", "untold", "place", "all", "shared-all", "scratch"], ...] = tuple(ARMS)
     """Ways to place a new task."""
 
 
 def model_of(name: str) -> StormConfig:
     """Of what is trained on the known tasks."""
-    if name == "known-shared":
-        return matched("fleets", parameters)
+    if name in ("known-shared", "known-untold"):
+        return matched("fleets", SHARED if name == "known-shared" else ALONE, parameters)
     return replace(MIXTURE, tells="history" if name == "known-history" else "number")
 
 
@@ -100,7 +111,7 @@ def row(arm: str, jobs: int, numbers: int, tasks: Sequence[str], of_seeds: Seque
 
 def picture(rows: list[Row]) -> Figure:
     """The median score over tasks and seeds of each arm, over the jobs of a new task: of means one run decides."""
-    colours = {"guess": INK, "place": VERMILLION, "all": BLUE, "shared-all": SKY, "scratch": GREEN}
+    colours = {"guess": INK, "untold": GREY, "place": VERMILLION, "all": BLUE, "shared-all": SKY, "scratch": GREEN}
     with setting():
         figure = Figure(figsize=(WIDTH, 3.0))
         axis = figure.subplots()
@@ -136,15 +147,14 @@ def main() -> None:
                 rows.append(row(begin, 0, 0, KNOWN, of_seeds))
             untaught = [judged(f"untaught-{run.path.name}", run, NEW) for run in known]
             rows.append(row(arm, 0, 0, NEW, untaught))
-        for jobs in () if arm == "guess" else JOBS:
+        for jobs in () if arm in AT_ONCE else JOBS:
             say(f"{arm}: {jobs:,} jobs of each new task")
             plans = [of_new(arm, task, seed, folder, jobs) for seed in seeds for task in NEW]
             runs = trained(folder, plans)
             each = [judged(f"{run.path.name}-{jobs}", run, ()) for run in runs]
             of_seeds = [[task[0] for task in each[seed * len(NEW) : (seed + 1) * len(NEW)]] for seed in seeds]
             rows.append(row(arm, jobs, learned(plans[0], arm), NEW, of_seeds))
-            asked.publish("new_tasks", rows)
-    asked.draw("new-tasks", picture(rows))
+        asked.draw("new-tasks", picture(asked.publish_games("new_tasks", rows, "arm", "jobs")))
 
 
 if __name__ == "__main__":

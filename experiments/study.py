@@ -127,11 +127,12 @@ class Study:
             table.add_row(*("" if v is None else str(v) for v in row.values()))
         print_table(table)
 
-    def publish_games(self, name: str, rows: Sequence[Row], key: str = "game") -> list[Row]:
-        """Publish rows of some games, with those of others that were published before; returns all of them."""
+    def publish_games(self, name: str, rows: Sequence[Row], *keys: str) -> list[Row]:
+        """Publish rows of some games, or of what `keys` name, with those of others that were published before; returns
+        all of them."""
         path = self._folder(RESULTS) / f"{name}.csv"
         before = read_csv(path) if path.exists() else []
-        together = list({row[key]: row for row in [*before, *rows]}.values())
+        together = list({tuple(row[key] for key in keys or ("game",)): row for row in [*before, *rows]}.values())
         self.publish(name, together)
         return together
 
