@@ -6,7 +6,7 @@ import scipy.signal
 import scipy.stats
 
 from reverie.evaluate import statistics
-from reverie.evaluate.statistics import difference, holm, mean, ratio, ratio_of_means, verdict
+from reverie.evaluate.statistics import decided, difference, holm, mean, ratio, ratio_of_means, verdict
 from reverie.tables import read_csv, write_csv
 
 
@@ -53,6 +53,16 @@ def test_identical_agents_have_a_ratio_of_exactly_one():
     assert ratio(values, values.copy()) == (1.0, 1.0, 1.0)
     assert ratio_of_means(values, values.copy()) == (1.0, 1.0, 1.0)
     assert difference(values, values.copy()) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [0.9, -0.1, 0.3, -143.7])
+@pytest.mark.parametrize("kind", [np.float32, float])
+def test_what_rounding_alone_tells_apart_is_no_difference(value, kind):
+    """Means of 5 and of 1 equal rows differ in their last digit, and there is no spread that would hold that."""
+    for seeds in (2, 3, 5):
+        values = {"few": np.full((1, 200), value, kind), "many": np.full((seeds, 200), value, kind)}
+        assert decided(values, "few")["many"] == (1.0, "no difference")
+        assert decided(values | {"more": values["few"] * kind(1.00001)}, "few")["more"][1] != "no difference"
 
 
 def test_a_constant_ratio_has_no_width():

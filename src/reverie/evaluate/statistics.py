@@ -39,6 +39,9 @@ SEEDS_FOR_A_CLAIM = 5
 EPISODES_FOR_A_CLAIM = 200
 WINDOWS_FOR_A_CLAIM = 5
 """Of a recording, which cannot be drawn anew: few, but long and independent."""
+ROUNDING = 1e-6
+"""Values come from sums of 32-bit numbers, which are that far off, of the largest of them: two agents that always do as
+well have no spread, and means that differ in the last digit."""
 METRICS = ("mean", "median", "p95", "p99", "mean_slowdown")
 """What every verdict says of response times, beside what was asked for."""
 
@@ -163,10 +166,15 @@ def decided(
     values: Mapping[str, Values], opponent: str, confidence: float = 0.95, *, more: bool = False
 ) -> dict[str, tuple[float | None, str]]:
     """How the mean of each stands to that of the `opponent` on the same episodes: p by Holm's correction for all of
-    them, and better, worse or no difference. Less is better, unless `more` is."""
+    them, and better, worse or no difference, which what 32 bits round away is. Less is better, unless `more` is."""
     rival = values[opponent]
     distances = {name: float(own.mean() - rival.mean()) for name, own in values.items() if name != opponent}
-    p = holm([_spread(values[name], rival).p_value(distance) for name, distance in distances.items()])
+
+    def p_value(name: str, distance: float) -> float:
+        rounded = ROUNDING * max(np.abs(values[name]).max(), np.abs(rival).max())
+        return _spread(values[name], rival).p_value(distance) if abs(distance) > rounded else 1.0
+
+    p = holm([p_value(name, distance) for name, distance in distances.items()])
     words: dict[str, tuple[float | None, str]] = {opponent: (None, "baseline")}
     for (name, distance), probability in zip(distances.items(), p, strict=True):
         word = "better" if (distance > 0) == more else "worse"
