@@ -10,8 +10,10 @@ import pytest
 from reverie.commands.train import parse
 from reverie.envs.fleet.suites import suite_fleets
 from reverie.evaluate import suites
+from reverie.evaluate.agents import Agent
 from reverie.evaluate.dreams import dream_rows
-from reverie.evaluate.suites import suite_trials
+from reverie.evaluate.examination import Exam
+from reverie.evaluate.suites import compare_in_suite, suite_trials
 from reverie.nn.distributions import SquaredError
 from reverie.policies.rules import rules
 from reverie.runs.build import build
@@ -40,6 +42,37 @@ class Blind:
         one, first = self.known.act(state[0], timestep, key)
         other, second = self.chance.act(state[1], timestep, key)
         return jnp.where(timestep.observation["task"] == self.at, one, other), (first, second)
+
+
+class Paid:
+    """A rule, but chance where the last step cost little."""
+
+    def __init__(self):
+        both = rules([1.0] * 8, [1.0], ["wait-plus-service", "random"])
+        self.known, self.chance = both["wait-plus-service"], both["random"]
+
+    def initial_state(self, batch):
+        return self.known.initial_state(batch), self.chance.initial_state(batch)
+
+    def act(self, state, timestep, key):
+        one, first = self.known.act(state[0], timestep, key)
+        other, second = self.chance.act(state[1], timestep, key)
+        return jnp.where(timestep.reward < -200, one, other), (first, second)
+
+
+def test_agents_of_a_suite_are_compared_as_each_was_paid(monkeypatch):
+    monkeypatch.setattr(suites, "RIVALS", ("random", "least-work"))
+    paid = {reward: SuiteConfig("loads", reward=reward) for reward in ("admission", "elapsed")}
+    plan = suite_plan("loads", "shared")
+    agents = [Agent(name, replace(plan, world=world), Paid()) for name, world in paid.items()]
+    monkeypatch.setattr(suites, "load_trained", lambda paths: agents)
+    rows = compare_in_suite([], exam := Exam(episodes=2, jobs=20))
+    found = {(row["agent"], row["task"]): row["ratio"] for row in rows}
+    for name, world in paid.items():
+        alone = suite_trials(world, exam.episodes, exam.jobs, exam.stream)
+        for task, response in alone.responses(Paid()).items():
+            assert found[name, task] == pytest.approx(suites.score_row(alone, task, response[None])["ratio"])
+    assert found["admission", "load-0.9"] != pytest.approx(found["elapsed", "load-0.9"])
 
 
 def test_a_policy_that_is_told_the_task_meets_the_jobs_of_the_rules(trials):

@@ -20,7 +20,7 @@ from reverie.envs.fleet.env import constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_MEAN_SIZE, park_sizes
 from reverie.envs.fleet.formats.reading import Reading
 from reverie.envs.fleet.workload import poisson
-from reverie.evaluate.agents import load_agents
+from reverie.evaluate.agents import _named, load_agents
 from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.trials import play
 from reverie.models.counts import CountsConfig
@@ -67,6 +67,23 @@ def test_a_run_begins_with_what_another_has_learned_and_remembers(tmp_path):
 
 
 @pytest.mark.usefixtures("few_rules")
+def test_agents_of_other_settings_have_other_names():
+    """Two folders of one name would make one agent of two, and an agent may be called as another's folder is."""
+    a2c, sac = preset("a2c", "cpu"), preset("sac", "cpu")
+    slow = replace(a2c, loop=LoopConfig(steps=7))
+
+    def names(**runs):
+        return [
+            agent.name
+            for agent in _named([Path(place) for place in runs], [(c, Random(np.ones(2))) for c in runs.values()])
+        ]
+
+    assert names(**{"x/0": a2c, "x/1": replace(a2c, seed=1)}) == ["a2c", "a2c"]
+    assert names(**{"x/0": a2c, "x/1": replace(a2c, seed=1), "y/2": slow}) == ["0", "0", "2"]
+    assert names(**{"x/0": a2c, "y/0": replace(slow, seed=1)}) == ["x/0", "y/0"]
+    assert names(**{"x/0": a2c, "x/sac": slow, "y": sac}) == ["0", "x/sac", "y"]
+
+
 def test_updates_are_counted_and_not_their_rounds(tmp_path):
     experience = replace(DREAMER.experience, repeats=3, ratio=3 * DREAMER.experience.ratio)
     plan = replace(PLAN, agent=replace(DREAMER, experience=experience))

@@ -1,5 +1,6 @@
 """Trained agents as contestants: from the folders of their runs, or from exported policies."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ class Agent(NamedTuple):
 
     name: str
     """After its algorithm. Agents that differ in their seed alone are one; those of other settings are told apart by
-    the name of the folder or file of the first."""
+    the name of the folder or file of the first, or by its whole path where names are alike."""
     config: TrainConfig
     policy: Policy
 
@@ -55,7 +56,8 @@ def load_trained(paths: Sequence[Path], trust: bool = False) -> list[Agent]:
 
     Raises:
         FileNotFoundError: a folder is not a run, or has no checkpoint yet.
-        ValueError: a checkpoint does not fit, or a game is in a module that is to be imported and there is no `trust`.
+        ValueError: two runs are the same, a checkpoint does not fit, or a game is in a module that is to be imported
+            and there is no `trust`.
     """
 
     def load(run: RunFolder) -> tuple[TrainConfig, Policy]:
@@ -78,10 +80,16 @@ def _places(path: Path) -> list[Path]:
 
 
 def _named(places: Sequence[Path], loaded: Sequence[tuple[TrainConfig, Policy]]) -> list[Agent]:
-    settings = [replace(config, seed=0) for config, _ in loaded]
-    agents = []
-    for (config, policy), setting in zip(loaded, settings, strict=True):
-        rivals = {other for other in settings if other.name == config.name}
-        name = config.name if len(rivals) == 1 else places[settings.index(setting)].name
-        agents.append(Agent(name, config, policy))
-    return agents
+    """Errors: ValueError where two have one configuration and seed."""
+    met: dict[TrainConfig, Path] = {}
+    first: dict[TrainConfig, Path] = {}
+    for place, (config, _) in zip(places, loaded, strict=True):
+        if config in met:
+            raise ValueError(f"{met[config]} and {place} are the same run, or two of one configuration and seed")
+        met[config] = place
+        first.setdefault(replace(config, seed=0), place)
+    alike = Counter(setting.name for setting in first)
+    names = {setting: setting.name if alike[setting.name] == 1 else place.name for setting, place in first.items()}
+    given = Counter(names.values())
+    unique = {setting: name if given[name] == 1 else str(first[setting]) for setting, name in names.items()}
+    return [Agent(unique[replace(config, seed=0)], config, policy) for config, policy in loaded]

@@ -6,7 +6,7 @@ the ratio to the best rule beside it tells those apart.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -215,8 +215,9 @@ def compare_in_suite(paths: Sequence[Path], exam: Exam) -> list[Row]:
     played: dict[str, list[Float[np.ndarray, "K E"]]] = {}
     learned: dict[str, tuple[str, ...]] = {}
     for agent, own in zip(agents, suites, strict=True):
-        played.setdefault(agent.name, []).append(np.stack([*trials.responses(agent.policy).values()]))
-        learned[agent.name] = suite.learned if own is None else own.learned
+        judged = replace(trials, suite=own or suite)  # paid as it was in training
+        played.setdefault(agent.name, []).append(np.stack([*judged.responses(agent.policy).values()]))
+        learned[agent.name] = judged.suite.learned
     responses = {name: np.stack(each, 1) for name, each in played.items()}  # [K, S, E]
     rows = _beside(trials, responses, suite.names, None, learned)
     for k, task in enumerate(suite.names):
