@@ -274,6 +274,24 @@ def test_agents_of_one_game_are_compared_on_the_same_trials(player, tmp_path, ca
     assert "- player" in capsys.readouterr().out
     assert cli.main(["compare", *runs, "--family", "hard"]) == 1
     assert "--episodes, --seed and, for suites, --jobs are all" in capsys.readouterr().err
+    assert cli.main(["compare", *runs, "--run", str(second)]) == 1
+    assert "are the same run" in capsys.readouterr().err
+
+
+def test_agents_of_one_world_are_judged_in_one(player, tmp_path, monkeypatch):
+    """Of a world outside every one that is opened holds a copy for each trial."""
+    other = tmp_path / "other"
+    plan = replace(player.config(TrainConfig), label="other", loop=LoopConfig(steps=24, evaluate_every=24))
+    train_run(plan, build(plan), RunFolder.create(other, plan), ["test"], quiet=True)
+    opened, world = [], GameConfig.world
+
+    def counted(self, copies, judged=False):
+        opened.extend([copies] * judged)
+        return world(self, copies, judged)
+
+    monkeypatch.setattr(GameConfig, "world", counted)
+    players.compare_players([player.path, other], episodes=5, seed=0)
+    assert opened == [5]
 
 
 def test_agents_are_compared_on_the_tasks_that_their_games_share():
@@ -281,6 +299,8 @@ def test_agents_are_compared_on_the_tasks_that_their_games_share():
     told, dense, hidas = (GameConfig(f"merging/{about}") for about in ("told", "dense", "hidas"))
     assert told.untold == dense.untold == GameConfig("merging")
     assert hidas.untold != told.untold
+    sparse = GameConfig("point_robot/sparse/told").untold
+    assert sparse == GameConfig("point_robot/sparse").untold == GameConfig("point_robot")
     assert GameConfig("memory_length/3").untold != GameConfig("memory_length/5").untold
     assert GameConfig("velocity:half_cheetah/told").untold == GameConfig("velocity:half_cheetah")
     sets = [players._sets(game, 16) for game in (told, dense)]

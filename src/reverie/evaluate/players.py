@@ -89,7 +89,8 @@ def compare_players(paths: Sequence[Path], episodes: int, seed: int, trust: bool
     """Agents of runs that learned one game, told the task or not, from these tasks or those, on the same trials of all
     sets of tasks that they share: `standings`.
 
-    Arguments: `episodes`, how many trials of each set of tasks, each as long as the agent takes longest.
+    Arguments: `episodes`, how many trials of each set of tasks; each has as many episodes as the longest trial
+    (`curve.trial`) that one of these agents was judged by in training.
 
     Raises:
         ValueError: their games are not one, or have no tasks in common; as for `load_trained` besides.
@@ -99,8 +100,9 @@ def compare_players(paths: Sequence[Path], episodes: int, seed: int, trust: bool
     sets = _shared([_sets(game, episodes) for game in games])
     if not sets:
         raise ValueError("no tasks are common to what these agents learned from, nor to what they are tested on")
+    worlds = {game: game.world(episodes, judged=True) for game in dict.fromkeys(games)}  # copies outside are many
     players = [
-        Contestant(agent.name, agent.policy, game.world(episodes, judged=True), training_seed=agent.config.seed)
+        Contestant(agent.name, agent.policy, worlds[game], training_seed=agent.config.seed)
         for agent, game in zip(agents, games, strict=True)
     ]
     return standings(players, sets, games[0].names, max(agent.config.curve.trial for agent in agents), seed)
@@ -125,7 +127,7 @@ def standings(
     for name, tasks in sets.items():
         played: dict[str, list[Float[np.ndarray, "E N"]]] = defaultdict(list)
         for c in players:
-            played[c.name].append(np.asarray(returns(c.world, c.policy, tasks, jax.random.key(seed), trial)))
+            played[c.name].append(np.asarray(returns(c.world, c.policy, tasks, jax.random.key(seed), trial), float))
         values = {agent: np.stack(each) for agent, each in played.items()}  # [S, E, N]
         turns = {name: slice(None)} | {named: slice(k, None, len(names)) for k, named in enumerate(names)}
         for of, turn in turns.items():

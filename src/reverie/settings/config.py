@@ -212,9 +212,10 @@ class GameConfig:
 
     @property
     def untold(self) -> "GameConfig":
-        """The same world, where it is one, that tells nothing of its tasks, and has the usual ones to learn from."""
+        """The same world under its shortest name, which tells nothing of its tasks, and has the usual ones to learn
+        from."""
         name, _, about = self.game.rpartition("/")
-        return replace(self, game=name) if about in ABOUT_TASKS else self
+        return replace(self, game=name).untold if about in ABOUT_TASKS else self
 
     @property
     def tasks(self) -> Shaped[np.ndarray, "K ..."]:
