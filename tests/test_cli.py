@@ -442,7 +442,7 @@ def test_a_suite_is_trained_judged_on_each_of_its_tasks_and_reported(capsys, mon
     assert of_first[None]["verdict"] == "baseline"
     other = next(row for row in compared if (row["task"], row["agent"]) == (None, "second"))
     assert other["beside"] == pytest.approx(other["ratio"] / of_first[None]["ratio"])
-    assert "are all that can be said" in fails(capsys, "compare", "--run", "suite", "--policy", "sed")
+    assert "learned the suite loads" in fails(capsys, "compare", "--run", "suite", "--policy", "sed")
     assert "are the same run" in fails(capsys, "compare", "--run", "suite", "--run", "suite", *EXAM)
 
 

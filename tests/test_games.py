@@ -18,11 +18,13 @@ from reverie.envs.games import GAMES, find_game
 from reverie.envs.memory.discounting_chain import DELAYS
 from reverie.envs.memory.memory_chain import LENGTHS
 from reverie.evaluate import players
+from reverie.evaluate.contestants import Contestant
 from reverie.evaluate.returns import return_curve, returns
 from reverie.models.rssm import RSSMConfig
 from reverie.models.s3m import S3MConfig
 from reverie.models.storm import StormConfig
 from reverie.nn.optimiser import AdamConfig, OptimiserConfig
+from reverie.report import judged
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -272,10 +274,15 @@ def test_agents_of_one_game_are_compared_on_the_same_trials(player, tmp_path, ca
     assert rows["player"]["mean"] == pytest.approx(np.mean(each))
     assert cli.main(["compare", *runs, "--episodes", "20"]) == 0
     assert "- player" in capsys.readouterr().out
-    assert cli.main(["compare", *runs, "--family", "hard"]) == 1
-    assert "--episodes, --seed and, for suites, --jobs are all" in capsys.readouterr().err
     assert cli.main(["compare", *runs, "--run", str(second)]) == 1
     assert "are the same run" in capsys.readouterr().err
+
+
+def test_options_that_say_nothing_of_a_game_are_refused_before_it_is_played(player, monkeypatch, capsys):
+    monkeypatch.setattr(judged, "compare_players", None)
+    for more in (["--family", "hard"], ["--jobs", "5"], ["--view", "counts"]):
+        assert cli.main(["compare", "--run", str(player.path), *more]) == 1
+        assert "--episodes and --seed are all" in capsys.readouterr().err
 
 
 def test_agents_of_one_world_are_judged_in_one(player, tmp_path, monkeypatch):
@@ -306,6 +313,13 @@ def test_agents_are_compared_on_the_tasks_that_their_games_share():
     sets = [players._sets(game, 16) for game in (told, dense)]
     assert list(players._shared(sets)) == ["interpolated", "extrapolated"]
     assert list(players._shared(sets[:1] * 2)) == ["trained", "interpolated", "extrapolated"]
+
+
+def test_tasks_with_names_that_were_not_played_have_no_row():
+    sets = {"trained": GameConfig("memory_length/3").drawn(2)}
+    player = Contestant("fixed", Always(0), find_game("memory_length/3").world, training_seed=0)
+    rows = players.standings([player], sets, ("first", "second", "third"), 1, seed=0)
+    assert [(row["tasks"], row["episodes"]) for row in rows] == [("trained", 2), ("first", 1), ("second", 1)]
 
 
 def test_who_earns_more_is_better():

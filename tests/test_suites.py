@@ -65,7 +65,7 @@ def test_agents_of_a_suite_are_compared_as_each_was_paid(monkeypatch):
     paid = {reward: SuiteConfig("loads", reward=reward) for reward in ("admission", "elapsed")}
     plan = suite_plan("loads", "shared")
     agents = [Agent(name, replace(plan, world=world), Paid()) for name, world in paid.items()]
-    monkeypatch.setattr(suites, "load_trained", lambda paths: agents)
+    monkeypatch.setattr(suites, "load_trained", lambda *_: agents)
     rows = compare_in_suite([], exam := Exam(episodes=2, jobs=20))
     found = {(row["agent"], row["task"]): row["ratio"] for row in rows}
     for name, world in paid.items():

@@ -14,7 +14,7 @@ from reverie.evaluate.agents import load_agents
 from reverie.evaluate.examination import hold_in_turn, rules_of
 from reverie.evaluate.statistics import verdict
 from reverie.policies.objectives import objective
-from reverie.report.judged import compared
+from reverie.report.judged import game_or_suite
 from reverie.report.output import Output, print_json, print_lines, print_table, say
 from reverie.report.tables import rich_table, verdict_tables
 
@@ -58,13 +58,12 @@ def parse(arguments: Sequence[str]) -> Compare:
 def main(arguments: Sequence[str]) -> None:
     asked = parse(arguments)
     exam = asked.world.exam
-    if (own := compared(asked.run, exam, asked.trust)) is not None:
+    if (learned := game_or_suite(asked.run)) is not None:
+        exam = learned.exam(exam)
         if asked != Compare(World(exam=exam), asked.run, trust=asked.trust, output=asked.output):
-            raise ValueError(
-                "games and suites are played as they were learned: --episodes, --seed and, for suites, --jobs are all "
-                "that can be said"
-            )
-        print_json({"rows": own.rows}) if asked.output == "json" else print_table(rich_table(own.table))
+            raise ValueError(learned.refusal)
+        beside = learned.compare(asked.run, exam, asked.trust)
+        print_json({"rows": beside.rows}) if asked.output == "json" else print_table(rich_table(beside.table))
         return
     agents = load_agents(asked.run)
     seen = {agent.world.view for agent in agents} or {"full"}

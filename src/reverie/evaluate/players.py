@@ -111,8 +111,8 @@ def compare_players(paths: Sequence[Path], episodes: int, seed: int, trust: bool
 def standings(
     players: Sequence[Contestant[World]], sets: Mapping[str, Task], names: Sequence[str], trial: int, seed: int
 ) -> list[Row]:
-    """How agents stand in a game: a row for each set of tasks, each task that has a name, each episode of a trial, and
-    each agent, the best first.
+    """How agents stand in a game: a row for each set of tasks, each task of it that has a name (where that was played),
+    each episode of a trial, and each agent, the best first.
 
     Arguments: `sets`, the tasks of E trials by the name of the set; `names`, of tasks that have some, which take turns;
     `trial`, the episodes of a trial.
@@ -129,7 +129,8 @@ def standings(
         for c in players:
             played[c.name].append(np.asarray(returns(c.world, c.policy, tasks, jax.random.key(seed), trial), float))
         values = {agent: np.stack(each) for agent, each in played.items()}  # [S, E, N]
-        turns = {name: slice(None)} | {named: slice(k, None, len(names)) for k, named in enumerate(names)}
+        trials = next(iter(values.values())).shape[1]
+        turns = {name: slice(None)} | {named: slice(k, None, len(names)) for k, named in enumerate(names[:trials])}
         for of, turn in turns.items():
             for number in range(trial):
                 at: Row = {"tasks": of, "episode": number + 1}

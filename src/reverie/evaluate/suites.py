@@ -195,7 +195,7 @@ def evaluate_suite(run: RunFolder, suite: SuiteConfig, exam: Exam) -> list[Row]:
     return kept(run, False, tables)[SCORES]
 
 
-def compare_in_suite(paths: Sequence[Path], exam: Exam) -> list[Row]:
+def compare_in_suite(paths: Sequence[Path], exam: Exam, trust: bool = False) -> list[Row]:
     """Agents of runs that learned one suite, on the same jobs: for each of its tasks, and for all of them together
     (`task` is None), a row for each agent, the best first.
 
@@ -206,7 +206,7 @@ def compare_in_suite(paths: Sequence[Path], exam: Exam) -> list[Row]:
     Raises:
         ValueError: a run did not learn this suite in this view; as for `load_trained` besides.
     """
-    agents = load_trained(paths)
+    agents = load_trained(paths, trust)
     suites = [agent.config.suite for agent in agents]
     seen = {None if suite is None else (suite.suite, suite.views) for suite in suites}
     if (suite := suites[0]) is None or len(seen) > 1:

@@ -39,14 +39,26 @@ class OfGame:
     run: RunFolder
     game: GameConfig
 
+    @property
+    def refusal(self) -> str:
+        """The answer to who asks for more than its `exam`."""
+        return f"{self.game.game} is a game: --episodes and --seed are all that can be said of how it is played"
+
+    def exam(self, asked: Exam) -> Exam:
+        """What can be asked for: a game's episodes have lengths of their own."""
+        return Exam(episodes=asked.episodes, seed=asked.seed)
+
     def evaluate(self, asked: Examination, trust: bool, tell: Tell) -> Judged:
-        exam = Exam(episodes=asked.exam.episodes, seed=asked.exam.seed)
+        exam = self.exam(asked.exam)
         if asked != Examination(exam=exam):
-            raise ValueError(
-                f"{self.game.game} is a game: --episodes and --seed are all that can be said of how it is played"
-            )
+            raise ValueError(self.refusal)
         rows = evaluate_player(self.run, self.game, exam.episodes, exam.seed, trust)
         return Judged([], rows, returns_table(rows))
+
+    def compare(self, paths: Sequence[Path], exam: Exam, trust: bool) -> Judged:
+        """The agents of runs that learned it too, beside the first of them."""
+        rows = compare_players(paths, exam.episodes, exam.seed, trust)
+        return Judged([], rows, players_table(rows))
 
     def write_page(self, trust: bool, tell: Tell, film: Sequence[str] | None) -> None:
         if film is not None:
@@ -64,14 +76,28 @@ class OfSuite:
     run: RunFolder
     suite: SuiteConfig
 
+    @property
+    def refusal(self) -> str:
+        """The answer to who asks for more than its `exam`."""
+        return (
+            f"{self.run.path} learned the suite {self.suite.suite}: --episodes, --jobs and --seed are all that can be "
+            "said of how its tasks are played"
+        )
+
+    def exam(self, asked: Exam) -> Exam:
+        """What can be asked for."""
+        return asked
+
     def evaluate(self, asked: Examination, trust: bool, tell: Tell) -> Judged:
         if asked != Examination(exam=asked.exam):
-            raise ValueError(
-                f"{self.run.path} learned the suite {self.suite.suite}: --episodes, --jobs and --seed are all that can "
-                "be said of how its tasks are played"
-            )
+            raise ValueError(self.refusal)
         rows = evaluate_suite(self.run, self.suite, asked.exam)
         return Judged([], rows, scores_table(rows))
+
+    def compare(self, paths: Sequence[Path], exam: Exam, trust: bool) -> Judged:
+        """The agents of runs that learned it too, beside the first of them."""
+        rows = compare_in_suite(paths, exam, trust)
+        return Judged([], rows, suites_table(rows))
 
     def write_page(self, trust: bool, tell: Tell, film: Sequence[str] | None) -> None:
         if film is not None:
@@ -122,26 +148,6 @@ def examined(path: Path, tables: Path, asked: Examination, tell: Tell) -> Judged
     return Judged(results.about, rows, brief(rows))
 
 
-def compared(paths: Sequence[Path], asked: Exam, trust: bool) -> Judged | None:
-    """The agents of runs that learned one game, or one suite, beside the first of them; None where the first learned
-    fleets of a kind.
-
-    Errors: ValueError where they did not learn one.
-    """
-    if not paths or paths[0].is_file():
-        return None
-    first = training_runs(RunFolder.open(paths[0]))[0]
-    if game_of(first) is not None:
-        if asked != (exam := Exam(episodes=asked.episodes, seed=asked.seed)):
-            raise ValueError(f"{first.path} learned a game, whose episodes have lengths of their own: --jobs says none")
-        rows = compare_players(paths, exam.episodes, exam.seed, trust)
-        return Judged([], rows, players_table(rows))
-    if suite_of(first) is not None:
-        rows = compare_in_suite(paths, asked)
-        return Judged([], rows, suites_table(rows))
-    return None
-
-
 def learned_by(run: RunFolder) -> OfGame | OfSuite | OfFleets:
     """What a run learned. `evaluate` judges it and keeps the tables; `write_page` writes its page and, where it is said
     whose fleet a `film` shows (nobody: the best), that; a run that was not judged yet is judged first."""
@@ -150,3 +156,12 @@ def learned_by(run: RunFolder) -> OfGame | OfSuite | OfFleets:
     if (suite := suite_of(run)) is not None:
         return OfSuite(run, suite)
     return OfFleets(run)
+
+
+def game_or_suite(paths: Sequence[Path]) -> OfGame | OfSuite | None:
+    """What the first of some runs learned, or the first run in it where it is a folder of several; None where that is
+    fleets of a kind, or where there are no runs, or exported policies first."""
+    if not paths or paths[0].is_file():
+        return None
+    learned = learned_by(training_runs(RunFolder.open(paths[0]))[0])
+    return None if isinstance(learned, OfFleets) else learned

@@ -140,8 +140,10 @@ def suites_table(standings: Sequence[Mapping[str, Any]]) -> TextTable:
             for row in standings
         ],
         caption="Score: (random - agent) / (random - best rule) of mean response times; /: geometric means of the "
-        "per-episode ratios, below 1 is faster. In brackets 95 % intervals over seeds and episodes; the words are "
-        f"corrected for the agents of a task (Holm), not for several tasks. (new): not all were trained on. {_FEW}",
+        "per-episode ratios, below 1 is faster. all: the mean of the scores of all tasks, geometric means of their "
+        "ratios. In brackets 95 % intervals over seeds and episodes; the words are corrected for the agents of a task "
+        "(Holm), not for several tasks. (new): a task, or one of all, that this agent was not trained on. "
+        f"{_FEW}",
         emphasis=["agent" if row["learned"] else "rule" for row in standings],
     )
 

@@ -196,8 +196,11 @@ class FleetEnv:
         return self.jobs
 
     def meeting(self, task: Task, jobs: int, paid: bool) -> "FleetEnv":
-        """The same for the servers of tasks [..., N] and so many jobs. Where nobody is `paid`, rewards are some that
-        these tasks can tell."""
+        """The same for the servers of tasks [..., N] and so many jobs.
+
+        Arguments: `paid`, whether somebody looks at rewards. Where nobody does they are of another kind if these
+            tasks cannot tell theirs.
+        """
         fitting = replace(self, servers=task.mask.shape[-1], jobs=jobs)
         return fitting if paid or known_at_dispatch(task) else replace(fitting, reward="elapsed")
 

@@ -211,7 +211,7 @@ class WeightsEnv:
         return weights_of(action_of(most ** jnp.clip(action, -1.0, 1.0) * LEAST ** ((1 - rule) / 2)))
 
     def meeting(self, task: Task, jobs: int, paid: bool) -> "WeightsEnv":
-        """The same for the servers of tasks [..., N] and so many jobs, whoever is `paid`.
+        """The same for the servers of tasks [..., N] and so many jobs. Rewards stay as they are, `paid` or not.
 
         Errors: ValueError where a server joins or leaves.
         """
