@@ -23,7 +23,7 @@ from reverie.agents.actor_critic import (
 )
 from reverie.agents.inputs import Inputs
 from reverie.agents.ppo import PPO, PPOConfig
-from reverie.envs.core import ArraySpec, Discrete, TimeStep, first, stack_tasks
+from reverie.envs.core import ArraySpec, Continuous, Discrete, TimeStep, first, stack_tasks
 from reverie.envs.fleet.env import FleetEnv, constant_speeds, fleet_task
 from reverie.envs.fleet.families import PARK_SPEEDS, draw_tasks, family
 from reverie.envs.fleet.workload import exponential, poisson
@@ -187,6 +187,21 @@ def test_a_fleet_with_padding_gets_no_job_where_there_is_no_server(servers, gree
     tasks = jax.tree.map(lambda x: jnp.repeat(x, 64, 0), FLEET_POOL)
     _, actions = rollout(FLEET, agent.policy(networks, greedy), tasks, jax.random.key(1), 5, lambda s, t, a: a)
     assert set(np.unique(actions)) <= {0, 1}
+
+
+@pytest.mark.parametrize("servers", ["flat", "set"])
+def test_a_weight_of_no_server_is_0_and_counts_for_nothing(servers):
+    spec = {"servers": ArraySpec((3, 2), "servers"), "proxy": ArraySpec((1,)), "mask": ArraySpec((3,), "mask")}
+    networks = ActorCritic(NetworkConfig(units=8, servers=servers), spec, Continuous(3), key=jax.random.key(0))
+    observation = {
+        "servers": jnp.ones((1, 3, 2)),
+        "proxy": jnp.ones((1, 1)),
+        "mask": jnp.asarray([[True, True, False]]),
+    }
+    policy = networks.act(networks.inputs.see(observation), observation)
+    assert (np.asarray(policy.sample(jax.random.key(1)))[0] != 0).tolist() == [True, True, False]
+    weights = jnp.asarray([[0.1, -0.2, 0.0]])
+    assert policy.log_prob(weights) == policy.log_prob(weights.at[:, 2].set(0.7))
 
 
 @pytest.mark.parametrize("servers", ["set", "queue"])
