@@ -9,6 +9,7 @@ that are told speeds, or estimate them by maximum likelihood. Judged are the net
 
     python experiments/metadreamer.py
     python experiments/metadreamer.py --game dispatch --grid
+    python experiments/metadreamer.py --only structured rsac   # rows that are trained anew; the others stay
 """
 
 from collections.abc import Mapping
@@ -126,6 +127,8 @@ class Samples(Study):
     grid: bool = False
     """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, recurrent SAC, all imaginations
     with both decoders and both encoders, and structured latents."""
+    only: tuple[str, ...] = ()
+    """The rows of the table to train, of the grid too; all others stay as they were published."""
 
     def larger(self, plan: TrainConfig) -> TrainConfig:
         """A plan at the scale of this study; what MetaDreamer shares with PEARL grows as PEARL does, and of recurrent
@@ -152,12 +155,16 @@ class Samples(Study):
             unhindered(game, "sac", "told"),
             unhindered(game, "sac", "box"),
         ]
-        if self.grid:
+        if self.grid or self.only:
             controls += [learner(f"{game}/dense", "pearl", FEW, "pearl-dense"), unhindered(game, "rsac", "")]
             controls += grid.values()
         groups = ([*ours, *theirs, nothing], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
         return [
-            self.larger(replace(plan, seed=seed)) for plans, seeds in groups for seed in range(seeds) for plan in plans
+            self.larger(replace(plan, seed=seed))
+            for plans, seeds in groups
+            for seed in range(seeds)
+            for plan in plans
+            if not self.only or plan.name in self.only
         ]
 
 
