@@ -225,7 +225,8 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
     for the scale of rewards (theirs is 100, which as few updates as these never reach), a KL that weighs as much beside
     its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which say too
     little of a point in the plane. For worlds outside the temperature is what SAC found for the half-cheetah (told its
-    speed, 16,000 updates; docs/metadreamer.md).
+    speed, 16,000 updates; docs/metadreamer.md). In dispatch trials are half as long, so that of few steps more evidence
+    is of policies that have learned something, and contexts are read transition by transition (docs/metadreamer.md).
 
     Raises:
         ValueError: the game has one task.
@@ -240,7 +241,8 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
         experience, averaging = replace(experience, batch=320), 0.0025
     if world.game.startswith("dispatch"):
         algorithm = replace(algorithm, tasks=12, units=64, encoder_units=64, discount=0.95, reward_scale=2.0)
-        experience, averaging = replace(experience, batch=384), 0.0025
+        algorithm = replace(algorithm, prior_episodes=1)
+        experience, averaging = replace(experience, batch=384, episodes=2), 0.0025
     loop, episodes, pace = LoopConfig(steps=60_000, evaluate_every=10_000), 64, 1
     if world.is_outside:  # each of its steps costs time, and an episode has hundreds
         algorithm = replace(algorithm, tasks=12, reward_scale=1.0, temperature=0.0125, kl=0.004)
@@ -260,8 +262,9 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
         algorithm = replace(algorithm, kl=1.0, sees_next=True, recent=1_000)
         experience = replace(experience, prefill=max(experience.prefill, 100 * streams))
         physics = not world.is_outside and isinstance(find_game(world.game).world, Physics)
-        coarse = 0.3 if world.game.startswith("dispatch") else 0.0  # gaps and sizes have laws that tasks decide
-        inferring = MetaDreamerConfig(pearl=algorithm, decoder="physics" if physics else "free", coarse=coarse)
+        inferring = MetaDreamerConfig(pearl=algorithm, decoder="physics" if physics else "free")
+        if world.game.startswith("dispatch"):  # gaps and sizes have laws that tasks decide
+            inferring = replace(inferring, encoder="product", coarse=0.3)
     return TrainConfig(
         agent=OffPolicyRun(algorithm=inferring, experience=experience, chunk=25, averaging=averaging),
         world=world,
