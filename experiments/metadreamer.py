@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
+from scipy.stats import t
 from study import Study, study
 
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARLPolicy
 from reverie.agents.rsac import RSACConfig
-from reverie.envs.core import TimeStep
+from reverie.envs.core import Task, TimeStep
 from reverie.evaluate.contexts import codes_of, foretold, midpoints
 from reverie.evaluate.disentanglement import dci, mig, sap, scatter
 from reverie.evaluate.imagined import code_rows, foretold_rows
@@ -53,6 +53,8 @@ POINTS = 10
 TRIALS = 1_000
 """Of each set of tasks, and tasks that codes are measured on."""
 TESTS = ("interpolated", "extrapolated")
+FARTHER = (1.5, 2.0, 2.5, 3.0)
+"""Skews of speeds in `dispatch`, from the edge of what is learned from to ever farther outside."""
 KEY = jax.random.key(1)
 AHEAD = 10
 """Steps after which the generative model is judged, besides one."""
@@ -159,6 +161,8 @@ class Samples(Study):
             controls += [learner(f"{game}/dense", "pearl", FEW, "pearl-dense"), unhindered(game, "rsac", "")]
             controls += grid.values()
         groups = ([*ours, *theirs, nothing], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
+        if strange := sorted(set(self.only) - {plan.name for plans, _ in groups for plan in plans}):
+            raise ValueError(f"the table has no rows {strange}")
         return [
             self.larger(replace(plan, seed=seed))
             for plans, seeds in groups
@@ -166,6 +170,15 @@ class Samples(Study):
             for plan in plans
             if not self.only or plan.name in self.only
         ]
+
+
+def judged_on(game: GameConfig) -> Mapping[str, Task]:
+    """The tests of a game, and in `dispatch` those between known tasks with speeds ever farther outside."""
+    found = {name: game.drawn(TRIALS, name) for name in TESTS}
+    if game.game.startswith("dispatch"):
+        *others, skew = np.asarray(found["interpolated"]).T
+        found |= {f"skew_{far:g}": jnp.array([*others, np.copysign(far, skew)]).T for far in FARTHER}
+    return found
 
 
 def judged(run: RunFolder) -> Row:
@@ -176,9 +189,8 @@ def judged(run: RunFolder) -> Row:
     _, state = loop.newest_state(trainer, run)
     networks = state.learning.learner.networks  # those of the last update, not their average
     policy, found = trainer.agent.policy(networks, greedy=True), {}
-    for name in TESTS:
-        world, tasks = config.world.world(TRIALS), config.world.drawn(TRIALS, name)
-        found[name] = float(returns(world, policy, tasks, KEY, 3)[:, -1].mean())
+    for name, tasks in judged_on(config.world).items():
+        found[name] = float(returns(config.world.world(TRIALS), policy, tasks, KEY, 3)[:, -1].mean())
     match trainer.agent:
         case MetaDreamer() as agent:
             found |= imagination(agent, trainer.env, networks, policy)
@@ -245,9 +257,9 @@ def rules() -> list[Row]:
     """What rules bring home in `dispatch`, on the same jobs as agents: by speeds that are told, of maximum likelihood,
     and all alike."""
     found: dict[str, Row] = {}
-    for name in TESTS:
-        game = GameConfig("dispatch")
-        world, tasks = game.world(TRIALS), game.drawn(TRIALS, name)
+    game = GameConfig("dispatch")
+    world = game.world(TRIALS)
+    for name, tasks in judged_on(game).items():
         speed = world.laws(tasks)[0]
         each = {"told-speeds": Expected(speed), "likely-speeds": LikelyDelay(speed.shape[1])}
         for rule, policy in (each | {"equal-speeds": Expected(jnp.ones_like(speed))}).items():
@@ -257,13 +269,13 @@ def rules() -> list[Row]:
 
 
 def rows(asked: Samples, runs: list[RunFolder]) -> list[Row]:
-    """Means over seeds with intervals, and how far MetaDreamer, of its most real steps, is ahead of each other one."""
+    """Means over seeds, with intervals of returns."""
     found: dict[str, list[tuple[RunFolder, Row]]] = {}
     for run in runs:
         say(run.path.name)
         (row,) = asked.kept(f"{asked.game}-{run.path.name}", lambda run=run: [judged(run)])
         found.setdefault(run.config(TrainConfig).name, []).append((run, row))
-    reference, made = list(found.values())[len(CLAIM["metadreamer"]) - 1], []
+    made = []
     for name, each in found.items():
         config, last = each[0][0].config(TrainConfig), [run.metrics()[-1] for run, _ in each]
         row: Row = {
@@ -273,18 +285,39 @@ def rows(asked: Samples, runs: list[RunFolder]) -> list[Row]:
             "real_steps": int(last[0]["step"]),
         }
         row["cpu_seconds"] = float(np.mean([line["cpu_seconds"] for line in last]))
-        for tasks in TESTS:
-            ours, theirs = ([measured[tasks] for _, measured in agent] for agent in (reference, each))
-            row |= interval(tasks, *over_seeds(np.array(theirs)))
-            ahead = np.mean(ours) - np.mean(theirs)
-            several = min(len(ours), len(theirs)) > 1
-            ends = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95) if several else (np.nan, np.nan)
-            row |= interval(f"{tasks}_ahead", ahead, *ends) if each is not reference else {}
+        for tasks in judged_on(config.world):
+            row |= interval(tasks, *over_seeds(np.array([measured[tasks] for _, measured in each])))
         for measure in MEASURES:
             values = [measured[measure] for _, measured in each if measure in measured]
             row[measure] = float(np.mean(values)) if values else None
         made.append(row)
     return made
+
+
+def compared(asked: Samples, found: list[Row], rows: list[Row]) -> list[Row]:
+    """Rows, of which some were just found, with how far MetaDreamer, of its most real steps, is ahead of each: Welch's
+    interval, of what the table says itself, as runs of what was published may be gone."""
+    plan = learner(asked.game, "metadreamer", CLAIM["metadreamer"][-1])
+    (ours,) = (row for row in rows if row["agent"] == plan.name)
+    for row in rows if ours in found else found:
+        if row is ours or not row.get("seeds"):
+            continue
+        for tasks in TESTS:
+            row |= interval(f"{tasks}_ahead", *difference(ours, row, tasks))
+    return rows
+
+
+def difference(one: Row, other: Row, tasks: str) -> tuple[float, float, float]:
+    """Of the mean returns of two agents, with its ends; NaN where one has a single seed."""
+    mean, error, free = [], [], []
+    for row in (one, other):
+        mean.append(row[tasks])
+        free.append(row["seeds"] - 1)
+        above = np.nan if row[f"{tasks}_high"] is None else row[f"{tasks}_high"] - row[tasks]
+        error.append(above / t.ppf(0.975, free[-1]))
+    squared = np.square(error)
+    either = t.ppf(0.975, squared.sum() ** 2 / (squared**2 / free).sum()) * np.sqrt(squared.sum())
+    return (ahead := mean[0] - mean[1]), ahead - either, ahead + either
 
 
 def interval(name: str, mean: float, low: float, high: float) -> Row:
@@ -316,12 +349,13 @@ MEASURES = (
 def main() -> None:
     asked = study(Samples, __doc__)
     runs = asked.train(asked.plans(), asked.game)
-    if asked.game == "merging":
-        for name, figure in pictures(runs[len(CLAIM["metadreamer"]) - 1]).items():
-            asked.draw(name, figure)
-        asked.publish("metadreamer", whole(rows(asked, runs)))
-    else:
-        asked.publish("metadreamer_dispatch", whole([*rows(asked, runs), *rules()]))
+    name, found = "metadreamer", rows(asked, runs)
+    if asked.game == "dispatch":
+        name, found = "metadreamer_dispatch", [*found, *rules()]
+    elif not asked.only:
+        for picture, figure in pictures(runs[len(CLAIM["metadreamer"]) - 1]).items():
+            asked.draw(picture, figure)
+    asked.publish(name, whole(compared(asked, found, asked.with_others(name, found, "agent"))))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ Scale = Literal["cpu", "gpu"]
 
 ExamOptions = Annotated[Exam, tyro.conf.arg(name="")]
 """The exam of an experiment on fleets, its options without a prefix."""
-ANYWAY = ("runs", "workers", "game", "trace", "speeds", "suite", "arms")
+ANYWAY = ("runs", "workers", "game", "trace", "speeds", "suite", "arms", "only")
 """Options that say where and what, and not how."""
 
 
@@ -130,11 +130,15 @@ class Study:
     def publish_games(self, name: str, rows: Sequence[Row], *keys: str) -> list[Row]:
         """Publish rows of some games, or of what `keys` name, with those of others that were published before; returns
         all of them."""
-        path = self._folder(RESULTS) / f"{name}.csv"
-        before = read_csv(path) if path.exists() else []
-        together = list({tuple(row[key] for key in keys or ("game",)): row for row in [*before, *rows]}.values())
+        together = self.with_others(name, rows, *keys or ("game",))
         self.publish(name, together)
         return together
+
+    def with_others(self, name: str, rows: Sequence[Row], *keys: str) -> list[Row]:
+        """Rows, with those of others, by what `keys` name, that were published before."""
+        path = self._folder(RESULTS) / f"{name}.csv"
+        before = read_csv(path) if path.exists() else []
+        return list({tuple(row[key] for key in keys): row for row in [*before, *rows]}.values())
 
     def draw(self, name: str, figure: Figure, dpi: int = 100) -> None:
         """Save a picture of the docs."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import tyro
 
 from reverie.envs.fleet.load import offered_load
@@ -441,6 +442,33 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
     assert larger["metadreamer-1500"].loop.steps == larger["pearl-1500"].loop.steps == 15_000
     for name in ("metadreamer-1800", "pearl-dense"):
         build(plans[name])
+
+
+def test_rows_of_metadreamers_table_can_be_trained_alone(load):
+    """The others stay as they were, and differences are those of all seeds' returns."""
+    metadreamer = load("metadreamer")
+    asked = tyro.cli(metadreamer.Samples, args=["--only", "structured", "pearl-3000"])
+    assert asked.as_published
+    plans = [(plan.name, plan.seed) for plan in asked.plans()]
+    assert sorted(plans) == [("pearl-3000", seed) for seed in range(5)] + [("structured", seed) for seed in range(3)]
+    with pytest.raises(ValueError, match="no rows \\['structure'\\]"):
+        tyro.cli(metadreamer.Samples, args=["--only", "structure"]).plans()
+    rng = np.random.default_rng(0)
+    returns = {"metadreamer-3000": rng.normal(10, 1, 5), "pearl-3000": rng.normal(5, 3, 3), "structured": np.ones(1)}
+    before = []
+    for name, each in returns.items():
+        row = {"agent": name, "seeds": len(each)}
+        for tasks in metadreamer.TESTS:
+            row |= metadreamer.interval(tasks, *metadreamer.over_seeds(each))
+        before.append(row)
+    kept = dict(before[2])
+    rows = metadreamer.compared(asked, before[1:2], before)
+    low, high = scipy.stats.ttest_ind(*list(returns.values())[:2], equal_var=False).confidence_interval(0.95)
+    assert (rows[1]["interpolated_ahead_low"], rows[1]["extrapolated_ahead_high"]) == pytest.approx((low, high))
+    assert rows[2] == kept
+    (_, _, alone) = metadreamer.compared(asked, before, before)
+    assert alone["interpolated_ahead_low"] is None
+    assert alone["interpolated_ahead"] == pytest.approx(returns["metadreamer-3000"].mean() - 1)
 
 
 def test_rules_in_dispatch_stand_by_what_they_are_told(load, monkeypatch):
