@@ -45,9 +45,10 @@ from reverie.settings.config import GameConfig, LoopConfig, OffPolicyRun, TrainC
 from reverie.settings.games import Player, game_plan
 from reverie.tables import Row
 
-UPDATES = 12_000
+UPDATES: Mapping[str, int] = MappingProxyType({"merging": 12_000, "dispatch": 4_000})
+"""Of those who infer tasks; in `dispatch` one seed of MetaDreamer was worse after 12,000 (docs/metadreamer.md)."""
 SAC_STEPS = 200_000
-"""Which are as many updates of SAC; of recurrent SAC half of that."""
+"""Which are 12,500 updates of SAC; of recurrent SAC half of that."""
 POINTS = 10
 """Of a learning curve."""
 TRIALS = 1_000
@@ -99,7 +100,7 @@ def learner(game: str, agent: Player, each: int, label: str = "", **changes: obj
     if isinstance(algorithm, MetaDreamerConfig):
         algorithm = replace(algorithm, **changes)
     steps, rounds, prefill = each * before.streams, each - 100, 100 * before.streams
-    repeats = UPDATES // rounds
+    repeats = UPDATES[game.partition("/")[0]] // rounds
     experience = replace(before, repeats=repeats, ratio=before.batch * repeats / before.streams, prefill=prefill)
     run = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=rounds // POINTS)
     paced = LoopConfig(steps=steps, evaluate_every=steps // POINTS)

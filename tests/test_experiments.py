@@ -429,8 +429,8 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
                 rounds = (plan.loop.steps - experience.first_steps) / experience.env_steps
                 assert rounds % plan.agent.chunk == 0
                 assert inner.encoder_units == 64, name
-                assert rounds * experience.repeats == metadreamer.UPDATES
-        assert plans["sac-told"].loop.steps / 16 >= metadreamer.UPDATES
+                assert rounds * experience.repeats == metadreamer.UPDATES[game]
+        assert plans["sac-told"].loop.steps / 16 >= metadreamer.UPDATES[game]
         few, many = plans[f"metadreamer-{300 * streams}"], plans[f"pearl-{4_100 * streams}"]
         assert (
             few.loop.steps == plans[f"pearl-{300 * streams}"].loop.steps == plans["none-physics-recurrent"].loop.steps
