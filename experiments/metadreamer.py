@@ -130,8 +130,8 @@ class Samples(Study):
     game: GameName = "merging"
     """Which world."""
     grid: bool = False
-    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, and with more updates, recurrent
-    SAC, all imaginations with both decoders and both encoders, and structured latents."""
+    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates,
+    recurrent SAC, all imaginations with both decoders and both encoders, and structured latents."""
     only: tuple[str, ...] = ()
     """The rows of the table to train, of the grid too; all others stay as they were published."""
 
