@@ -129,6 +129,24 @@ def test_a_run_of_other_streams_begins_with_what_was_learned_and_experience_of_i
     assert second.metrics()[0]["step"] == trainer.first_steps > 0
 
 
+def test_episodes_do_not_go_on_in_other_tasks():
+    """They end where they are, with their trial. Of the new fleets one server is there, and what was last seen of the
+    old ones allows them all: who went on would send jobs to servers that do not exist, which pays NaN."""
+    before = build(PLAN)
+    alone = before.pool._replace(mask=before.pool.mask.at[:, 1:].set(False))
+    trainer = replace(before, pool=alone)
+    state = before.train(before.init(jax.random.key(0)))[0]
+    begun = trainer.continued(state, 0)
+    assert begun.learning.collector.timesteps.is_last.all()
+    filled = int(state.learning.replay.filled)
+    rows = jax.tree.map(lambda leaf: leaf[filled:], trainer.train(begun)[0].learning.replay.rows)
+    assert rows.timestep.is_last[0].all()
+    assert rows.is_trial_first[1].all()
+    assert np.isfinite(rows.timestep.reward).all()
+    again = before.continued(state, 0)
+    assert not again.learning.collector.timesteps.is_last.any()
+
+
 def test_a2c_of_other_streams_begins_with_what_was_learned():
     plan = replace(preset("a2c", "cpu"), world=WORLD, loop=PLAN.loop)
     state, trainer = build(plan).init(jax.random.key(0)), build(narrower(plan))

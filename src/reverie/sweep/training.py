@@ -67,7 +67,10 @@ def train_run(
         if not trainer.remembers(state):
             step = trainer.first_steps
             if not quiet:
-                say(f"{title}: experience begins anew, as {before.path} has streams, episodes or replay of other sizes")
+                say(
+                    f"{title}: experience begins anew, as {before.path} has other tasks, or streams, episodes or "
+                    "replay of other sizes"
+                )
         return begun, step
 
     beginning = None if config.start is None else continued

@@ -195,6 +195,11 @@ def settles(agent: OffPolicyAgent, config: OffPolicyConfig) -> bool:
     return config.settled or agent.evidence is not None
 
 
+def outlives_tasks(agent: OffPolicyAgent, config: OffPolicyConfig) -> bool:
+    """Whether replay is of use where other tasks are played: not where rows are looked up by their tasks."""
+    return not settles(agent, config)
+
+
 def named_tasks(env: World, pool: Task) -> int:
     """How many tasks rows are told apart by: those that a suite names, or else those of the pool."""
     named = env.observation_spec.get("task")

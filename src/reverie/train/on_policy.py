@@ -69,6 +69,11 @@ def first_steps(agent: OnPolicyAgent, config: OnPolicyConfig) -> int:
     return config.first_steps
 
 
+def outlives_tasks(agent: OnPolicyAgent, config: OnPolicyConfig) -> bool:
+    """Whether what was gathered is of use where other tasks are played: there is no replay."""
+    return False
+
+
 def init(
     agent: OnPolicyAgent,
     config: OnPolicyConfig,

@@ -11,18 +11,20 @@ from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from reverie.envs.core import Task, World, check
 from reverie.envs.outside.worlds import OutsideWorlds
 from reverie.policies.core import Policy
 from reverie.train import off_policy, on_policy
-from reverie.train.hosting import go_on
+from reverie.train.hosting import cut_off, go_on
 from reverie.train.off_policy import OffPolicyConfig
 from reverie.train.on_policy import OnPolicyConfig
 
 WAYS: Mapping[type, Any] = MappingProxyType({OffPolicyConfig: off_policy, OnPolicyConfig: on_policy})
-"""How experience is gathered and learned from (a module with `first_steps`, `init` and `update`), by what says so."""
+"""How experience is gathered and learned from, by what says so: a module with `first_steps`, `init`, `update` and
+`outlives_tasks`."""
 
 
 class InWorld(NamedTuple):
@@ -124,14 +126,22 @@ class WorldTrainer:
             )
         key, pool = jax.random.fold_in(other.learning.key, seed), jax.tree.map(jnp.copy, self.pool)
         if self.remembers(other):
-            return InWorld(other.learning._replace(key=key), other.averaged, pool)
+            learning = other.learning._replace(key=key)
+            if not _equal(self.pool, other.pool):  # what goes on there would go on in other tasks, by other rules
+                collector = cut_off(learning.collector)
+                last = jnp.full_like(collector.episode, self.config.episodes - 1)
+                learning = learning._replace(collector=collector._replace(episode=last))
+            return InWorld(learning, other.averaged, pool)
         begin = jax.jit(partial(WAYS[type(self.config)].init, self.agent, self.config, self.env))
         learning = begin(pool, key, other.learning.learner)._replace(updates=other.learning.updates)
         return InWorld(learning, other.averaged, pool)
 
     def remembers(self, other: InWorld) -> bool:
-        """Whether streams and replay of another state are as large as here, and of observations as large."""
-        return _alike(jax.eval_shape(self.init, jax.random.key(0)).learning, other.learning)
+        """Whether streams and replay of another state are as large as here, and of observations as large; and of the
+        same tasks, where what was gathered is of no use in others."""
+        alike = _alike(jax.eval_shape(self.init, jax.random.key(0)).learning, other.learning)
+        usable = WAYS[type(self.config)].outlives_tasks(self.agent, self.config)
+        return alike and (usable or _equal(self.pool, other.pool))
 
 
 def for_fleet(agent: Any, env: Any, servers: int) -> tuple[Any, PyTree]:
@@ -153,6 +163,11 @@ def _alike(one: PyTree, other: PyTree) -> bool:
     """Whether two trees have the same structure, settings of modules included, and leaves of one shape and type."""
     leaves = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
     return jax.tree.structure(one) == jax.tree.structure(other) and leaves[0] == leaves[1]
+
+
+def _equal(one: Task, other: Task) -> bool:
+    """Whether two pools hold the same tasks."""
+    return _alike(one, other) and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def lives_outside(env: World) -> TypeGuard[OutsideWorlds]:
