@@ -416,6 +416,35 @@ def test_new_tasks_begin_from_the_runs_of_known_ones_of_the_same_networks(load, 
     assert of_place < 1_000 < of_all
 
 
+def test_a_stream_goes_on_from_stage_to_stage_with_networks_as_large(load, tmp_path):
+    stream, mixture = load("stream"), load("mixture")
+    sizes = []
+    for arm in ("mixture", "shared", "apart"):
+        plans = {stage: stream.of_stage(arm, stage, 1, tmp_path, 8_000) for stage in stream.STAGES}
+        starts = [plan.start and plan.start.name for plan in plans.values()]
+        assert starts == [None, *(f"{plans[stage].name}-1" for stage in ("first", "other"))]
+        networks = mixture.networks(plans["first"])
+        sizes.append(mixture.size(networks))
+        assert jax.tree.structure(networks) == jax.tree.structure(mixture.networks(plans["other"]))
+    assert max(sizes) < 1.01 * min(sizes)
+    apart = build(plans["first"]).agent.init(jax.random.key(0)).networks.model
+    first, other = (plans[stage].suite.names.index(stream.STAGES[stage]) for stage in ("first", "other"))
+    assert not {*apart.chance[first].tolist()} & {*apart.chance[other].tolist()}
+    assert apart.clusters[first] != apart.clusters[other]
+
+
+def test_what_a_stream_lost_is_taken_in_each_seed(load):
+    scores = {"first": [[1.0, 0.2], [0.8, 0.0]], "other": [[0.5, 0.9], [0.7, 0.9]]}
+    scores |= {"soon": [[0.9, 0.8], [0.8, 0.8]], "again": [[1.1, 0.7], [0.9, 0.9]]}
+    rows = load("stream").rows_of("shared", {at: np.array(of) for at, of in scores.items()})
+    found = {row["measure"]: row["value"] for row in rows}
+    assert found["first lost"] == pytest.approx(-0.3)
+    assert found["other lost"] == pytest.approx(-0.1)
+    assert found["first soon against before"] == pytest.approx(-0.05)
+    assert found["first again against before"] == pytest.approx(0.1)
+    assert found["other after first"] == pytest.approx(0.1)
+
+
 def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(load):
     metadreamer = load("metadreamer")
     for game, streams in (("merging", 10), ("dispatch", 12)):
