@@ -59,7 +59,11 @@ def of_stage(arm: str, stage: str, seed: int, folder: Path, jobs: int) -> TrainC
     begun = plan(Mixtures(suite=SUITE), model_of(arm), f"{arm}-{stage}", seed, (STAGES[stage],))
     before = {"other": "first", "again": "other"}.get(stage)
     start = None if before is None else folder / f"{arm}-{before}-{seed}"
-    return replace(begun, agent=replace(begun.agent, chunk=5), start=start, loop=replace(begun.loop, steps=jobs))
+    experience = begun.agent.experience
+    if stage == "other":  # replay of another size begins anew, and anew again when the first is back
+        experience = replace(experience, capacity=experience.capacity - experience.streams)
+    agent = replace(begun.agent, chunk=5, experience=experience)
+    return replace(begun, agent=agent, start=start, loop=replace(begun.loop, steps=jobs))
 
 
 def rows_of(arm: str, scores: dict[str, Float[np.ndarray, "S 2"]]) -> list[Row]:
