@@ -118,7 +118,8 @@ def picture(rows: list[Row]) -> Figure:
         for arm, colour in colours.items():
             own = np.array([(int(str(row["jobs"])), float(str(row["median"]))) for row in rows if row["arm"] == arm])
             if len(own):
-                axis.plot(*own.T, "o-", color=colour, markersize=4, label=arm)
+                # what has one point lies above lines that begin there
+                axis.plot(*own.T, "o-", color=colour, markersize=4, label=arm, zorder=2 + 1 / len(own))
         axis.set(xlabel="jobs of the new task", ylabel="median score")
         axis.legend()
     return figure
