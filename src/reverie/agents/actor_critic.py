@@ -21,7 +21,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from reverie.agents.core import Rollout
-from reverie.agents.heads import SetTower, Tower, numbers_of, said
+from reverie.agents.heads import SetTower, Tower, action_distribution, numbers_of
 from reverie.agents.inputs import Inputs, Reading
 from reverie.agents.rl2 import led_here
 from reverie.envs.core import ActionSpec, ArraySpec, TimeStep
@@ -174,7 +174,7 @@ class ActorCritic(eqx.Module):
     def act(self, features: Features, observation: dict[str, Array]) -> Categorical | BoundedNormal:
         """The distribution over actions [*B, A]."""
         mask = self.inputs.allowed(observation)
-        return said(self.actor(features), self.spec, self.inputs.as_set, mask, BoundedNormal)
+        return action_distribution(self.actor(features), self.spec, self.inputs.as_set, mask, BoundedNormal)
 
     def value(self, features: Features) -> Float[Array, "*B"]:
         """The expected return, in units of scaled rewards."""

@@ -49,7 +49,7 @@ class Actor(eqx.Module):
             assert features.servers is not None, "the model offered rows when this actor was made"
             outputs = self.head(self.shared(features.servers, context))
             mask = features.mask if mask is None else mask
-        return said(outputs, self.spec, self.shared is not None, mask, BoundedNormal, self.unimix)
+        return action_distribution(outputs, self.spec, self.shared is not None, mask, BoundedNormal, self.unimix)
 
 
 def numbers_of(spec: ActionSpec) -> int:
@@ -67,7 +67,7 @@ def per_action(outputs: Float[Array, "..."], spec: ActionSpec, rows: bool) -> Fl
     return jnp.moveaxis(outputs, -1, 0) if rows else jnp.stack(jnp.split(outputs, count, -1))
 
 
-def said[D](
+def action_distribution[D](
     outputs: Float[Array, "..."],
     spec: ActionSpec,
     rows: bool,

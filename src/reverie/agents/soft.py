@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from reverie.agents.heads import Flat, QNetwork, SetTower, said
+from reverie.agents.heads import Flat, QNetwork, SetTower, action_distribution
 from reverie.agents.inputs import Inputs
 from reverie.envs.core import ActionSpec
 from reverie.models.core import Features
@@ -17,7 +17,7 @@ def distribution(
     actor: Flat | SetTower, spec: ActionSpec, inputs: Inputs, seen: Features, observation: dict[str, Array]
 ) -> Categorical | TanhNormal:
     """That over actions, of what was seen of an observation."""
-    return said(actor(seen), spec, inputs.as_set, inputs.allowed(observation), TanhNormal.from_outputs)
+    return action_distribution(actor(seen), spec, inputs.as_set, inputs.allowed(observation), TanhNormal.from_outputs)
 
 
 class Considered(NamedTuple):
