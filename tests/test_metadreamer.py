@@ -145,6 +145,24 @@ def test_their_codes_are_those_of_the_tasks_between_where_codes_are_straight_in_
     assert np.std((noisy - z)[~np.isin(-z[:, 2].round(5), (0, 1, 3)), 2] / gap) == pytest.approx(0.1, rel=0.1)
 
 
+def test_beyond_the_outermost_values_the_line_through_the_last_two_goes_on():
+    known = grid((0.0, 1.0, 3.0), (-1.0, 1.0))
+    outward = Interpolation.of(known, density=1, along=(0, 1), beyond=2)
+    made = {tuple(task) for task in outward.factors(known).tolist()}
+    first = [-2, -1.5, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 6, 7]
+    second = [-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5]
+    assert made == {(a, b) for a in first for b in second} - set(map(tuple, known.tolist()))
+    alone = Interpolation.of(np.array([[7.0, 0.0], [7.0, 1.0]], np.float32), density=1, along=(0, 1), beyond=1)
+    assert {a for a, _ in alone.factors(np.array([[7.0, 0.0], [7.0, 1.0]]))} == {7.0}, "no line goes through one value"
+    codes = jnp.asarray(known[:, ::-1] * [2.0, -1.0])  # the first factor is in the second number
+    z = np.asarray(outward.codes(codes, jnp.array([1, 0]), 0.0, 4_000, KEY))
+    assert {(-a, b / 2) for b, a in z.round(4).tolist()} == made
+    moved = np.abs(np.asarray(outward.codes(codes, jnp.array([1, 0]), 0.1, 4_000, KEY)) - z)[:, 1]
+    below, above = -z[:, 1] < -1e-3, -z[:, 1] > 3 + 1e-3
+    assert np.sqrt((moved[below] ** 2).mean()) == pytest.approx(0.1, rel=0.1), "noise beside the outermost gap"
+    assert np.sqrt((moved[above] ** 2).mean()) == pytest.approx(0.2, rel=0.1)
+
+
 def test_tasks_without_others_between_them_are_refused():
     with pytest.raises(ValueError, match="no tasks lie between those known"):
         Interpolation.of(np.array([[1.0]], np.float32), density=3, along=(0,))
@@ -477,6 +495,8 @@ def test_what_cannot_be_done_is_refused_before_training(game, options, said):
         ({"stretch": 4}, "must be a multiple of stretch, 4; got 6"),
         ({"pearl": replace(SHARED, prior_episodes=0)}, "a context is too short: .* got 0 and 1"),
         ({"teacher": "critics", "structure": 1.0}, "structure is learned beside reconstruction"),
+        ({"imagination": "mdp", "beyond": 1}, "along and beyond say which tasks are imagined, .* 'mdp'"),
+        ({"beyond": -1}, "beyond"),
     ],
 )
 def test_contexts_that_say_nothing_are_refused(changes, said):

@@ -5,7 +5,8 @@ is theirs and what is ours. PEARL's actor, critics and policy (`pearl.py`) are t
 
 - a context encoder and a generative model that learn together, as a beta-VAE whose codes of one task are pulled
   together and of different tasks pushed apart, and nothing from the critics;
-- *meta-imagination*: z of tasks between those that are known, in the number of z that each of their factors is in;
+- *meta-imagination*: z of tasks between those that are known, and beyond them where that is asked for, in the number of
+  z that each of their factors is in;
 - *MDP-imagination*: what the present policy would live through in known and in imagined tasks, as the generative model
   has it, from states that were real. Actor and critics learn from real and imagined steps alike.
 
@@ -89,6 +90,9 @@ class MetaDreamerConfig:
     """Episodes in known tasks (`mdp`), in imagined ones (`meta`), as many in either (`both`), or in none."""
     density: Annotated[int, *at_least(1, 1_000)] = 2
     """Imagined values between two neighbouring values of a factor (D)."""
+    beyond: Annotated[int, *at_least(0, 100)] = 0
+    """Gaps beyond the outermost values of a factor, as wide as the last one and as dense, in which tasks are imagined
+    too, by the line through its two values."""
     along: tuple[str, ...] = ()
     """The factors that are interpolated; all unless given."""
     epsilon: Weight = 0.1
@@ -125,9 +129,9 @@ class MetaDreamerConfig:
             )
         if self.teacher == "critics" and self.structure:
             raise ValueError("MetaDreamerConfig: structure is learned beside reconstruction, and teacher is 'critics'")
-        if self.along and self.imagination not in ("meta", "both"):
+        if (self.along or self.beyond) and self.imagination not in ("meta", "both"):
             raise ValueError(
-                f"MetaDreamerConfig: along chooses the factors of imagined tasks, and imagination is "
+                f"MetaDreamerConfig: along and beyond say which tasks are imagined, and imagination is "
                 f"{self.imagination!r}: give it meta or both"
             )
 
@@ -224,7 +228,7 @@ class MetaDreamer:
     def interpolation(self) -> Interpolation:
         """Which tasks are imagined."""
         along = [k for k, name in enumerate(self.factors) if name in (self.config.along or self.factors)]
-        return Interpolation.of(np.array(self.tasks, np.float32), self.config.density, along)
+        return Interpolation.of(np.array(self.tasks, np.float32), self.config.density, along, self.config.beyond)
 
     @property
     def evidence(self) -> Evidence:

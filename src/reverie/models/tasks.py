@@ -1,7 +1,8 @@
-"""Imagined tasks: where in the space of z the factors of tasks lie, and codes between those of tasks that are known.
+"""Imagined tasks: where in the space of z the factors of tasks lie, and codes between and beyond those of known tasks.
 
 MetaDreamer (arXiv 2311.06673) places them between neighbouring values of a factor, in the number of z that is about
-it. How it finds that number, and what becomes of the others, is not public and ours.
+it. How it finds that number, and what becomes of the others, is not public and ours; so are tasks beyond the outermost
+values, which it leaves to future work.
 """
 
 from collections.abc import Sequence
@@ -23,16 +24,20 @@ class Interpolation:
     values: tuple[Float[np.ndarray, "_ K"], ...]
     """[I_k, K] for each factor (k): of each of its values among known tasks, the share of each of these in its mean."""
     between: tuple[Float[np.ndarray, "_ _"], ...]
-    """[C_k, I_k] for each factor: of each of its coordinates, known and imagined, the share of each of its values."""
+    """[C_k, I_k] for each factor: of each of its coordinates, known and imagined, the share of each of its values;
+    beyond all of them one has more than all, and its neighbour less than nothing."""
     tasks: Int[np.ndarray, "N F"]
     """Of each imagined task, the coordinate of each factor; no known task is among them."""
 
     @classmethod
-    def of(cls, factors: Float[np.ndarray, "K F"], density: int, along: Sequence[int]) -> "Interpolation":
+    def of(
+        cls, factors: Float[np.ndarray, "K F"], density: int, along: Sequence[int], beyond: int = 0
+    ) -> "Interpolation":
         """All combinations of coordinates: the I_k values of each factor among known tasks and `density` (D) more,
         evenly spaced, between any two neighbours.
 
-        Arguments: `along`, the factors that are interpolated; of the others, the known values are combined.
+        Arguments: `along`, the factors that are interpolated; of the others, the known values are combined. `beyond`,
+        how many gaps as wide as the outermost one, and filled as densely, follow on either side of all values.
 
         Errors: ValueError where there are none, or too many.
         """
@@ -41,15 +46,18 @@ class Interpolation:
             known, index = np.unique(column, return_inverse=True)
             member = index == np.arange(len(known))[:, None]
             values.append(member / member.sum(1, keepdims=True))
-            more = density if k in along else 0
-            at = np.arange((len(known) - 1) * (more + 1) + 1) / (more + 1)  # 0 .. I_k - 1
-            between.append(np.maximum(0.0, 1 - np.abs(at[:, None] - np.arange(len(known)))))
-            places.append(index * (more + 1))
+            more, out = (density, beyond) if k in along and len(known) > 1 else (0, 0)
+            last = len(known) - 1
+            at = np.arange((last + 2 * out) * (more + 1) + 1) / (more + 1) - out  # those known are 0 .. I_k - 1
+            upper = np.clip(np.ceil(at), 1, max(1, last))[:, None]  # of the two that it lies between, or beyond
+            part, value = at[:, None] - upper + 1, np.arange(len(known))
+            between.append(np.select([value == upper, value == upper - 1], [part, 1 - part]))
+            places.append((index + out) * (more + 1))
         counts = [len(each) for each in between]
         if (size := np.prod(counts, dtype=float)) > MOST:
             raise ValueError(
-                f"{size:,.0f} tasks lie between those known, more than {MOST:,}: lower density, now {density}, or "
-                "imagine what happens in known tasks alone (mdp)"
+                f"{size:,.0f} tasks lie between those known, and beyond, more than {MOST:,}: lower density, now "
+                f"{density}, or beyond, now {beyond}, or imagine what happens in known tasks alone (mdp)"
             )
         all_of_them = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1).reshape(-1, len(counts))
         ours = np.ravel_multi_index(np.stack(places), counts)
@@ -87,9 +95,10 @@ class Interpolation:
             known = jnp.asarray(values) @ codes[:, dimensions[k]]  # [I_k]
             at = jnp.asarray(between)[chosen[:, k]] @ known
             lower = jnp.floor(jnp.asarray(between)[chosen[:, k]] @ jnp.arange(len(values))).astype(int)
-            is_between = (jnp.asarray(between)[chosen[:, k]] == 1).sum(-1) == 0
+            lower = jnp.clip(lower, 0, max(0, len(values) - 2))  # beyond, the outermost gap
+            is_imagined = (jnp.asarray(between)[chosen[:, k]] == 1).sum(-1) == 0
             gap = known[jnp.minimum(lower + 1, len(values) - 1)] - known[lower]
-            z = z.at[:, dimensions[k]].set(at + jnp.where(is_between, noise[:, k] * jnp.abs(gap), 0.0))
+            z = z.at[:, dimensions[k]].set(at + jnp.where(is_imagined, noise[:, k] * jnp.abs(gap), 0.0))
         return z
 
 
