@@ -83,8 +83,9 @@ def _merging() -> dict[str, Game]:
 
 
 def _dispatch() -> dict[str, Game]:
-    """One, two and three factors: sparse grids to learn from; all tasks of MetaDreamer, known and imagined, for three;
-    and any tasks of the box. Tests are drawn between and around them."""
+    """One, two and three factors: sparse grids to learn from; for one, both ends alone too, and twice as many values;
+    for three, all tasks of MetaDreamer, known and imagined, and any tasks of the box. Tests are drawn between and
+    around them."""
     values = {"load": (0.5, 0.8), "tail": (0.4, 1.2), "skew": (-1.5, 0.0, 1.5)}
     widest = {"load": (0.3, 0.9), "tail": (0.2, 1.5), "skew": (-2.0, 2.0)}
     found: dict[str, Game] = {}
@@ -97,6 +98,8 @@ def _dispatch() -> dict[str, Game]:
         wide = ([end(widest[k]) for k in factors] for end in (min, max))
         tests = {"interpolated": inside(low, high, 64, seed=5), "extrapolated": outside(low, high, *wide, 64, seed=6)}
         found |= _with_oracle(name, Dispatch(factors), grid(*(values[k] for k in factors)), tests)
+    for number, name in ((2, "dispatch/skew/sparse"), (6, "dispatch/skew/dense")):
+        found[name] = found["dispatch/skew"]._replace(tasks=grid(np.linspace(-1.5, 1.5, number).tolist()))
     dense = grid(*(np.linspace(min(v), max(v), 3 * len(v) - 2).tolist() for v in values.values()))
     found["dispatch/dense"] = Game(Dispatch(), dense, tests)
     found["dispatch/box"] = Game(Dispatch(), inside(low, high, BOX, seed=7), tests)
