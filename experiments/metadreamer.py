@@ -27,7 +27,7 @@ from scipy.stats import t
 from study import Study, study
 
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
-from reverie.agents.pearl import PEARLPolicy
+from reverie.agents.pearl import PEARLConfig, PEARLPolicy
 from reverie.agents.rsac import RSACConfig
 from reverie.envs.core import Task, TimeStep
 from reverie.evaluate.contexts import codes_of, foretold, midpoints
@@ -36,8 +36,10 @@ from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
 from reverie.policies.likely import LikelyDelay
+from reverie.report.figures import WIDTH
 from reverie.report.imagined_page import codes_of_tasks, world_and_model
 from reverie.report.output import say
+from reverie.report.style import BLUE, GREY, VERMILLION, setting
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -45,8 +47,6 @@ from reverie.settings.config import GameConfig, LoopConfig, OffPolicyRun, TrainC
 from reverie.settings.games import Player, game_plan
 from reverie.tables import Row
 
-UPDATES: Mapping[str, int] = MappingProxyType({"merging": 12_000, "dispatch": 4_000})
-"""Of those who infer tasks; in `dispatch` one seed of MetaDreamer was no better after 12,000 (docs/metadreamer.md)."""
 LONGER = 3
 """Times as many updates, for PEARL, each of whose updates costs less than MetaDreamer's."""
 SAC_STEPS = 200_000
@@ -59,15 +59,15 @@ TESTS = ("interpolated", "extrapolated")
 FARTHER = (1.5, 2.0, 2.5, 3.0)
 """Skews of speeds in `dispatch`, from the edge of what is learned from to ever farther outside."""
 KEY = jax.random.key(1)
+DRAWS = 10_000
+"""Of all means at once, where curves cross."""
 AHEAD = 10
 """Steps after which the generative model is judged, besides one."""
 
 
 GameName = Literal["merging", "dispatch"]
-CLAIM: Mapping[Player, tuple[int, ...]] = MappingProxyType({"metadreamer": (150, 300), "pearl": (150, 300, 900)})
-"""Real steps of each stream, of which there are two or one for each task, that agents learn from."""
-FEW, MOST = 300, 4_100
-"""The same in the grid, and where PEARL has experience to spare."""
+FEW = 300
+"""Real steps of each stream, of which there are two or one for each task, in the grid."""
 GRID = MappingProxyType(
     {
         f"{imagination}-{decoder}-{encoder}": {"imagination": imagination, "decoder": decoder, "encoder": encoder}
@@ -75,34 +75,70 @@ GRID = MappingProxyType(
         for decoder in ("physics", "free")
         for encoder in ("recurrent", "product")
     }
-    | {"structured": {"structure": 1.0, "apart": 0.5}}
+    | {"structured": {"structure": 1.0, "apart": 0.5}, "beyond": {"beyond": 1}}
+    | {"critics": {"imagination": "none", "decoder": "free", "encoder": "product", "teacher": "critics"}}
 )
-"""What of MetaDreamer is changed in the grid."""
-NOTHING = "none-physics-recurrent"
-"""MetaDreamer that imagines nothing: as many seeds as the claim, as it says what imagining is worth."""
-PARTS = (
-    "mdp-physics-recurrent",
-    "meta-physics-recurrent",
-    "both-physics-product",
-    "both-free-recurrent",
-    "none-free-recurrent",
+"""What of MetaDreamer is changed in the grid. From `critics` PEARL differs in nothing but which contexts it draws."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is trained in a world by the bare command."""
+
+    updates: int
+    """Of those who infer tasks."""
+    steps: Mapping[Player, tuple[int, ...]]
+    """Real steps of each stream that agents learn from, for all seeds."""
+    curve: Mapping[Player, tuple[int, ...]]
+    """More of these, for fewer seeds."""
+    nothing: str
+    """The row of the grid that imagines nothing: as many seeds as the claim, as it says what imagining is worth."""
+    parts: tuple[str, ...]
+    """Rows of the grid for fewer seeds."""
+
+
+CLAIMS: Mapping[GameName, Claim] = MappingProxyType(
+    {
+        "merging": Claim(
+            12_000,
+            {"metadreamer": (150, 300), "pearl": (150, 300, 900)},
+            {"pearl": (4_100,)},
+            "none-physics-recurrent",
+            (
+                "mdp-physics-recurrent",
+                "meta-physics-recurrent",
+                "both-physics-product",
+                "both-free-recurrent",
+                "none-free-recurrent",
+            ),
+        ),
+        "dispatch": Claim(  # one seed of MetaDreamer was no better after 12,000 updates (docs/metadreamer.md)
+            4_000,
+            {"metadreamer": (300,), "pearl": (300, 900)},
+            {"metadreamer": (110, 150, 900), "pearl": (110, 150, 4_100)},
+            "none-physics-product",
+            ("both-free-product", "none-free-product"),
+        ),
+    }
 )
-"""MetaDreamer that imagines in known tasks alone, or in imagined ones alone; with PEARL's encoder; and without physics,
-with imagination and without."""
 FEWER_SEEDS = 3
 """Of what else the claim is held to."""
+DREAMT = (10_800, 49_200)
+"""Real steps of Dreamer with RL2's memory."""
 
 
 def learner(game: str, agent: Player, each: int, label: str = "", times: int = 1, **changes: object) -> TrainConfig:
-    """An agent that makes `UPDATES` updates, so many `times`, on so many real steps of each stream, 100 of which come
-    before the first; `changes` are of MetaDreamer."""
+    """An agent that makes as many updates as the claim in its world, so many `times`, on so many real steps of each
+    stream, 100 of which come before the first; `changes` are of MetaDreamer."""
     plan = game_plan(game, agent)
     assert isinstance(plan.agent, OffPolicyRun)
     before, algorithm = plan.agent.experience, plan.agent.algorithm
     if isinstance(algorithm, MetaDreamerConfig):
         algorithm = replace(algorithm, **changes)
+        if algorithm.teacher == "critics":  # their weight of the KL
+            algorithm = replace(algorithm, pearl=replace(algorithm.pearl, kl=PEARLConfig().kl))
     steps, rounds, prefill = each * before.streams, each - 100, 100 * before.streams
-    repeats = times * UPDATES[game.partition("/")[0]] // rounds
+    repeats = times * CLAIMS[game.partition("/")[0]].updates // rounds
     experience = replace(before, repeats=repeats, ratio=before.batch * repeats / before.streams, prefill=prefill)
     run = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=rounds // POINTS)
     paced = LoopConfig(steps=steps, evaluate_every=steps // POINTS)
@@ -123,6 +159,13 @@ def unhindered(game: str, agent: Player, tasks: str) -> TrainConfig:
     return replace(plan, label=label, agent=replace(plan.agent, algorithm=algorithm), loop=paced)
 
 
+def remembering(game: str, steps: int) -> TrainConfig:
+    """Dreamer with RL2's memory, which lives through trials of three episodes, with the settings that games of many
+    tasks have for it, on so many real steps."""
+    plan = game_plan(game)
+    return replace(plan, label=f"dreamer-{steps}", loop=LoopConfig(steps=steps, evaluate_every=steps // POINTS))
+
+
 @dataclass(frozen=True)
 class Samples(Study):
     """The options of this experiment."""
@@ -131,7 +174,8 @@ class Samples(Study):
     """Which world."""
     grid: bool = False
     """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates,
-    recurrent SAC, all imaginations with both decoders and both encoders, and structured latents."""
+    recurrent SAC, Dreamer with RL2's memory, all imaginations with both decoders and both encoders, structured latents,
+    and tasks imagined beyond those known."""
     only: tuple[str, ...] = ()
     """The rows of the table to train, of the grid too; all others stay as they were published."""
 
@@ -150,21 +194,25 @@ class Samples(Study):
 
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to, for fewer."""
-        game = self.game
-        ours, theirs = ([learner(game, agent, each) for each in steps] for agent, steps in CLAIM.items())
+        game, claim = self.game, CLAIMS[self.game]
+        learners, more = (
+            [learner(game, agent, each) for agent, steps in points.items() for each in steps]
+            for points in (claim.steps, claim.curve)
+        )
         grid = {name: learner(game, "metadreamer", FEW, name, **changes) for name, changes in GRID.items()}
-        nothing = grid.pop(NOTHING)
+        nothing = grid.pop(claim.nothing)
         controls = [
-            *(grid.pop(name) for name in PARTS),
-            learner(game, "pearl", MOST),
+            *(grid.pop(name) for name in claim.parts),
+            *more,
             unhindered(game, "sac", "told"),
             unhindered(game, "sac", "box"),
         ]
         if self.grid or self.only:
             controls += [learner(f"{game}/dense", "pearl", FEW, "pearl-dense"), unhindered(game, "rsac", "")]
             controls += [learner(game, "pearl", FEW, "pearl-longer", LONGER)]
+            controls += [remembering(game, each) for each in DREAMT]
             controls += grid.values()
-        groups = ([*ours, *theirs, nothing], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
+        groups = ([*learners, nothing], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
         if strange := sorted(set(self.only) - {plan.name for plans, _ in groups for plan in plans}):
             raise ValueError(f"the table has no rows {strange}")
         return [
@@ -219,9 +267,12 @@ def imagination(agent: MetaDreamer, world, networks, policy: PEARLPolicy) -> Map
     between = jnp.asarray(np.repeat([known[[a, b]].mean(0) for a, b in pairs], 64, 0))
     z = np.repeat([of_known[[a, b]].mean(0) for a, b in pairs], 64, 0)
     off, wrong = (foretold(world, networks.model, between, x, AHEAD, KEY).error for x in (jnp.asarray(z), 0 * z))
+    said = dci(mean, dense)
     return {
         "scatter": scatter(codes),
-        "informativeness": dci(mean, dense).informativeness,
+        "disentanglement": said.disentanglement,
+        "completeness": said.completeness,
+        "informativeness": said.informativeness,
         "sap": sap(mean, dense),
         "mig": mig(mean, dense),
         "off_1": float(off[0]),
@@ -257,11 +308,10 @@ class Expected(eqx.Module):
         return (work / self.speed).argmin(-1), state
 
 
-def rules() -> list[Row]:
-    """What rules bring home in `dispatch`, on the same jobs as agents: by speeds that are told, of maximum likelihood,
-    and all alike."""
+def rules(game: GameConfig) -> list[Row]:
+    """What rules bring home in a game of `dispatch`, on the same jobs as agents: by speeds that are told, of maximum
+    likelihood, and all alike."""
     found: dict[str, Row] = {}
-    game = GameConfig("dispatch")
     world = game.world(TRIALS)
     for name, tasks in judged_on(game).items():
         speed = world.laws(tasks)[0]
@@ -272,12 +322,12 @@ def rules() -> list[Row]:
     return list(found.values())
 
 
-def rows(asked: Samples, runs: list[RunFolder]) -> list[Row]:
-    """Means over seeds, with intervals of returns."""
+def rows(asked: Study, under: str, runs: list[RunFolder]) -> list[Row]:
+    """Means over seeds, with intervals of returns, of runs that are kept under that name."""
     found: dict[str, list[tuple[RunFolder, Row]]] = {}
     for run in runs:
         say(run.path.name)
-        (row,) = asked.kept(f"{asked.game}-{run.path.name}", lambda run=run: [judged(run)])
+        (row,) = asked.kept(f"{under}-{run.path.name}", lambda run=run: [judged(run)])
         found.setdefault(run.config(TrainConfig).name, []).append((run, row))
     made = []
     for name, each in found.items():
@@ -301,7 +351,7 @@ def rows(asked: Samples, runs: list[RunFolder]) -> list[Row]:
 def compared(asked: Samples, found: list[Row], rows: list[Row]) -> list[Row]:
     """Rows, of which some were just found, with how far MetaDreamer, of its most real steps, is ahead of each: Welch's
     interval, of what the table says itself, as runs of what was published may be gone."""
-    plan = learner(asked.game, "metadreamer", CLAIM["metadreamer"][-1])
+    plan = learner(asked.game, "metadreamer", CLAIMS[asked.game].steps["metadreamer"][-1])
     (ours,) = (row for row in rows if row["agent"] == plan.name)
     for row in rows if ours in found else found:
         if row is ours or not row.get("seeds"):
@@ -324,6 +374,69 @@ def difference(one: Row, other: Row, tasks: str) -> tuple[float, float, float]:
     return (ahead := mean[0] - mean[1]), ahead - either, ahead + either
 
 
+def curve(rows: list[Row], agent: Player) -> list[Row]:
+    """The rows of an agent that differ by nothing but real steps, the fewest first."""
+    return sorted(
+        (row for row in rows if row["agent"] == f"{agent}-{row['real_steps']}"), key=lambda row: row["real_steps"]
+    )
+
+
+def crossings(game: GameName, rows: list[Row]) -> list[Row]:
+    """After how many real steps PEARL earns what MetaDreamer earns after some: by straight lines between PEARL's means
+    over the logarithm of steps. Ends are of draws of all means, each by Student's distribution; `more` and `never` are
+    the shares of them in which PEARL takes more steps, and never earns as much, where steps are empty. None are fewer
+    than PEARL's fewest."""
+    rng, found = np.random.default_rng(0), []
+
+    def draws(row: Row, tasks: str) -> np.ndarray:
+        """The mean, and others that it might be."""
+        free = row["seeds"] - 1
+        error = (row[f"{tasks}_high"] - row[tasks]) / t.ppf(0.975, free)
+        return row[tasks] + error * np.append(0.0, rng.standard_t(free, DRAWS))
+
+    for tasks in TESTS:
+        theirs = curve(rows, "pearl")
+        at, earned = np.log([row["real_steps"] for row in theirs]), np.stack([draws(row, tasks) for row in theirs], 1)
+        for row in curve(rows, "metadreamer"):
+            there = earned >= (wanted := draws(row, tasks)[:, None])
+            after = np.maximum(1, there.argmax(1))
+            low, high = (np.take_along_axis(earned, i[:, None], 1)[:, 0] for i in (after - 1, after))
+            part = np.clip((wanted[:, 0] - low) / np.where(there[:, 0], np.inf, high - low), 0, 1)
+            first = np.where(there.any(1), at[after - 1] + part * (at[after] - at[after - 1]), np.inf)
+            mean, others = first[0], first[1:]
+            low, high = np.quantile(others, (0.025, 0.975), method="nearest")
+            steps = {"pearl_steps": mean, "pearl_steps_low": low, "pearl_steps_high": high}
+            more, never = (others > np.log(row["real_steps"])).mean(), np.isinf(others).mean()
+            found.append(
+                {"game": game, "tasks": tasks, "real_steps": row["real_steps"], "return": row[tasks]}
+                | {name: float(np.exp(value)) if np.isfinite(value) else None for name, value in steps.items()}
+                | {"more": float(more), "never": float(never)}
+            )
+    return found
+
+
+def learning(rows: list[Row]) -> Figure:
+    """Returns over real steps of both agents, with rules beside them."""
+    with setting():
+        figure = Figure(figsize=(WIDTH, 3.2))
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, tasks in zip(axes, TESTS, strict=True):
+            for agent, colour, shift in (("metadreamer", BLUE, 1.02), ("pearl", VERMILLION, 0.98)):
+                own = curve(rows, agent)
+                mean, low, high = (
+                    np.array([row[f"{tasks}{end}"] for row in own], float) for end in ("", "_low", "_high")
+                )
+                at = shift * np.array([row["real_steps"] for row in own])  # so that their intervals can be told apart
+                axis.errorbar(at, mean, [mean - low, high - mean], fmt="o-", color=colour, capsize=3, label=agent)
+            for rule, style in (("told-speeds", "--"), ("equal-speeds", ":")):
+                (row,) = (row for row in rows if row["agent"] == rule)
+                axis.axhline(row[tasks], color=GREY, linestyle=style, label=rule)
+            axis.set(xscale="log", xlabel="real steps", title=f"{tasks} tasks", ylim=(-260, -50))
+        axes[0].set_ylabel("return of the third episode")
+        axes[0].legend(loc="lower right")
+    return figure
+
+
 def interval(name: str, mean: float, low: float, high: float) -> Row:
     """Columns of an estimate; empty where there is no interval."""
     ends = {f"{name}_low": low, f"{name}_high": high}
@@ -339,6 +452,8 @@ def whole(rows: list[Row]) -> list[Row]:
 MEASURES = (
     "imagined_steps",
     "scatter",
+    "disentanglement",
+    "completeness",
     "informativeness",
     "sap",
     "mig",
@@ -353,13 +468,17 @@ MEASURES = (
 def main() -> None:
     asked = study(Samples, __doc__)
     runs = asked.train(asked.plans(), asked.game)
-    name, found = "metadreamer", rows(asked, runs)
+    name, found = "metadreamer", rows(asked, asked.game, runs)
     if asked.game == "dispatch":
-        name, found = "metadreamer_dispatch", [*found, *rules()]
+        name, found = "metadreamer_dispatch", [*found, *rules(GameConfig("dispatch"))]
     elif not asked.only:
-        for picture, figure in pictures(runs[len(CLAIM["metadreamer"]) - 1]).items():
+        for picture, figure in pictures(runs[len(CLAIMS["merging"].steps["metadreamer"]) - 1]).items():
             asked.draw(picture, figure)
-    asked.publish(name, whole(compared(asked, found, asked.with_others(name, found, "agent"))))
+    together = compared(asked, found, asked.with_others(name, found, "agent"))
+    asked.publish(name, whole(together))
+    asked.publish_games("metadreamer_crossings", crossings(asked.game, together))
+    if asked.game == "dispatch":
+        asked.draw("metadreamer-samples", learning(together))
 
 
 if __name__ == "__main__":

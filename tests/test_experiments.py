@@ -449,8 +449,11 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
     metadreamer = load("metadreamer")
     for game, streams in (("merging", 10), ("dispatch", 12)):
         plans = {plan.name: plan for plan in tyro.cli(metadreamer.Samples, args=["--game", game, "--grid"]).plans()}
-        assert len(plans) == 8 + 3 + 17
-        for name, plan in plans.items():
+        claim = metadreamer.CLAIMS[game]
+        points = [each for of in (claim.steps, claim.curve) for steps in of.values() for each in steps]
+        assert len(plans) == len(points) + 2 + 3 + 2 + 19
+        for name in [name for name in plans if not name.startswith("dreamer")]:
+            plan = plans[name]
             algorithm, experience = plan.agent.algorithm, plan.agent.experience
             inner = getattr(algorithm, "pearl", getattr(algorithm, "sac", algorithm))
             assert inner.units == 64, name
@@ -459,8 +462,8 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
                 assert rounds % plan.agent.chunk == 0
                 assert inner.encoder_units == 64, name
                 times = metadreamer.LONGER if name == "pearl-longer" else 1
-                assert rounds * experience.repeats == times * metadreamer.UPDATES[game]
-        assert plans["sac-told"].loop.steps / 16 >= metadreamer.UPDATES[game]
+                assert rounds * experience.repeats == times * claim.updates
+        assert plans["sac-told"].loop.steps / 16 >= claim.updates
         few, many = plans[f"metadreamer-{300 * streams}"], plans[f"pearl-{4_100 * streams}"]
         assert (
             few.loop.steps == plans[f"pearl-{300 * streams}"].loop.steps == plans["none-physics-recurrent"].loop.steps
@@ -501,11 +504,54 @@ def test_rows_of_metadreamers_table_can_be_trained_alone(load):
     assert alone["interpolated_ahead"] == pytest.approx(returns["metadreamer-3000"].mean() - 1)
 
 
+def test_where_pearl_earns_as_much_as_metadreamer_is_read_off_a_straight_line_between_its_means(load):
+    """With intervals that are next to nothing; and as wide as they are, from below PEARL's fewest steps to never."""
+    metadreamer = load("metadreamer")
+
+    def rows(width: float) -> list[dict]:
+        earned = {("metadreamer", 100): 5.0, ("metadreamer", 200): 25.0, ("metadreamer", 300): -1.0}
+        earned |= {("pearl", 100): 0.0, ("pearl", 1_000): 10.0, ("pearl", 10_000): 20.0}
+        ends = {"": 0.0, "_low": -width, "_high": width}
+        return [
+            {"agent": f"{agent}-{steps}", "seeds": 3, "real_steps": steps}
+            | {f"{tasks}{end}": mean + by for tasks in metadreamer.TESTS for end, by in ends.items()}
+            for (agent, steps), mean in earned.items()
+        ]
+
+    found = metadreamer.crossings("dispatch", rows(1e-6))
+    assert [row["tasks"] for row in found] == ["interpolated"] * 3 + ["extrapolated"] * 3
+    half, never, less = found[:3]
+    for end in ("", "_low", "_high"):
+        assert half[f"pearl_steps{end}"] == pytest.approx(10**2.5, rel=1e-3)
+        assert never[f"pearl_steps{end}"] is None
+        assert less[f"pearl_steps{end}"] == pytest.approx(100)
+    assert [(row["more"], row["never"]) for row in found[:3]] == [(1, 0), (1, 1), (0, 0)]
+    half, *_ = metadreamer.crossings("dispatch", rows(20.0))
+    assert (half["pearl_steps_low"], half["pearl_steps_high"]) == (pytest.approx(100), None)
+    assert half["pearl_steps"] == pytest.approx(10**2.5)
+    assert 0 < half["never"] < 1 - half["more"] < 1
+
+
+def test_what_is_imagined_and_known_differs_and_real_steps_do_not(load):
+    imagined = load("imagined_tasks")
+    plans = {plan.name: plan for plan in tyro.cli(imagined.Imagined, args=[]).plans()}
+    assert {plan.loop.steps for plan in plans.values()} == {3_600}
+    assert {plan.agent.experience.streams for plan in plans.values()} == {12}
+    for game, known in imagined.KNOWN.items():
+        assert len(plans[f"known-{known}-8"].world.tasks) == known
+        agent = build(plans[f"known-{known}-8"]).agent
+        assert len(agent.interpolation.tasks) == 8 * (known - 1), game
+    row = {"agent": "known-2-none"}
+    assert imagined.described(row, plans["known-2-none"])["density"] == 0
+    assert imagined.described(row, plans["beyond-skew"])["beyond"] == 1
+    assert imagined.described(row, plans["pearl-skew"])["density"] is None
+
+
 def test_rules_in_dispatch_stand_by_what_they_are_told(load, monkeypatch):
     """Likely speeds are as good as told ones in the third episode, and better than equal ones, more so outside."""
     metadreamer = load("metadreamer")
     monkeypatch.setattr(metadreamer, "TRIALS", 64)
-    told, likely, equal = metadreamer.rules()
+    told, likely, equal = metadreamer.rules(metadreamer.GameConfig("dispatch"))
     assert likely["interpolated"] == pytest.approx(told["interpolated"], rel=1e-3)
     assert told["interpolated"] - equal["interpolated"] > 5
     assert told["extrapolated"] - equal["extrapolated"] > 2 * (told["interpolated"] - equal["interpolated"])
