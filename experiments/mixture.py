@@ -53,6 +53,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "history": {"tells": "history"},
     "no-trunk": {"trunk": 0, "layers": 2},
     "no-clusters": {"modules": 1},
+    "clusters-4": {"modules": 4},
     "no-task-loss": {"task_scale": 0.0},
     "no-balance": {"balance": 0.0},
     "experts-2": {"experts": 2},
