@@ -433,6 +433,25 @@ def test_a_stream_goes_on_from_stage_to_stage_with_networks_as_large(load, tmp_p
     assert apart.clusters[first] != apart.clusters[other]
 
 
+def test_what_is_looked_into_is_what_was_ruined(load, tmp_path):
+    mixture, ruined = load("mixture"), load("ruined")
+    proxy = ruined.of_case("proxy", 1, 8_000)
+    ensemble = mixture.plans(mixture.Mixtures(suite="schemas"), "ensemble", 1)
+    assert proxy in [dataclasses.replace(plan, label="proxy") for plan in ensemble]
+    first = ruined.stream.of_stage("shared", "first", 5, tmp_path, 8_000)
+    assert ruined.of_case("horizon-333", 5, 8_000) == dataclasses.replace(first, label="horizon-333")
+    for known, changed in (("proxy", "wide"), ("horizon-333", "horizon-33")):
+        before, after = (ruined.of_case(arm, 5, 8_000).agent.algorithm.model for arm in (known, changed))
+        assert after == dataclasses.replace(before, **ruined.CASES[changed].changes) != before
+
+
+def test_orders_agree_by_rank_where_the_server_matters(load):
+    agreement = load("ruined").agreement
+    came = np.array([[-1.0, -2.0, -3.0], [-5.0, -5.0, -5.0], [-1.0, -2.0, -3.0]])
+    assert agreement(came, came**3) == pytest.approx(1)
+    assert agreement(came, np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [7.0, 7.0, 7.0]])) == pytest.approx(0.5)
+
+
 def test_what_a_stream_lost_is_taken_in_each_seed(load):
     scores = {"first": [[1.0, 0.2], [0.8, 0.0]], "other": [[0.5, 0.9], [0.7, 0.9]]}
     scores |= {"soon": [[0.9, 0.8], [0.8, 0.8]], "again": [[1.1, 0.7], [0.9, 0.9]]}

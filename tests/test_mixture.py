@@ -106,7 +106,8 @@ def test_with_one_task_and_one_expert_it_is_storm_bit_for_bit(servers):
         (loss, states), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
         start = model.starts(model.initial(B), states, jnp.array([3, T + 7]))
         dream = model.imagine(start, jnp.eye(A), KEY)
-        return loss, gradient, model.features(dream), model.reward(dream), model.continues(dream)
+        said = model.features(dream), model.reward(dream), model.continues(dream), model.decoded(dream)
+        return loss, gradient, *said
 
     one, other = learn(storm), learn(alone)
     same(one[0], other[0])

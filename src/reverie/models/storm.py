@@ -31,7 +31,7 @@ from reverie.models.recall import Recall
 from reverie.models.rows import Lead, Servers, as_type
 from reverie.models.storm_parts import Heads, Senses, Stem, StormConfig
 from reverie.nn.attention import Past, Transformer, slide, slides
-from reverie.nn.distributions import Bernoulli, TwoHot
+from reverie.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot
 
 PRESETS: Mapping[str, StormConfig] = MappingProxyType({"atari": StormConfig(window=64, lent=0, acts="prior")})
 """STORM's."""
@@ -118,6 +118,10 @@ class Storm(WorldModel):
     def features(self, state: StormState) -> Features:
         """h and the z that the policy sees, side by side."""
         return features(self.config, state)
+
+    def decoded(self, state: StormState) -> dict[str, Categorical | SquaredError]:
+        """What z says is seen, images left out; servers flat [*B, N F]."""
+        return self.senses.decoded(flat(state.stoch))
 
     def reward(self, state: StormState) -> Float[Array, "*B"]:
         return TwoHot(self.heads.rew(state.deter)).mean()
