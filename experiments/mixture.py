@@ -194,7 +194,8 @@ def measured(trials: SuiteTrials, run: RunFolder, tasks: Sequence[str] = ()) -> 
 
 
 def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np.ndarray, ""]) -> Row:
-    """An arm over its seeds: the mean score over tasks with Student's interval, and the least of any task."""
+    """An arm over its seeds: the mean score over tasks with Student's interval, the least mean of a task (`worst`), and
+    the median and the least of all runs of a task."""
     scores = np.array([[float(str(row["score"])) for row in seed] for seed in rows])  # [S, K]
     ratios = np.log([[float(str(row["ratio"])) for row in seed] for seed in rows])
     value, low, high = over_seeds(scores.mean(1))
@@ -205,7 +206,8 @@ def summary(asked: Mixtures, arm: str, rows: list[list[Row]], ensemble: Float[np
     row: Row = {"suite": asked.suite, "arm": arm, "seeds": len(rows), "parameters": round(total["parameters"])}
     row |= {"score": value, "score_low": low if len(rows) > 1 else None, "score_high": high if len(rows) > 1 else None}
     row |= {"of_ensemble": float(value / ensemble)}
-    row |= {"worst": float(scores.mean(0).min()), "ratio": float(np.exp(ratios.mean()))}
+    row |= {"worst": float(scores.mean(0).min()), "median": float(np.median(scores)), "least": float(scores.min())}
+    row |= {"ratio": float(np.exp(ratios.mean()))}
     return row | {"cpu_seconds": total["cpu_seconds"]}
 
 
