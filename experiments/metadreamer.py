@@ -382,10 +382,10 @@ def curve(rows: list[Row], agent: Player) -> list[Row]:
 
 
 def crossings(game: GameName, rows: list[Row]) -> list[Row]:
-    """After how many real steps PEARL earns what MetaDreamer earns after some: by straight lines between PEARL's means
-    over the logarithm of steps. Ends are of draws of all means, each by Student's distribution; `more` and `never` are
-    the shares of them in which PEARL takes more steps, and never earns as much, where steps are empty. None are fewer
-    than PEARL's fewest."""
+    """From how many real steps on PEARL earns what MetaDreamer earns after some: by straight lines between PEARL's
+    means over the logarithm of steps. Ends are of draws of all means, each by Student's distribution; `more` and
+    `never` are the shares of them in which PEARL takes more steps, and never earns as much, where steps are empty. None
+    are fewer than PEARL's fewest."""
     rng, found = np.random.default_rng(0), []
 
     def draws(row: Row, tasks: str) -> np.ndarray:
@@ -398,11 +398,15 @@ def crossings(game: GameName, rows: list[Row]) -> list[Row]:
         theirs = curve(rows, "pearl")
         at, earned = np.log([row["real_steps"] for row in theirs]), np.stack([draws(row, tasks) for row in theirs], 1)
         for row in curve(rows, "metadreamer"):
-            there = earned >= (wanted := draws(row, tasks)[:, None])
-            after = np.maximum(1, there.argmax(1))
-            low, high = (np.take_along_axis(earned, i[:, None], 1)[:, 0] for i in (after - 1, after))
-            part = np.clip((wanted[:, 0] - low) / np.where(there[:, 0], np.inf, high - low), 0, 1)
-            first = np.where(there.any(1), at[after - 1] + part * (at[after] - at[after - 1]), np.inf)
+            wanted = draws(row, tasks)
+            less = earned < wanted[:, None]
+            after = len(at) - less[:, ::-1].argmax(1)  # the first from which on all earn as much
+            after = np.where(less.any(1), after, 0)
+            upper = np.clip(after, 1, len(at) - 1)
+            low, high = (np.take_along_axis(earned, i[:, None], 1)[:, 0] for i in (upper - 1, upper))
+            part = np.clip((wanted - low) / np.where(high > low, high - low, np.inf), 0, 1)
+            between = at[upper - 1] + part * (at[upper] - at[upper - 1])
+            first = np.select([after == 0, after == len(at)], [at[0], np.inf], between)
             mean, others = first[0], first[1:]
             low, high = np.quantile(others, (0.025, 0.975), method="nearest")
             steps = {"pearl_steps": mean, "pearl_steps_low": low, "pearl_steps_high": high}
@@ -474,8 +478,8 @@ def main() -> None:
     elif not asked.only:
         for picture, figure in pictures(runs[len(CLAIMS["merging"].steps["metadreamer"]) - 1]).items():
             asked.draw(picture, figure)
-    together = compared(asked, found, asked.with_others(name, found, "agent"))
-    asked.publish(name, whole(together))
+    together = whole(compared(asked, found, asked.with_others(name, found, "agent")))
+    asked.publish(name, together)
     asked.publish_games("metadreamer_crossings", crossings(asked.game, together))
     if asked.game == "dispatch":
         asked.draw("metadreamer-samples", learning(together))
