@@ -480,7 +480,7 @@ def main() -> None:
             asked.draw(picture, figure)
     together = whole(compared(asked, found, asked.with_others(name, found, "agent")))
     asked.publish(name, together)
-    asked.publish_games("metadreamer_crossings", crossings(asked.game, together))
+    asked.publish_games("metadreamer_crossings", crossings(asked.game, together), "game", "tasks", "real_steps")
     if asked.game == "dispatch":
         asked.draw("metadreamer-samples", learning(together))
 
