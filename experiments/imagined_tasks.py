@@ -11,8 +11,8 @@ more or fewer imagined ones between two neighbours (D), none (`mdp`), or some be
 
 from dataclasses import dataclass, replace
 
-from metadreamer import FEW, TESTS, difference, interval, learner, rows, rules, whole
-from study import Study, study
+from metadreamer import FEW, TESTS, OfRows, difference, interval, learner, rows, rules, whole
+from study import study
 
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.settings.config import GameConfig, TrainConfig
@@ -27,13 +27,11 @@ DENSITIES = (1, 2, 8)
 
 
 @dataclass(frozen=True)
-class Imagined(Study):
+class Imagined(OfRows):
     """The options of this experiment."""
 
     seeds: int = 3
     """Training seeds."""
-    only: tuple[str, ...] = ()
-    """The rows of the table to train; all others stay as they were published."""
 
     def plans(self) -> list[TrainConfig]:
         """All that are asked for, one seed after the other."""
@@ -79,7 +77,7 @@ def main() -> None:
     of = {plan.name: plan for plan in plans}
     found = rows(asked, "imagined", asked.train(plans, "imagined"))
     found = [described(row, of[str(row["agent"])]) for row in found]
-    for game in {plan.world.game for plan in plans}:
+    for game in dict.fromkeys(plan.world.game for plan in plans):
         found += [{**row, "agent": f"{row['agent']} in {game}", "game": game} for row in rules(GameConfig(game))]
     together = asked.with_others("imagined_tasks", found, "agent")
     named = {row["agent"]: row for row in together}

@@ -78,7 +78,8 @@ GRID = MappingProxyType(
     | {"structured": {"structure": 1.0, "apart": 0.5}, "beyond": {"beyond": 1}}
     | {"critics": {"imagination": "none", "decoder": "free", "encoder": "product", "teacher": "critics"}}
 )
-"""What of MetaDreamer is changed in the grid. From `critics` PEARL differs in nothing but which contexts it draws."""
+"""What of MetaDreamer is changed in the grid. From `critics` PEARL differs in contexts alone: which it draws, and that
+it has one of each task, whose KL counts, where there are two here."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Claim:
     curve: Mapping[Player, tuple[int, ...]]
     """More of these, for fewer seeds."""
     nothing: str
-    """The row of the grid that imagines nothing: as many seeds as the claim, as it says what imagining is worth."""
+    """The row of the grid that imagines nothing: the bare command has all seeds of it, as it says what imagining is
+    worth."""
     parts: tuple[str, ...]
     """Rows of the grid for fewer seeds."""
 
@@ -124,7 +126,7 @@ CLAIMS: Mapping[GameName, Claim] = MappingProxyType(
 FEWER_SEEDS = 3
 """Of what else the claim is held to."""
 DREAMT = (10_800, 49_200)
-"""Real steps of Dreamer with RL2's memory."""
+"""Real steps of Dreamer with RL2's memory: those of PEARL in `dispatch`."""
 
 
 def learner(game: str, agent: Player, each: int, label: str = "", times: int = 1, **changes: object) -> TrainConfig:
@@ -167,15 +169,9 @@ def remembering(game: str, steps: int) -> TrainConfig:
 
 
 @dataclass(frozen=True)
-class Samples(Study):
-    """The options of this experiment."""
+class OfRows(Study):
+    """The options of experiments whose table's rows are trained alone where that is asked for."""
 
-    game: GameName = "merging"
-    """Which world."""
-    grid: bool = False
-    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates,
-    recurrent SAC, Dreamer with RL2's memory, all imaginations with both decoders and both encoders, structured latents,
-    and tasks imagined beyond those known."""
     only: tuple[str, ...] = ()
     """The rows of the table to train, of the grid too; all others stay as they were published."""
 
@@ -191,6 +187,18 @@ class Samples(Study):
                 return super().larger(plan)
         found = super().larger(replace(plan, agent=replace(plan.agent, algorithm=part)))
         return replace(found, agent=replace(found.agent, algorithm=whole(found.agent.algorithm)))
+
+
+@dataclass(frozen=True)
+class Samples(OfRows):
+    """The options of this experiment."""
+
+    game: GameName = "merging"
+    """Which world."""
+    grid: bool = False
+    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates,
+    recurrent SAC, Dreamer with RL2's memory, all imaginations with both decoders and both encoders, structured latents,
+    and tasks imagined beyond those known."""
 
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to, for fewer."""
@@ -349,8 +357,8 @@ def rows(asked: Study, under: str, runs: list[RunFolder]) -> list[Row]:
 
 
 def compared(asked: Samples, found: list[Row], rows: list[Row]) -> list[Row]:
-    """Rows, of which some were just found, with how far MetaDreamer, of its most real steps, is ahead of each: Welch's
-    interval, of what the table says itself, as runs of what was published may be gone."""
+    """Rows, of which some were just found, with how far MetaDreamer, of the claim's most real steps, is ahead of each:
+    Welch's interval, of what the table says itself, as runs of what was published may be gone."""
     plan = learner(asked.game, "metadreamer", CLAIMS[asked.game].steps["metadreamer"][-1])
     (ours,) = (row for row in rows if row["agent"] == plan.name)
     for row in rows if ours in found else found:
@@ -375,17 +383,18 @@ def difference(one: Row, other: Row, tasks: str) -> tuple[float, float, float]:
 
 
 def curve(rows: list[Row], agent: Player) -> list[Row]:
-    """The rows of an agent that differ by nothing but real steps, the fewest first."""
+    """The rows of an agent that differ by nothing but real steps, the fewest first; without those of a single seed."""
+    named = ((str(row["agent"]).rpartition("-"), row) for row in rows if (row.get("seeds") or 0) > 1)
     return sorted(
-        (row for row in rows if row["agent"] == f"{agent}-{row['real_steps']}"), key=lambda row: row["real_steps"]
+        (row for (name, _, steps), row in named if name == agent and steps.isdigit()), key=lambda row: row["real_steps"]
     )
 
 
 def crossings(game: GameName, rows: list[Row]) -> list[Row]:
     """From how many real steps on PEARL earns what MetaDreamer earns after some: by straight lines between PEARL's
     means over the logarithm of steps. Ends are of draws of all means, each by Student's distribution; `more` and
-    `never` are the shares of them in which PEARL takes more steps, and never earns as much, where steps are empty. None
-    are fewer than PEARL's fewest."""
+    `never` are the shares of them in which PEARL takes more steps, and does not earn as much with its most, where steps
+    are empty. None are fewer than PEARL's fewest, and there are none where it has no two points."""
     rng, found = np.random.default_rng(0), []
 
     def draws(row: Row, tasks: str) -> np.ndarray:
@@ -394,8 +403,8 @@ def crossings(game: GameName, rows: list[Row]) -> list[Row]:
         error = (row[f"{tasks}_high"] - row[tasks]) / t.ppf(0.975, free)
         return row[tasks] + error * np.append(0.0, rng.standard_t(free, DRAWS))
 
-    for tasks in TESTS:
-        theirs = curve(rows, "pearl")
+    theirs = curve(rows, "pearl")
+    for tasks in TESTS if len(theirs) > 1 else ():
         at, earned = np.log([row["real_steps"] for row in theirs]), np.stack([draws(row, tasks) for row in theirs], 1)
         for row in curve(rows, "metadreamer"):
             wanted = draws(row, tasks)
@@ -436,6 +445,9 @@ def learning(rows: list[Row]) -> Figure:
                 (row,) = (row for row in rows if row["agent"] == rule)
                 axis.axhline(row[tasks], color=GREY, linestyle=style, label=rule)
             axis.set(xscale="log", xlabel="real steps", title=f"{tasks} tasks", ylim=(-260, -50))
+            steps = [row["real_steps"] for row in curve(rows, "pearl")]
+            axis.set_xticks(steps, [f"{each:,}" for each in steps])
+            axis.minorticks_off()
         axes[0].set_ylabel("return of the third episode")
         axes[0].legend(loc="lower right")
     return figure

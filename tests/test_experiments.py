@@ -548,6 +548,7 @@ def test_where_pearl_earns_as_much_as_metadreamer_is_read_off_a_straight_line_be
     half, *_ = metadreamer.crossings("dispatch", rows(20.0))
     assert (half["pearl_steps_low"], half["pearl_steps_high"]) == (pytest.approx(100), None)
     assert half["pearl_steps"] == pytest.approx(10**3.5)
+    assert metadreamer.crossings("dispatch", [row | {"seeds": 1} for row in rows(1.0)]) == []
     assert 0 < half["never"] < half["more"] < 1
 
 
@@ -560,6 +561,8 @@ def test_what_is_imagined_and_known_differs_and_real_steps_do_not(load):
         assert len(plans[f"known-{known}-8"].world.tasks) == known
         agent = build(plans[f"known-{known}-8"]).agent
         assert len(agent.interpolation.tasks) == 8 * (known - 1), game
+    larger = {plan.name: plan for plan in tyro.cli(imagined.Imagined, args=["--scale", "gpu"]).plans()}
+    assert larger["beyond-skew"].agent.algorithm.pearl.units == larger["pearl-skew"].agent.algorithm.units == 256
     row = {"agent": "known-2-none"}
     assert imagined.described(row, plans["known-2-none"])["density"] == 0
     assert imagined.described(row, plans["beyond-skew"])["beyond"] == 1
