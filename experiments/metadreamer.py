@@ -114,7 +114,7 @@ CLAIMS: Mapping[GameName, Claim] = MappingProxyType(
                 "none-free-recurrent",
             ),
         ),
-        "dispatch": Claim(  # one seed of MetaDreamer was no better after 12,000 updates (docs/metadreamer.md)
+        "dispatch": Claim(  # a seed was no better after 12,000 updates (docs/experiments/metadreamer.md)
             4_000,
             {"metadreamer": (300,), "pearl": (300, 900)},
             {"metadreamer": (110, 150, 900), "pearl": (110, 150, 4_100)},

@@ -226,7 +226,8 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
     its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which say too
     little of a point in the plane. For worlds outside the temperature is what SAC found for the half-cheetah (told its
     speed, 16,000 updates; docs/metadreamer.md). In dispatch trials are half as long, so that of few steps more evidence
-    is of policies that have learned something, and contexts are read transition by transition (docs/metadreamer.md).
+    is of policies that have learned something, and contexts are read transition by transition
+    (docs/experiments/metadreamer.md).
 
     Raises:
         ValueError: the game has one task.
