@@ -27,10 +27,10 @@ from scipy.stats import t
 from study import Study, study
 
 from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
-from reverie.agents.pearl import PEARLConfig, PEARLPolicy
+from reverie.agents.pearl import PEARLConfig, PEARLPolicy, PEARLState
 from reverie.agents.rsac import RSACConfig
 from reverie.envs.core import Task, TimeStep
-from reverie.evaluate.contexts import codes_of, foretold, midpoints
+from reverie.evaluate.contexts import anything, codes_of, foretold, midpoints
 from reverie.evaluate.disentanglement import dci, mig, sap, scatter
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.returns import returns
@@ -241,6 +241,22 @@ def judged_on(game: GameConfig) -> Mapping[str, Task]:
     return found
 
 
+class ByChance(eqx.Module):
+    """An agent that infers its task from any actions, drawn evenly, where its own would be by the prior."""
+
+    policy: PEARLPolicy
+
+    def initial_state(self, batch: int) -> PEARLState:
+        return self.policy.initial_state(batch)
+
+    def act(self, state: PEARLState, timestep: TimeStep, key: Key[Array, ""]) -> tuple[Array, PEARLState]:
+        spec = self.policy.networks.spec
+        own, state = self.policy.act(state, timestep, key)
+        any_ = anything(spec, len(own), jax.random.fold_in(key, 1))
+        action = jnp.where(state.is_prior.reshape(-1, *[1] * (own.ndim - 1)), any_, own)
+        return action, state._replace(action=spec.encode(action))
+
+
 def judged(run: RunFolder) -> Row:
     """What one agent brings home, and what its codes and its model are worth."""
     config = run.config(TrainConfig)
@@ -251,6 +267,10 @@ def judged(run: RunFolder) -> Row:
     policy, found = trainer.agent.policy(networks, greedy=True), {}
     for name, tasks in judged_on(config.world).items():
         found[name] = float(returns(config.world.world(TRIALS), policy, tasks, KEY, 3)[:, -1].mean())
+        match policy:
+            case PEARLPolicy() if name in TESTS:
+                after = returns(config.world.world(TRIALS), ByChance(policy), tasks, KEY, 3)[:, -1]
+                found[f"{name}_by_chance"] = float(after.mean())
     match trainer.agent:
         case MetaDreamer() as agent:
             found |= imagination(agent, trainer.env, networks, policy)
@@ -347,7 +367,9 @@ def rows(asked: Study, under: str, runs: list[RunFolder]) -> list[Row]:
             "real_steps": int(last[0]["step"]),
         }
         row["cpu_seconds"] = float(np.mean([line["cpu_seconds"] for line in last]))
-        for tasks in judged_on(config.world):
+        after = [f"{tasks}_by_chance" for tasks in TESTS]
+        by_chance = after if all(measured.keys() >= set(after) for _, measured in each) else []
+        for tasks in (*judged_on(config.world), *by_chance):
             row |= interval(tasks, *over_seeds(np.array([measured[tasks] for _, measured in each])))
         for measure in MEASURES:
             values = [measured[measure] for _, measured in each if measure in measured]

@@ -552,6 +552,17 @@ def test_where_pearl_earns_as_much_as_metadreamer_is_read_off_a_straight_line_be
     assert 0 < half["never"] < half["more"] < 1
 
 
+def test_by_chance_two_agents_play_alike_until_they_have_inferred_their_task(load):
+    metadreamer = load("metadreamer")
+    plan = game_plan("dispatch", "pearl")
+    agent, world, tasks = build(plan).agent, plan.world.world(4), plan.world.drawn(4)
+    policies = [agent.policy(agent.init(jax.random.key(seed)).networks, greedy=True) for seed in (0, 1)]
+    for kind, alike in ((metadreamer.ByChance, True), (lambda policy: policy, False)):
+        one, other = (metadreamer.returns(world, kind(policy), tasks, metadreamer.KEY, 3) for policy in policies)
+        assert bool((one[:, :2] == other[:, :2]).all()) == alike
+        assert (one[:, 2] != other[:, 2]).any()
+
+
 def test_what_is_imagined_and_known_differs_and_real_steps_do_not(load):
     imagined = load("imagined_tasks")
     plans = {plan.name: plan for plan in tyro.cli(imagined.Imagined, args=[]).plans()}
