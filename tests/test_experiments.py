@@ -202,6 +202,44 @@ def test_hidden_rivals_see_what_dreamer_sees(load, tmp_path):
     assert [setting.tasks.mask.shape[:-1] for setting in asked.seen()][:3] == [(2, 3), (4, 3), (2, 3)]
 
 
+def test_the_strongest_rival_is_the_best_of_all_that_see_no_more(load):
+    strongest = load("strongest")
+    rng = np.random.default_rng(0)
+    luck = np.exp(rng.normal(0, 0.2, 50))  # of an episode, the same for all
+
+    def played(agent: str, mean: float, p99: float, role: str = "agent", seeds=(0, 1, 2)) -> list[dict[str, object]]:
+        shared = {"experiment": "standard", "task": "hard", "level": None, "agent": agent, "role": role, "episode": 0}
+        shared |= {"sees": "full", "jobs": 100, "mean_size": 1.0}
+        return [
+            shared | {"training_seed": s, "evaluation_seed": e, "mean": mean * x * noise, "p99": p99 * x * noise}
+            for s in seeds
+            for e, x in enumerate(luck)
+            for noise in [np.exp(rng.normal(0, 0.01))]
+        ]
+
+    results = [
+        *played("dreamer", 0.9, 1.2, seeds=range(5)),
+        *played("tuned", 0.8, 1.1),
+        *played("a2c", 1.0, 1.3),
+        *played("jsq", 1.4, 0.8, "rule", (None,)),
+        *played("sed", 1.1, 1.5, "rule", (None,)),
+        *played("told", 0.1, 0.1, "oracle", (None,)),
+    ]
+    for metric, rival, ratio in (("mean", "tuned", 0.9 / 0.8), ("p99", "jsq", 1.2 / 0.8)):
+        rows = {row["agent"]: row for row in strongest.standing(results, "dreamer", metric)}
+        assert set(rows) == {"dreamer", "tuned", "a2c", "sed" if metric == "mean" else "jsq"}
+        assert {row["against"] for row in rows.values()} == {rival}
+        assert rows["dreamer"]["ratio"] == pytest.approx(ratio, rel=0.01)
+        assert rows["dreamer"]["low"] < ratio < rows["dreamer"]["high"]
+        assert rows["dreamer"]["p"] < 1e-3
+        assert rows["a2c"]["p"] is None
+
+    found = strongest.corrected(
+        [{"metric": m, "p": p} for m in strongest.METRICS for p in (0.04, None, 0.01)],
+    )
+    assert [row["p"] for row in found] == [pytest.approx(0.04), None, pytest.approx(0.02)] * 2
+
+
 def test_ablations_change_one_thing_and_can_be_built(load):
     ablations = load("ablations")
     plans = {plan.label: plan for plan in ablations.variants(100_000)}
