@@ -116,9 +116,10 @@ def standings(
 
     Arguments: `sets`, the tasks of E trials by the name of the set; `names`, of tasks that have some, which take turns;
     `trial`, the episodes of a trial.
-    Returns `mean` with `_low` and `_high`, the mean return with its interval of 95 %; `difference` with `_low` and
-    `_high`, to the first player (`against`), with `p`, `verdict` and `claim` as in `statistics.verdict`;
-    `seeds`, `episodes`.
+    Returns `mean` with `_low` and `_high`, the mean return with its interval of 95 %, which is of any tasks like those
+    that are tested on, so that trials of one of them count as one, and of no others than those that were learned from;
+    `difference` with `_low` and `_high`, to the first player (`against`), with `p`, `verdict` and `claim` as in
+    `statistics.verdict`; `seeds`, `episodes`.
 
     Errors: ValueError where one player stands there twice; those of `returns`.
     """
@@ -130,12 +131,22 @@ def standings(
             played[c.name].append(np.asarray(returns(c.world, c.policy, tasks, jax.random.key(seed), trial), float))
         values = {agent: np.stack(each) for agent, each in played.items()}  # [S, E, N]
         trials = next(iter(values.values())).shape[1]
+        drawn = None if name == LEARNED else _of_tasks(tasks)
         turns = {name: slice(None)} | {named: slice(k, None, len(names)) for k, named in enumerate(names[:trials])}
         for of, turn in turns.items():
             for number in range(trial):
                 at: Row = {"tasks": of, "episode": number + 1}
-                rows += [at | row for row in _stand({agent: each[:, turn, number] for agent, each in values.items()})]
+                now = {agent: each[:, turn, number] for agent, each in values.items()}
+                rows += [at | row for row in _stand(now, drawn if of == name else None)]
     return rows
+
+
+def _of_tasks(tasks: Task) -> Float[np.ndarray, "E K"] | None:
+    """What makes of values of E trials the means of K tasks; None where these are one, or as many as trials."""
+    leaves = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tasks)]
+    index = np.unique(np.concatenate(leaves, 1), axis=0, return_inverse=True)[1].ravel()
+    member = index[:, None] == np.arange(index.max() + 1)
+    return member / member.sum(0) if 1 < member.shape[1] < len(member) else None
 
 
 def _game(agent: Agent, first: Agent) -> GameConfig:
@@ -160,17 +171,21 @@ def _shared(of_games: Sequence[Mapping[str, Task]]) -> dict[str, Task]:
     }
 
 
-def _stand(values: Mapping[str, Float[np.ndarray, "S E"]]) -> list[Row]:
+def _stand(
+    values: Mapping[str, Float[np.ndarray, "S E"]], of_tasks: Float[np.ndarray, "E K"] | None = None
+) -> list[Row]:
+    """The rows of agents by their returns; trials of one task are no more than one where `of_tasks` says which."""
     against = next(iter(values))
-    words = decided(values, against, more=True)
+    units = values if of_tasks is None else {agent: each @ of_tasks for agent, each in values.items()}
+    words = decided(units, against, more=True)
     rows: list[Row] = []
-    for agent in sorted(values, key=lambda name: -values[name].mean()):
-        own = values[agent]
-        row: Row = {"agent": agent, "against": against, "seeds": own.shape[0], "episodes": own.shape[1]}
-        row |= dict(zip(_MEAN, over_episodes(own), strict=True))
-        between = difference(own, values[against]) if agent != against else (None,) * 3
+    for agent in sorted(units, key=lambda name: -units[name].mean()):
+        seeds, trials = values[agent].shape
+        row: Row = {"agent": agent, "against": against, "seeds": seeds, "episodes": trials}
+        row |= dict(zip(_MEAN, over_episodes(units[agent]), strict=True))
+        between = difference(units[agent], units[against]) if agent != against else (None,) * 3
         row |= dict(zip(("difference", "difference_low", "difference_high"), between, strict=True))
         row["p"], row["verdict"] = words[agent]
-        row["claim"] = is_claim(own, values[against])
+        row["claim"] = is_claim(values[agent], values[against])
         rows.append(row)
     return rows
