@@ -181,7 +181,8 @@ def returns_table(rows: Sequence[Row]) -> TextTable:
         title=f"Returns of {rows[0]['episodes']} episodes",
         columns=["agent", "game", "tasks", "episode of a trial", "environment steps", "mean return", "best possible"],
         rows=lines,
-        caption="The likeliest action is taken; in brackets 95 % intervals over episodes.",
+        caption="The likeliest action is taken; in brackets 95 % intervals over episodes, or over tasks where "
+        "these are tested on.",
         emphasis=["agent"] * len(lines),
     )
 

@@ -114,9 +114,9 @@ def players_table(standings: Sequence[Mapping[str, Any]]) -> TextTable:
             ]
             for row in standings
         ],
-        caption="The likeliest action is taken, by all on the same tasks; in brackets 95 % intervals over seeds and "
-        "trials of these tasks. The words are corrected for the agents of a set of tasks and an episode (Holm), not "
-        f"for several of these. {_FEW}",
+        caption="The likeliest action is taken, by all on the same tasks; in brackets 95 % intervals over seeds, and "
+        "over trials, or over tasks where these are tested on. The words are corrected for the agents of a set of "
+        f"tasks and an episode (Holm), not for several of these. {_FEW}",
         emphasis=["agent"] * len(standings),
     )
 
