@@ -125,18 +125,17 @@ def picture(rows: Iterable[Row]) -> Figure:
     return figure
 
 
-def agents(asked: Study) -> dict[View, tuple[list[RunFolder], list[RunFolder]]]:
+def agents(asked: Study, view: View) -> tuple[list[RunFolder], list[RunFolder]]:
     """Dreamers and their learned rivals, trained."""
-    return {
-        "full": (asked.train(dreamers(asked)), asked.train(informed(asked))),
-        "counts": (asked.train(hidden_dreamers(asked)), asked.train(hidden_rivals(asked))),
-    }
+    ours, rivals = (dreamers, informed) if view == "full" else (hidden_dreamers, hidden_rivals)
+    return asked.train(ours(asked)), asked.train(rivals(asked))
 
 
 def main() -> None:
     asked = study(Strongest, __doc__)
     table: list[Row] = []
-    for view, (ours, rivals) in agents(asked).items():
+    for view in TUNED:
+        ours, rivals = agents(asked, view)
         for where in asked.settings(view):
             results = asked.examined(asked.exam, where, [*ours, *rivals], view) + asked.tuned(where, view)
             name = str(next(row["agent"] for row in results if ours[0].path.name.startswith(str(row["agent"]))))
