@@ -32,10 +32,11 @@ from reverie.tables import Row
 SEARCHES = 3
 """Of each tuned rule."""
 TUNED: dict[View, dict[str, tuple[str, ...]]] = {
-    "full": {"scored-work": ("levels", "hard")},
+    "full": {"scored-work": ("calm", "levels", "hard")},
     "counts": {"adaptive-least-connections": ("shifting",), "little": ("shifting",)},
 }
-"""Rules that are tuned where so much is seen, and the families that each is tuned on."""
+"""Rules that are tuned where so much is seen, and the families that each is tuned on: those that agents learn from
+(`calm`, `shifting`), and in full view `calm` with Park's sizes (`levels`) and one load alone."""
 UNSEEN: dict[View, tuple[str, ...]] = {"full": ("continuous",), "counts": ("continuous", "neighbours")}
 """Families that nothing here was trained or chosen by."""
 METRICS = ("mean", "p99")
