@@ -24,7 +24,7 @@ from tuned import Tuned
 from reverie.envs.fleet.env import View
 from reverie.evaluate.examination import Exam, Setting, hold, of_family
 from reverie.evaluate.statistics import holm, verdict
-from reverie.report.figures import WIDTH
+from reverie.report.figures import WIDTH, axis_of_ratios
 from reverie.report.style import BLUE, INK, VERMILLION, setting
 from reverie.runs.folder import RunFolder
 from reverie.tables import Row
@@ -119,11 +119,17 @@ def picture(rows: Iterable[Row]) -> Figure:
             axis.hlines(places, low, high, color=colour, linewidth=1.5)
             axis.plot(ratio, places, "o", color=colour, markersize=4, label=metric)
         axis.set_xscale("log")
-        axis.set_yticks(range(len(tasks)), [f"{task} ({view})" for view, task in tasks])
+        axis_of_ratios(axis)
+        axis.set_yticks(range(len(tasks)), [f"{_short(str(task))} ({view})" for view, task in tasks])
         axis.set_ylim(len(tasks) - 0.5, -0.5)
         axis.legend(loc="best")
         axis.set(xlabel="response time of Dreamer / that of the strongest rival of the row (left is better)")
     return figure
+
+
+def _short(task: str) -> str:
+    """A task without where its trace comes from."""
+    return task.removeprefix("AzureLLMInferenceTrace_").partition(" at load")[0]
 
 
 def agents(asked: Study, view: View) -> tuple[list[RunFolder], list[RunFolder]]:
