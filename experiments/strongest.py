@@ -7,7 +7,7 @@ do. The rival of a row is chosen after the fact, for the mean and for the slowes
 agent.
 
     python experiments/strongest.py --trace AzureLLMInferenceTrace_conv.csv --trace AzureLLMInferenceTrace_code.csv \
-        --speeds Redis__..__long__eastus__B8ms.csv.gz
+        --speeds Redis__..__long__eastus__B8ms.csv.gz --speeds Stress-NG__..__long__eastus__B8ms.csv.gz
 """
 
 from collections.abc import Iterable, Sequence
@@ -94,12 +94,22 @@ def standing(results: Sequence[Row], ours: str, metric: str) -> list[Row]:
     ]
 
 
-def corrected(rows: Sequence[Row]) -> list[Row]:
-    """Rows, in which every p is by Holm's correction for all rows of its metric."""
+def beside(results: Sequence[Row], ours: str, metric: str) -> list[Row]:
+    """How an agent stands to each other that learned or was tuned, one by one."""
+    rows: list[Row] = []
+    for other in dict.fromkeys(row["agent"] for row in results if row["role"] == "agent" and row["agent"] != ours):
+        judged = verdict([row for row in results if row["agent"] in (ours, other)], str(other), metric)
+        (row,) = (row for row in judged if row["level"] is None and row["agent"] == ours)
+        rows.append({name: row[name] for name in ("task", "metric", "against", "ratio", "low", "high", "p")})
+    return rows
+
+
+def corrected(rows: Sequence[Row], *keys: str) -> list[Row]:
+    """Rows, in which every p is by Holm's correction for all rows that have these columns in common."""
     found = list(rows)
-    for metric in METRICS:
-        at = [i for i, row in enumerate(found) if row["metric"] == metric and row["p"] is not None]
-        for i, p in zip(at, holm([float(str(found[i]["p"])) for i in at]), strict=True):
+    for group in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        at = [i for i, row in enumerate(rows) if tuple(row[k] for k in keys) == group and row["p"] is not None]
+        for i, p in zip(at, holm([float(str(rows[i]["p"])) for i in at]), strict=True):
             found[i] = found[i] | {"p": p}
     return found
 
@@ -141,6 +151,7 @@ def agents(asked: Study, view: View) -> tuple[list[RunFolder], list[RunFolder]]:
 def main() -> None:
     asked = study(Strongest, __doc__)
     table: list[Row] = []
+    pairs: list[Row] = []
     for view in TUNED:
         ours, rivals = agents(asked, view)
         for where in asked.settings(view):
@@ -148,7 +159,9 @@ def main() -> None:
             name = str(next(row["agent"] for row in results if ours[0].path.name.startswith(str(row["agent"]))))
             for metric in METRICS:
                 table += [{"view": view} | row for row in standing(results, name, metric)]
-    asked.publish("strongest", found := corrected(table))
+                pairs += [{"view": view} | row for row in beside(results, name, metric)]
+    asked.publish("strongest", found := corrected(table, "metric"))
+    asked.publish("strongest_pairs", corrected(pairs, "view", "metric", "against"))
     asked.draw("strongest", picture(found))
 
 

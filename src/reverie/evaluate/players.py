@@ -15,7 +15,7 @@ from reverie.evaluate.contestants import Contestant, check_sides
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.kept import kept, training_of
 from reverie.evaluate.returns import returns
-from reverie.evaluate.statistics import decided, difference, is_claim, over_episodes
+from reverie.evaluate.statistics import WINDOWS_FOR_A_CLAIM, decided, difference, is_claim, over_episodes
 from reverie.files import is_sealed
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, TrainConfig
@@ -186,6 +186,7 @@ def _stand(
         between = difference(units[agent], units[against]) if agent != against else (None,) * 3
         row |= dict(zip(("difference", "difference_low", "difference_high"), between, strict=True))
         row["p"], row["verdict"] = words[agent]
-        row["claim"] = is_claim(values[agent], values[against])
+        enough = of_tasks is None or of_tasks.shape[1] >= WINDOWS_FOR_A_CLAIM
+        row["claim"] = enough and is_claim(values[agent], values[against])
         rows.append(row)
     return rows

@@ -38,7 +38,7 @@ BEST_RULE = "best rule"
 SEEDS_FOR_A_CLAIM = 5
 EPISODES_FOR_A_CLAIM = 200
 WINDOWS_FOR_A_CLAIM = 5
-"""Of a recording, which cannot be drawn anew: few, but long and independent."""
+"""Of a recording, which cannot be drawn anew, and tasks that a game is tested on: few, but long and independent."""
 ROUNDING = 1e-6
 """Values come from sums of 32-bit numbers, which are that far off, of the largest of them: two agents that always do as
 well have no spread, and means that differ in the last digit."""
