@@ -1,7 +1,7 @@
 """The strongest rival of each row: an agent that learns a model beside the best of all that see no more.
 
 The agents of `standard.py` and `adaptive.py` meet other jobs than those that anything was chosen by, windows of traces
-that do not overlap, and families that they were neither trained on nor chosen by. Their rivals are all rules, rules
+that do not overlap, and families that nobody here was trained or tuned on. Their rivals are all rules, rules
 that evolution tuned on the traffic that agents learn from or on hard load, and learned rivals that read servers as they
 do. The rival of a row is chosen after the fact, for the mean and for the slowest jobs apart, which errs against the
 agent.
@@ -23,10 +23,11 @@ from tuned import Tuned
 
 from reverie.envs.fleet.env import View
 from reverie.evaluate.examination import Exam, Setting, hold, of_family
-from reverie.evaluate.statistics import holm, verdict
+from reverie.evaluate.statistics import BEST_RULE, holm, verdict
 from reverie.report.figures import WIDTH, axis_of_ratios
 from reverie.report.style import BLUE, INK, VERMILLION, setting
 from reverie.runs.folder import RunFolder
+from reverie.settings.config import TrainConfig
 from reverie.tables import Row
 
 SEARCHES = 3
@@ -38,7 +39,7 @@ TUNED: dict[View, dict[str, tuple[str, ...]]] = {
 """Rules that are tuned where so much is seen, and the families that each is tuned on: those that agents learn from
 (`calm`, `shifting`), and in full view `calm` with Park's sizes (`levels`) and one load alone."""
 UNSEEN: dict[View, tuple[str, ...]] = {"full": ("continuous",), "counts": ("continuous", "neighbours")}
-"""Families that nothing here was trained or chosen by."""
+"""Families that nobody here was trained or tuned on."""
 METRICS = ("mean", "p99")
 
 
@@ -95,12 +96,16 @@ def standing(results: Sequence[Row], ours: str, metric: str) -> list[Row]:
 
 
 def beside(results: Sequence[Row], ours: str, metric: str) -> list[Row]:
-    """How an agent stands to each other that learned or was tuned, one by one."""
+    """How an agent stands to each other that learned or was tuned, one by one, and to the best rule."""
     rows: list[Row] = []
-    for other in dict.fromkeys(row["agent"] for row in results if row["role"] == "agent" and row["agent"] != ours):
+    whole = [row for row in verdict(results, metric=metric) if row["level"] is None]
+    rule = next(row["agent"] for row in whole if row["role"] == "rule")
+    learned = [row["agent"] for row in whole if row["role"] == "agent" and row["agent"] != ours]
+    for rival, other in {**{name: name for name in learned}, BEST_RULE: rule}.items():
         judged = verdict([row for row in results if row["agent"] in (ours, other)], str(other), metric)
         (row,) = (row for row in judged if row["level"] is None and row["agent"] == ours)
-        rows.append({name: row[name] for name in ("task", "metric", "against", "ratio", "low", "high", "p")})
+        shown = {name: row[name] for name in ("task", "metric", "against", "ratio", "low", "high", "p")}
+        rows.append({"rival": rival} | shown)
     return rows
 
 
@@ -156,12 +161,12 @@ def main() -> None:
         ours, rivals = agents(asked, view)
         for where in asked.settings(view):
             results = asked.examined(asked.exam, where, [*ours, *rivals], view) + asked.tuned(where, view)
-            name = str(next(row["agent"] for row in results if ours[0].path.name.startswith(str(row["agent"]))))
+            name = ours[0].config(TrainConfig).name
             for metric in METRICS:
                 table += [{"view": view} | row for row in standing(results, name, metric)]
                 pairs += [{"view": view} | row for row in beside(results, name, metric)]
     asked.publish("strongest", found := corrected(table, "metric"))
-    asked.publish("strongest_pairs", corrected(pairs, "view", "metric", "against"))
+    asked.publish("strongest_pairs", corrected(pairs, "view", "metric", "rival"))
     asked.draw("strongest", picture(found))
 
 

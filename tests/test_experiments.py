@@ -234,8 +234,12 @@ def test_the_strongest_rival_is_the_best_of_all_that_see_no_more(load):
         assert rows["dreamer"]["p"] < 1e-3
         assert rows["a2c"]["p"] is None
 
-    pairs = {row["against"]: row for row in strongest.beside(results, "dreamer", "mean")}
-    assert set(pairs) == {"tuned", "a2c"}
+    pairs = {row["rival"]: row for row in strongest.beside(results, "dreamer", "mean")}
+    assert {rival: row["against"] for rival, row in pairs.items()} == {
+        "tuned": "tuned",
+        "a2c": "a2c",
+        "best rule": "sed",
+    }
     assert pairs["a2c"]["ratio"] == pytest.approx(0.9, rel=0.01)
     rows = [{"metric": m, "p": p} for m in strongest.METRICS for p in (0.04, None, 0.01)]
     found = [row["p"] for row in strongest.corrected(rows, "metric")]

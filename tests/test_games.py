@@ -346,6 +346,17 @@ def test_trials_of_one_task_do_not_make_an_interval_on_tasks_narrower():
     assert players._of_tasks(jnp.arange(6)) is None
 
 
+def test_intervals_of_a_test_set_are_over_its_tasks_and_of_a_learned_one_over_trials(monkeypatch):
+    earned = jnp.resize(jnp.array([0.0, 1.0, 2.0]), 60)[:, None]
+    monkeypatch.setattr(players, "returns", lambda *_: earned)
+    tasks = jnp.resize(jnp.arange(3), 60)
+    player = Contestant("fixed", Always(0), find_game("memory_length/3").world, training_seed=0)
+    learned, tested = players.standings([player], {players.LEARNED: tasks, "interpolated": tasks}, (), 1, seed=0)
+    assert (learned["mean"], tested["mean"]) == (pytest.approx(1), pytest.approx(1))
+    assert (learned["mean_high"] - 1) == pytest.approx(2.001 * np.std(earned, ddof=1) / np.sqrt(60), rel=1e-3)
+    assert (tested["mean_high"] - 1) == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
+
+
 def test_a_resumed_run_keeps_its_model(tmp_path, capsys):
     run = RunFolder.create(tmp_path / "player", small(sizes.S3M))
     assert cli.main(["train", "--resume", "--out", str(run.path), "--model", "rssm"]) == 1
