@@ -347,7 +347,7 @@ def test_trials_of_one_task_do_not_make_an_interval_on_tasks_narrower():
 
 
 def test_intervals_of_a_test_set_are_over_its_tasks_and_of_a_learned_one_over_trials(monkeypatch):
-    earned = jnp.resize(jnp.array([0.0, 1.0, 2.0]), 60)[:, None]
+    earned = np.resize(np.array([0.0, 1.0, 2.0]), 60)[:, None]
     monkeypatch.setattr(players, "returns", lambda *_: earned)
     tasks = jnp.resize(jnp.arange(3), 60)
     player = Contestant("fixed", Always(0), find_game("memory_length/3").world, training_seed=0)
