@@ -77,9 +77,13 @@ GRID = MappingProxyType(
     }
     | {"structured": {"structure": 1.0, "apart": 0.5}, "beyond": {"beyond": 1}}
     | {"critics": {"imagination": "none", "decoder": "free", "encoder": "product", "teacher": "critics"}}
+    | {
+        f"twice-{decoder}": {"imagination": "none", "decoder": decoder, "encoder": "product", "batch": 2}
+        for decoder in ("physics", "free")
+    }
 )
-"""What of MetaDreamer is changed in the grid. From `critics` PEARL differs in contexts alone: which it draws, and that
-it has one of each task, whose KL counts, where there are two here."""
+"""What of MetaDreamer is changed in the grid. From `critics` PEARL differs in contexts alone: how many of a task there
+are, and which. `twice` imagines nothing, and has as many steps in an update as those that imagine: all real."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,6 @@ class Claim:
     """Of those who infer tasks."""
     steps: Mapping[Player, tuple[int, ...]]
     """Real steps of each stream that agents learn from, for all seeds."""
-    curve: Mapping[Player, tuple[int, ...]]
-    """More of these, for fewer seeds."""
     nothing: str
     """The row of the grid that imagines nothing: the bare command has all seeds of it, as it says what imagining is
     worth."""
@@ -103,8 +105,7 @@ CLAIMS: Mapping[GameName, Claim] = MappingProxyType(
     {
         "merging": Claim(
             12_000,
-            {"metadreamer": (150, 300), "pearl": (150, 300, 900)},
-            {"pearl": (4_100,)},
+            {"metadreamer": (150, 300), "pearl": (150, 300, 900, 4_100)},
             "none-physics-recurrent",
             (
                 "mdp-physics-recurrent",
@@ -116,8 +117,7 @@ CLAIMS: Mapping[GameName, Claim] = MappingProxyType(
         ),
         "dispatch": Claim(  # a seed was no better after 12,000 updates (docs/experiments/metadreamer.md)
             4_000,
-            {"metadreamer": (300,), "pearl": (300, 900)},
-            {"metadreamer": (110, 150, 900), "pearl": (110, 150, 4_100)},
+            {"metadreamer": (110, 150, 300, 900), "pearl": (110, 150, 300, 900, 4_100, 30_000)},
             "none-physics-product",
             ("both-free-product", "none-free-product"),
         ),
@@ -129,9 +129,12 @@ DREAMT = (10_800, 49_200)
 """Real steps of Dreamer with RL2's memory: those of PEARL in `dispatch`."""
 
 
-def learner(game: str, agent: Player, each: int, label: str = "", times: int = 1, **changes: object) -> TrainConfig:
+def learner(
+    game: str, agent: Player, each: int, label: str = "", times: int = 1, batch: int = 1, **changes: object
+) -> TrainConfig:
     """An agent that makes as many updates as the claim in its world, so many `times`, on so many real steps of each
-    stream, 100 of which come before the first; `changes` are of MetaDreamer."""
+    stream, 100 of which come before the first, and at least one for each later one of them; `batch` times as many
+    steps in an update; `changes` are of MetaDreamer."""
     plan = game_plan(game, agent)
     assert isinstance(plan.agent, OffPolicyRun)
     before, algorithm = plan.agent.experience, plan.agent.algorithm
@@ -140,8 +143,9 @@ def learner(game: str, agent: Player, each: int, label: str = "", times: int = 1
         if algorithm.teacher == "critics":  # their weight of the KL
             algorithm = replace(algorithm, pearl=replace(algorithm.pearl, kl=PEARLConfig().kl))
     steps, rounds, prefill = each * before.streams, each - 100, 100 * before.streams
-    repeats = times * CLAIMS[game.partition("/")[0]].updates // rounds
-    experience = replace(before, repeats=repeats, ratio=before.batch * repeats / before.streams, prefill=prefill)
+    repeats = max(1, times * CLAIMS[game.partition("/")[0]].updates // rounds)
+    size = batch * before.batch
+    experience = replace(before, batch=size, repeats=repeats, ratio=size * repeats / before.streams, prefill=prefill)
     run = replace(plan.agent, algorithm=algorithm, experience=experience, chunk=rounds // POINTS)
     paced = LoopConfig(steps=steps, evaluate_every=steps // POINTS)
     return replace(plan, label=label or f"{agent}-{steps}", agent=run, loop=paced)
@@ -203,15 +207,11 @@ class Samples(OfRows):
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to, for fewer."""
         game, claim = self.game, CLAIMS[self.game]
-        learners, more = (
-            [learner(game, agent, each) for agent, steps in points.items() for each in steps]
-            for points in (claim.steps, claim.curve)
-        )
+        learners = [learner(game, agent, each) for agent, steps in claim.steps.items() for each in steps]
         grid = {name: learner(game, "metadreamer", FEW, name, **changes) for name, changes in GRID.items()}
         nothing = grid.pop(claim.nothing)
         controls = [
             *(grid.pop(name) for name in claim.parts),
-            *more,
             unhindered(game, "sac", "told"),
             unhindered(game, "sac", "box"),
         ]
@@ -379,9 +379,9 @@ def rows(asked: Study, under: str, runs: list[RunFolder]) -> list[Row]:
 
 
 def compared(asked: Samples, found: list[Row], rows: list[Row]) -> list[Row]:
-    """Rows, of which some were just found, with how far MetaDreamer, of the claim's most real steps, is ahead of each:
-    Welch's interval, of what the table says itself, as runs of what was published may be gone."""
-    plan = learner(asked.game, "metadreamer", CLAIMS[asked.game].steps["metadreamer"][-1])
+    """Rows, of which some were just found, with how far MetaDreamer, of as many real steps as the grid, is ahead of
+    each: Welch's interval, of what the table says itself, as runs of what was published may be gone."""
+    plan = learner(asked.game, "metadreamer", FEW)
     (ours,) = (row for row in rows if row["agent"] == plan.name)
     for row in rows if ours in found else found:
         if row is ours or not row.get("seeds"):

@@ -328,6 +328,18 @@ def test_with_its_encoder_its_teacher_and_nothing_imagined_it_is_pearl():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_where_the_critics_teach_the_kl_of_a_task_weighs_as_much_with_more_contexts(contexts):
+    """That of the tasks of an update is a sum, as PEARL's is, and of the contexts of a task a mean."""
+    plain = {"encoder": "product", "teacher": "critics", "contexts": contexts, "imagination": "none"}
+    without, beside = (agent("point_robot/sparse", {"kl": kl}, **plain) for kl in (0.0, 0.1))
+    learner, given = without.init(KEY), studied(without)
+    (nothing, _), (total, (metrics, *_)) = (
+        a.loss(learner.networks, learner.target, given, None, KEY) for a in (without, beside)
+    )
+    assert float(total - nothing) == pytest.approx(0.1 * 3 * float(metrics["task/kl"]), rel=1e-3)
+
+
 def test_codes_of_one_task_are_pulled_together_and_of_two_pushed_apart():
     a = agent(apart=2.0, intra=3.0, inter=5.0)
     mean = jnp.array([[[0.0, 0, 0], [1.0, 0, 0]], [[0.0, 1.5, 0], [0.0, 1.5, 0]], [[9.0, 9, 9], [9.0, 9, 9]]])

@@ -328,7 +328,7 @@ class MetaDreamer:
         if taught:
             total += model_loss + shared.kl * kl.mean() / shared.evidence + self.structured(mean, task)
         else:
-            total = model_loss + shared.kl * kl.sum()
+            total = model_loss + shared.kl * kl.mean(1).sum()  # as PEARL's, which has one context of each task
         seen, paid = jnp.sqrt(squared[:-1].mean()), jnp.sqrt(squared[-1])
         metrics |= clusters | {"model/loss": model_loss, "model/seen": seen, "model/reward": paid}
 

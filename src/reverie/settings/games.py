@@ -149,9 +149,11 @@ TASKS = replace(
 )
 """Of games of many tasks."""
 
+SAC = SACConfig(units=128, learning_rate=1e-3)
+
 OUTSIDE_SAC = TrainConfig(
     agent=OffPolicyRun(
-        algorithm=SACConfig(units=128, learning_rate=1e-3),
+        algorithm=SAC,
         experience=OffPolicyConfig(streams=1, batch=128, length=1, ratio=128.0, prefill=1_000),
         chunk=500,
     ),
@@ -189,13 +191,21 @@ TASKS_RSAC = replace(
     TASKS_SAC,
     agent=replace(
         TASKS_SAC.agent,
-        algorithm=RSACConfig(SACConfig(units=128, learning_rate=1e-3), memory=64),
+        algorithm=RSACConfig(SAC, memory=64),
         experience=OffPolicyConfig(batch=16, length=64, episodes=3, ratio=32.0, capacity=500_000, prefill=4_000),
         chunk=25,
     ),
     curve=CurveConfig(episodes=64, trial=3),
 )
 """The same with a memory that lives through a trial of three episodes, from stretches of it."""
+
+SURE = replace(SAC, discount=0.95, reward_scale=2.0, target_entropy=0.1)
+DISPATCH: Mapping[str, tuple[TrainConfig, SACConfig | RSACConfig]] = MappingProxyType(
+    {"sac": (TASKS_SAC, SURE), "rsac": (TASKS_RSAC, RSACConfig(SURE, memory=64))}
+)
+"""The same in `dispatch`, with PEARL's discount and scale of rewards, and little entropy: where actions can be counted,
+the papers' target is 0.98 of the most it can be, and whoever dispatches all but at random fills the queues of slow
+servers, however well it chooses for the rest (docs/metadreamer.md)."""
 
 TASKS_PPO = TrainConfig(
     agent=OnPolicyRun(
@@ -335,6 +345,9 @@ def game_plan(game: str, agent: Player = "dreamer") -> TrainConfig:
     many = bool(world.tests)
     if agent in ("pearl", "metadreamer"):
         return inferring_plan(world, agent)
+    if agent in DISPATCH and game.startswith("dispatch"):
+        plan, algorithm = DISPATCH[agent]
+        return replace(plan, agent=replace(plan.agent, algorithm=algorithm), world=world)
     if agent == "sac" and world.names:
         return _for_each(replace(TOGETHER_SAC, world=world), len(world.names))
     if agent == "sac":
