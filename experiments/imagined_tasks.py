@@ -2,8 +2,9 @@
 
 In `dispatch` (docs/metadreamer.md), at 3,600 real steps each: MetaDreamer and PEARL where skew of speeds alone decides
 a task, and where load does too; then, where it is skew alone, MetaDreamer with 2, 3 and 6 known values of it (I) and
-more or fewer imagined ones between two neighbours (D), none (`mdp`), or some beyond all of them. Judged as in
-`metadreamer.py`, whose table has the rows of all three factors.
+more or fewer imagined ones between two neighbours (D), none (`mdp`), or some beyond all of them. And both where two
+factors say how drivers yield (`merging/hidas`), at 5,400. Judged as in `metadreamer.py`, whose table has the rows of
+`merging`, and of all three factors of `dispatch`.
 
     python experiments/imagined_tasks.py
     python experiments/imagined_tasks.py --only metadreamer-skew pearl-skew   # rows that are trained anew
@@ -16,10 +17,11 @@ from study import study
 
 from reverie.agents.metadreamer import MetaDreamerConfig
 from reverie.settings.config import GameConfig, TrainConfig
+from reverie.settings.games import Player
 from reverie.tables import Row
 
-FACTORS = ("skew", "load-skew")
-"""Of worlds with fewer of them than `dispatch`, whose rows stand in the other table."""
+FACTORS = ("dispatch/skew", "dispatch/load-skew", "merging/hidas")
+"""Worlds with fewer factors than `dispatch`, and one with more than `merging`, whose rows stand in the other tables."""
 KNOWN = {"dispatch/skew/sparse": 2, "dispatch/skew": 3, "dispatch/skew/dense": 6}
 """Known values of skew, by game. All have twelve streams."""
 DENSITIES = (1, 2, 8)
@@ -36,9 +38,7 @@ class Imagined(OfRows):
     def plans(self) -> list[TrainConfig]:
         """All that are asked for, one seed after the other."""
         found = [
-            learner(f"dispatch/{factors}", agent, FEW, f"{agent}-{factors}")
-            for factors in FACTORS
-            for agent in ("metadreamer", "pearl")
+            learner(game, agent, FEW, of_game(agent, game)) for game in FACTORS for agent in ("metadreamer", "pearl")
         ]
         for game, known in KNOWN.items():
             found.append(learner(game, "metadreamer", FEW, f"known-{known}-none", imagination="mdp"))
@@ -56,6 +56,11 @@ class Imagined(OfRows):
             for plan in found
             if not self.only or plan.name in self.only
         ]
+
+
+def of_game(agent: Player, game: str) -> str:
+    """The row of an agent in a world of some factors."""
+    return f"{agent}-{game.partition('/')[2]}"
 
 
 def described(row: Row, plan: TrainConfig) -> Row:
@@ -77,13 +82,14 @@ def main() -> None:
     of = {plan.name: plan for plan in plans}
     found = rows(asked, "imagined", asked.train(plans, "imagined"))
     found = [described(row, of[str(row["agent"])]) for row in found]
-    for game in dict.fromkeys(plan.world.game for plan in plans):
+    for game in dict.fromkeys(plan.world.game for plan in plans if plan.world.game.startswith("dispatch")):
         found += [{**row, "agent": f"{row['agent']} in {game}", "game": game} for row in rules(GameConfig(game))]
     together = asked.with_others("imagined_tasks", found, "agent")
     named = {row["agent"]: row for row in together}
-    for factors in FACTORS:
-        if {f"metadreamer-{factors}", f"pearl-{factors}"} <= named.keys():
-            ours, theirs = (named[f"{agent}-{factors}"] for agent in ("metadreamer", "pearl"))
+    for game in FACTORS:
+        both = [of_game(agent, game) for agent in ("metadreamer", "pearl")]
+        if named.keys() >= set(both):
+            ours, theirs = (named[name] for name in both)
             for tasks in TESTS:
                 theirs |= interval(f"{tasks}_ahead", *difference(ours, theirs, tasks))
     asked.publish("imagined_tasks", whole(together))

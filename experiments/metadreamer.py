@@ -4,12 +4,14 @@ In `merging` among drivers who yield as none before did, in `dispatch` before se
 sparse grid of tasks to learn from; judged on others between them, and outside, in the third episode on a task. All
 that infer tasks have networks of the same sizes and as many updates, of which more or fewer fall to a real step: so
 MetaDreamer (arXiv 2311.06673) and PEARL are learned from several numbers of real steps. Beside them stand SAC in any
-tasks of the same box, which does not ask which it is (domain randomisation); SAC that is told; and in `dispatch` rules
-that are told speeds, or estimate them by maximum likelihood. Judged are the networks after the last update.
+tasks of the same box, which does not ask which it is (domain randomisation); SAC that is told; PPO with RL2's memory
+and MAML; and in `dispatch` rules that are told speeds, or estimate them by maximum likelihood. Judged are the networks
+after the last update.
 
     python experiments/metadreamer.py
     python experiments/metadreamer.py --game dispatch --grid
     python experiments/metadreamer.py --only structured rsac   # rows that are trained anew; the others stay
+    python experiments/metadreamer_pictures.py                 # of both, once they are trained
 """
 
 from collections.abc import Mapping
@@ -22,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from matplotlib.figure import Figure
 from scipy.stats import t
 from study import Study, study
 
@@ -30,16 +31,13 @@ from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
 from reverie.agents.pearl import PEARLConfig, PEARLPolicy, PEARLState
 from reverie.agents.rsac import RSACConfig
 from reverie.envs.core import Task, TimeStep
+from reverie.envs.games import find_game
 from reverie.evaluate.contexts import anything, codes_of, foretold, midpoints
 from reverie.evaluate.disentanglement import dci, mig, sap, scatter
-from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.evaluate.returns import returns
 from reverie.evaluate.statistics import over_seeds
 from reverie.policies.likely import LikelyDelay
-from reverie.report.figures import WIDTH
-from reverie.report.imagined_page import codes_of_tasks, world_and_model
 from reverie.report.output import say
-from reverie.report.style import BLUE, GREY, VERMILLION, setting
 from reverie.runs import loop
 from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
@@ -56,8 +54,8 @@ POINTS = 10
 TRIALS = 1_000
 """Of each set of tasks, and tasks that codes are measured on."""
 TESTS = ("interpolated", "extrapolated")
-FARTHER = (1.5, 2.0, 2.5, 3.0)
-"""Skews of speeds in `dispatch`, from the edge of what is learned from to ever farther outside."""
+FARTHER = MappingProxyType({"load": (0.9, 0.97), "tail": (1.6, 2.0), "skew": (1.5, 2.0, 2.5, 3.0)})
+"""Values of one factor of `dispatch` alone, ever farther outside of what is learned from; of skew from its edge on."""
 KEY = jax.random.key(1)
 DRAWS = 10_000
 """Of all means at once, where curves cross."""
@@ -68,6 +66,7 @@ AHEAD = 10
 GameName = Literal["merging", "dispatch"]
 FEW = 300
 """Real steps of each stream, of which there are two or one for each task, in the grid."""
+STRUCTURED = {"structure": 1.0, "apart": 0.5}
 GRID = MappingProxyType(
     {
         f"{imagination}-{decoder}-{encoder}": {"imagination": imagination, "decoder": decoder, "encoder": encoder}
@@ -75,7 +74,7 @@ GRID = MappingProxyType(
         for decoder in ("physics", "free")
         for encoder in ("recurrent", "product")
     }
-    | {"structured": {"structure": 1.0, "apart": 0.5}, "beyond": {"beyond": 1}}
+    | {"structured": STRUCTURED, "beyond": {"beyond": 1}, "beyond-structured": {"beyond": 1, **STRUCTURED}}
     | {"critics": {"imagination": "none", "decoder": "free", "encoder": "product", "teacher": "critics"}}
     | {
         f"twice-{decoder}": {"imagination": "none", "decoder": decoder, "encoder": "product", "batch": 2}
@@ -94,6 +93,8 @@ class Claim:
     """Of those who infer tasks."""
     steps: Mapping[Player, tuple[int, ...]]
     """Real steps of each stream that agents learn from, for all seeds."""
+    itself: str
+    """The row of the grid that the claim is about, which is not trained twice."""
     nothing: str
     """The row of the grid that imagines nothing: the bare command has all seeds of it, as it says what imagining is
     worth."""
@@ -105,7 +106,8 @@ CLAIMS: Mapping[GameName, Claim] = MappingProxyType(
     {
         "merging": Claim(
             12_000,
-            {"metadreamer": (150, 300), "pearl": (150, 300, 900, 4_100)},
+            {"metadreamer": (150, 300, 900, 4_100), "pearl": (150, 300, 900, 4_100)},
+            "both-physics-recurrent",
             "none-physics-recurrent",
             (
                 "mdp-physics-recurrent",
@@ -117,14 +119,18 @@ CLAIMS: Mapping[GameName, Claim] = MappingProxyType(
         ),
         "dispatch": Claim(  # a seed was no better after 12,000 updates (docs/experiments/metadreamer.md)
             4_000,
-            {"metadreamer": (110, 150, 300, 900), "pearl": (110, 150, 300, 900, 4_100, 30_000)},
+            {"metadreamer": (110, 150, 300, 900, 4_100), "pearl": (110, 150, 300, 900, 4_100, 30_000)},
+            "both-physics-product",
             "none-physics-product",
             ("both-free-product", "none-free-product"),
         ),
     }
 )
+TABLES: Mapping[GameName, str] = MappingProxyType({"merging": "metadreamer", "dispatch": "metadreamer_dispatch"})
 FEWER_SEEDS = 3
 """Of what else the claim is held to."""
+ON_POLICY: Mapping[GameName, tuple[Player, ...]] = MappingProxyType({"merging": ("ppo",), "dispatch": ("ppo", "maml")})
+"""Of PPO with RL2's memory and MAML, with the settings that games have for them, those that can play a world."""
 DREAMT = (10_800, 49_200)
 """Real steps of Dreamer with RL2's memory: those of PEARL in `dispatch`."""
 
@@ -200,16 +206,16 @@ class Samples(OfRows):
     game: GameName = "merging"
     """Which world."""
     grid: bool = False
-    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates,
-    recurrent SAC, Dreamer with RL2's memory, all imaginations with both decoders and both encoders, structured latents,
-    and tasks imagined beyond those known."""
+    """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates, PEARL
+    that is told, recurrent SAC, PPO and MAML, Dreamer with RL2's memory, all imaginations with both decoders and both
+    encoders, structured latents, and tasks imagined beyond those known."""
 
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to, for fewer."""
         game, claim = self.game, CLAIMS[self.game]
         learners = [learner(game, agent, each) for agent, steps in claim.steps.items() for each in steps]
         grid = {name: learner(game, "metadreamer", FEW, name, **changes) for name, changes in GRID.items()}
-        nothing = grid.pop(claim.nothing)
+        nothing, _ = grid.pop(claim.nothing), grid.pop(claim.itself)
         controls = [
             *(grid.pop(name) for name in claim.parts),
             unhindered(game, "sac", "told"),
@@ -218,7 +224,9 @@ class Samples(OfRows):
         if self.grid or self.only:
             controls += [learner(f"{game}/dense", "pearl", FEW, "pearl-dense"), unhindered(game, "rsac", "")]
             controls += [learner(game, "pearl", FEW, "pearl-longer", LONGER)]
+            controls += [learner(f"{game}/told", "pearl", 900, "pearl-told")]
             controls += [remembering(game, each) for each in DREAMT]
+            controls += [replace(game_plan(game, agent), label=agent) for agent in ON_POLICY[game]]
             controls += grid.values()
         groups = ([*learners, nothing], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
         if strange := sorted(set(self.only) - {plan.name for plans, _ in groups for plan in plans}):
@@ -233,11 +241,15 @@ class Samples(OfRows):
 
 
 def judged_on(game: GameConfig) -> Mapping[str, Task]:
-    """The tests of a game, and in `dispatch` those between known tasks with speeds ever farther outside."""
+    """The tests of a game, and in `dispatch` those between known tasks with one factor ever farther outside."""
     found = {name: game.drawn(TRIALS, name) for name in TESTS}
     if game.game.startswith("dispatch"):
-        *others, skew = np.asarray(found["interpolated"]).T
-        found |= {f"skew_{far:g}": jnp.array([*others, np.copysign(far, skew)]).T for far in FARTHER}
+        factors, between = find_game(game.game).world.factors, np.asarray(found["interpolated"])
+        for k, name in enumerate(factors):
+            for far in FARTHER[name]:
+                outside = between.copy()
+                outside[:, k] = np.copysign(far, between[:, k])
+                found[f"{name}_{far:g}"] = jnp.asarray(outside)
     return found
 
 
@@ -283,7 +295,8 @@ def judged(run: RunFolder) -> Row:
 
 
 def imagination(agent: MetaDreamer, world, networks, policy: PEARLPolicy) -> Mapping[str, float]:
-    """Codes of tasks that were not learned from, and how far the model is off half way between two that were."""
+    """Codes of tasks that were not learned from, and how far the model is off half way between two that were, and
+    that differ in one factor, or in several (`by`)."""
     low, high = np.min(agent.tasks, 0), np.max(agent.tasks, 0)
     dense = np.random.default_rng(2).uniform(low, high, (TRIALS, len(low))).astype(np.float32)
     steps = agent.config.pearl.evidence
@@ -291,10 +304,14 @@ def imagination(agent: MetaDreamer, world, networks, policy: PEARLPolicy) -> Map
     mean = codes[:, 0]
     known = np.asarray(agent.tasks, np.float32)
     of_known = np.asarray(codes_of(world, policy, jnp.asarray(known), 64, steps, KEY)).mean(1)
-    pairs = midpoints(known)[1]
-    between = jnp.asarray(np.repeat([known[[a, b]].mean(0) for a, b in pairs], 64, 0))
-    z = np.repeat([of_known[[a, b]].mean(0) for a, b in pairs], 64, 0)
-    off, wrong = (foretold(world, networks.model, between, x, AHEAD, KEY).error for x in (jnp.asarray(z), 0 * z))
+    errors: dict[str, float] = {}
+    for factors, pairs in midpoints(known).items():
+        between = jnp.asarray(np.repeat([known[[a, b]].mean(0) for a, b in pairs], 64, 0))
+        z = jnp.asarray(np.repeat([of_known[[a, b]].mean(0) for a, b in pairs], 64, 0))
+        by = "" if factors == 1 else f"_by_{factors}"
+        for how, told in (("off", z), ("unknowing", jnp.zeros_like(z))):
+            error = foretold(world, networks.model, between, told, AHEAD, KEY).error
+            errors |= {f"{how}_1{by}": float(error[0]), f"{how}_{AHEAD}{by}": float(error[-1])}
     said = dci(mean, dense)
     return {
         "scatter": scatter(codes),
@@ -303,24 +320,7 @@ def imagination(agent: MetaDreamer, world, networks, policy: PEARLPolicy) -> Map
         "informativeness": said.informativeness,
         "sap": sap(mean, dense),
         "mig": mig(mean, dense),
-        "off_1": float(off[0]),
-        "off_10": float(off[-1]),
-        "unknowing_1": float(wrong[0]),
-        "unknowing_10": float(wrong[-1]),
-    }
-
-
-def pictures(run: RunFolder) -> Mapping[str, Figure]:
-    """What an agent takes tasks for and imagines, and what its model foretells."""
-    trainer = build(run.config(TrainConfig))
-    _, state = loop.newest_state(trainer, run)
-    agent, world, learner = trainer.agent, trainer.env, state.learning.learner
-    between = GameConfig("merging").drawn(TRIALS, "interpolated")
-    codes = code_rows(agent, learner, lambda copies: world, {"interpolated": np.asarray(between)}, 1)
-    return {
-        "metadreamer-tasks": codes_of_tasks(codes, agent.factors),
-        "metadreamer-foretelling": world_and_model(foretold_rows(agent, learner, lambda copies: world, 1)),
-    }
+    } | errors
 
 
 class Expected(eqx.Module):
@@ -372,8 +372,8 @@ def rows(asked: Study, under: str, runs: list[RunFolder]) -> list[Row]:
         for tasks in (*judged_on(config.world), *by_chance):
             row |= interval(tasks, *over_seeds(np.array([measured[tasks] for _, measured in each])))
         for measure in MEASURES:
-            values = [measured[measure] for _, measured in each if measure in measured]
-            row[measure] = float(np.mean(values)) if values else None
+            values = [measured.get(measure) for _, measured in each]  # tables kept of old may lack it
+            row[measure] = None if None in values else float(np.mean(values))
         made.append(row)
     return made
 
@@ -450,31 +450,6 @@ def crossings(game: GameName, rows: list[Row]) -> list[Row]:
     return found
 
 
-def learning(rows: list[Row]) -> Figure:
-    """Returns over real steps of both agents, with rules beside them."""
-    with setting():
-        figure = Figure(figsize=(WIDTH, 3.2))
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, tasks in zip(axes, TESTS, strict=True):
-            for agent, colour, shift in (("metadreamer", BLUE, 1.02), ("pearl", VERMILLION, 0.98)):
-                own = curve(rows, agent)
-                mean, low, high = (
-                    np.array([row[f"{tasks}{end}"] for row in own], float) for end in ("", "_low", "_high")
-                )
-                at = shift * np.array([row["real_steps"] for row in own])  # so that their intervals can be told apart
-                axis.errorbar(at, mean, [mean - low, high - mean], fmt="o-", color=colour, capsize=3, label=agent)
-            for rule, style in (("told-speeds", "--"), ("equal-speeds", ":")):
-                (row,) = (row for row in rows if row["agent"] == rule)
-                axis.axhline(row[tasks], color=GREY, linestyle=style, label=rule)
-            axis.set(xscale="log", xlabel="real steps", title=f"{tasks} tasks", ylim=(-260, -50))
-            steps = [row["real_steps"] for row in curve(rows, "pearl")]
-            axis.set_xticks(steps, [f"{each:,}" for each in steps])
-            axis.minorticks_off()
-        axes[0].set_ylabel("return of the third episode")
-        axes[0].legend(loc="lower right")
-    return figure
-
-
 def interval(name: str, mean: float, low: float, high: float) -> Row:
     """Columns of an estimate; empty where there is no interval."""
     ends = {f"{name}_low": low, f"{name}_high": high}
@@ -495,10 +470,7 @@ MEASURES = (
     "informativeness",
     "sap",
     "mig",
-    "off_1",
-    "off_10",
-    "unknowing_1",
-    "unknowing_10",
+    *(f"{how}_{ahead}{by}" for by in ("", "_by_2", "_by_3") for how in ("off", "unknowing") for ahead in (1, AHEAD)),
 )
 """Of MetaDreamer alone."""
 
@@ -506,17 +478,13 @@ MEASURES = (
 def main() -> None:
     asked = study(Samples, __doc__)
     runs = asked.train(asked.plans(), asked.game)
-    name, found = "metadreamer", rows(asked, asked.game, runs)
+    found = rows(asked, asked.game, runs)
+    name = TABLES[asked.game]
     if asked.game == "dispatch":
-        name, found = "metadreamer_dispatch", [*found, *rules(GameConfig("dispatch"))]
-    elif not asked.only:
-        for picture, figure in pictures(runs[len(CLAIMS["merging"].steps["metadreamer"]) - 1]).items():
-            asked.draw(picture, figure)
+        found += rules(GameConfig("dispatch"))
     together = whole(compared(asked, found, asked.with_others(name, found, "agent")))
     asked.publish(name, together)
     asked.publish_games("metadreamer_crossings", crossings(asked.game, together), "game", "tasks", "real_steps")
-    if asked.game == "dispatch":
-        asked.draw("metadreamer-samples", learning(together))
 
 
 if __name__ == "__main__":

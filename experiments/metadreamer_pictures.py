@@ -1,0 +1,132 @@
+"""What MetaDreamer's runs and tables look like: the pictures of docs/metadreamer.md.
+
+Of seed 0 of runs that `metadreamer.py` trained (3,000 and 3,600 real steps): a merge as it is driven, what tasks are
+taken for and imagined, what the model foretells; and from its tables, returns over real steps.
+
+    python experiments/metadreamer_pictures.py
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from metadreamer import KEY, TABLES, TESTS, TRIALS, GameName, curve
+from study import RESULTS, Study, study
+
+from reverie.envs.merging import unseen
+from reverie.evaluate.imagined import code_rows, foretold_rows
+from reverie.policies.rollout import rollout
+from reverie.report.figures import WIDTH
+from reverie.report.imagined_page import codes_of_tasks, world_and_model
+from reverie.report.style import BLUE, GREY, INK, VERMILLION, setting
+from reverie.runs import loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
+from reverie.settings.config import GameConfig, TrainConfig
+from reverie.tables import Row, read_csv
+
+YIELDING = (-0.8, 0.0, 0.8)
+"""Of the drivers among whom a merge is drawn."""
+
+
+@dataclass(frozen=True)
+class Pictures(Study):
+    """The options of this script."""
+
+    seeds: tyro.conf.Suppress[int] = 1
+    workers: tyro.conf.Suppress[int | None] = None
+
+    def run(self, game: GameName, row: str) -> RunFolder:
+        """Seed 0 of a row."""
+        return RunFolder(self.runs / self.scale / game / f"{row}-0")
+
+
+def known(run: RunFolder) -> tuple[Callable[[], Figure], Callable[[], Figure]]:
+    """What an agent takes tasks for and imagines, and what its model foretells."""
+    config = run.config(TrainConfig)
+    assert isinstance(config.world, GameConfig)
+    trainer = build(config)
+    _, state = loop.newest_state(trainer, run)
+    agent, world, learner = trainer.agent, trainer.env, state.learning.learner
+    between = {"interpolated": np.asarray(config.world.drawn(TRIALS, "interpolated"))}
+    codes = partial(code_rows, agent, learner, lambda copies: world, between, 1)
+    return (
+        lambda: codes_of_tasks(codes(), agent.factors),
+        lambda: world_and_model(foretold_rows(agent, learner, lambda copies: world, 1)),
+    )
+
+
+def merges(run: RunFolder) -> Figure:
+    """Where all four cars are over time in the third episode on a task, of which there are three: how the others yield
+    is all that differs, so that what the agent does about it can be seen."""
+    config = run.config(TrainConfig)
+    assert isinstance(config.world, GameConfig)
+    trainer = build(config)
+    _, state = loop.newest_state(trainer, run)
+    policy, limit = trainer.agent.policy(state.learning.learner.networks, greedy=True), trainer.env.limit
+
+    def keep(state: object, timestep, action) -> tuple:
+        return unseen(timestep.observation["road"]).position, timestep.is_first, timestep.is_last
+
+    tasks = jnp.array(YIELDING)[:, None]
+    position, begins, ends = map(np.asarray, rollout(trainer.env, policy, tasks, KEY, 4 * limit, keep)[1])
+    with setting():
+        figure = Figure(figsize=(WIDTH, 2.8))
+        axes = figure.subplots(1, len(YIELDING), sharey=True)
+        for k, (axis, yielding) in enumerate(zip(axes, YIELDING, strict=True)):
+            begin = np.flatnonzero(begins[:, k])[1]  # the first episode began before the first step
+            end = begin + np.flatnonzero(ends[begin:, k])[0]
+            road = position[begin : end + 1, k]
+            seconds = 0.2 * np.arange(len(road))
+            axis.axhline(0, color=GREY, linestyle=":")
+            axis.plot(seconds, road[:, 1:], color=INK, linewidth=1)
+            axis.plot(seconds, road[:, 0], color=BLUE, linewidth=2)
+            axis.set(title=f"yielding {yielding:g}", xlabel="seconds")
+        axes[0].set_ylabel("metres past the ramp's end")
+    return figure
+
+
+def learning(rows: list[Row]) -> Figure:
+    """What the third episode costs, minus its return, over real steps of both agents, with rules beside them."""
+    with setting():
+        figure = Figure(figsize=(WIDTH, 3.2))
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, tasks in zip(axes, TESTS, strict=True):
+            for agent, colour, shift in (("metadreamer", BLUE, 1.02), ("pearl", VERMILLION, 0.98)):
+                own = curve(rows, agent)
+                mean, low, high = (
+                    np.array([row[f"{tasks}{end}"] for row in own], float) for end in ("", "_low", "_high")
+                )
+                at = shift * np.array([row["real_steps"] for row in own])  # so that their intervals can be told apart
+                axis.errorbar(at, -mean, [high - mean, mean - low], fmt="o-", color=colour, capsize=3, label=agent)
+            for rule, style in (("told-speeds", "--"), ("equal-speeds", ":")):
+                (row,) = (row for row in rows if row["agent"] == rule)
+                axis.axhline(-row[tasks], color=GREY, linestyle=style, label=rule)
+            axis.set(xscale="log", xlabel="real steps", title=f"{tasks} tasks", yscale="log", ylim=(50, 1_000))
+            axis.set_xticks(steps := (1_320, 3_600, 10_800, 49_200, 360_000), [f"{each:,}" for each in steps])
+            axis.set_yticks(ticks := (50, 70, 100, 200, 500, 1_000), ticks)
+            axis.minorticks_off()
+        axes[0].set_ylabel("third episode's response times, summed")
+        axes[1].legend(loc="upper right")
+    return figure
+
+
+def main() -> None:
+    asked = study(Pictures, __doc__)
+    merging = asked.run("merging", "metadreamer-3000")
+    tasks, foretelling = known(merging)
+    asked.draw("metadreamer-merging", merges(merging))
+    asked.draw("metadreamer-tasks", tasks())
+    asked.draw("metadreamer-foretelling", foretelling())
+    for row, picture in (("metadreamer-3600", "plain"), ("structured", "structured")):
+        tasks, _ = known(asked.run("dispatch", row))
+        asked.draw(f"metadreamer-dispatch-{picture}", tasks())
+    asked.draw("metadreamer-samples", learning(read_csv(RESULTS / f"{TABLES['dispatch']}.csv")))
+
+
+if __name__ == "__main__":
+    main()
