@@ -25,8 +25,11 @@ from reverie.runs.build import build
 from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, TrainConfig
 from reverie.settings.games import game_plan
+from reverie.settings.presets import with_steps
 from reverie.tables import Row
 
+LONGER = 10
+"""Times as many steps and updates, in a second row of PEARL's."""
 EXPLORED = (2, 5, 10)
 """Episodes before the one that is judged."""
 TRIALS = 400
@@ -42,9 +45,10 @@ class PointRobots(Study):
     """Training seeds."""
 
     def plans(self) -> list[TrainConfig]:
-        """PEARL and the oracle, for each seed."""
-        both = game_plan("point_robot", "pearl"), game_plan("point_robot/told", "sac")
-        return [self.larger(replace(plan, seed=seed)) for seed in range(self.seeds) for plan in both]
+        """PEARL, the oracle, and PEARL for longer, for each seed."""
+        pearl, oracle = game_plan("point_robot", "pearl"), game_plan("point_robot/told", "sac")
+        longer = replace(with_steps(pearl, LONGER * pearl.loop.steps), label="pearl-longer")
+        return [self.larger(replace(plan, seed=seed)) for seed in range(self.seeds) for plan in (pearl, oracle, longer)]
 
 
 def final_distances(world: World, policy: Policy, tasks: Task, episodes: int) -> Float[np.ndarray, "N E"]:

@@ -688,7 +688,8 @@ def test_the_point_robot_is_measured_where_each_episode_ends(load):
             return jax.numpy.where(awake, aim, 0.0), state + 1
 
     point_robot = load("point_robot")
-    pearl, oracle = tyro.cli(point_robot.PointRobots, args=[]).plans()
+    pearl, oracle, longer = tyro.cli(point_robot.PointRobots, args=[]).plans()
+    assert (longer.name, longer.loop.steps) == ("pearl-longer", 10 * pearl.loop.steps)
     assert (pearl.curve.trial, oracle.curve.trial) == (11, 1)
     assert pearl.agent.algorithm.units == oracle.agent.algorithm.units
     world, tasks = oracle.world.world(30), oracle.world.drawn(30, "interpolated")
