@@ -496,6 +496,15 @@ def test_orders_agree_by_rank_where_the_server_matters(load):
     assert agreement(came, np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [7.0, 7.0, 7.0]])) == pytest.approx(0.5)
 
 
+def test_what_z_says_of_servers_is_a_share_of_the_variance_of_symlogs(load):
+    explained, seen = load("ruined").explained, np.array([[0.0, 9.0], [99.0, 0.0]])
+    usual = np.expm1(np.log1p(seen).mean())
+    assert explained(seen, seen) == pytest.approx(1)
+    assert explained(seen, np.full((2, 2), usual)) == pytest.approx(0)
+    half = np.expm1((np.log1p(seen) + np.log1p(usual)) / 2)
+    assert explained(seen, half) == pytest.approx(0.75)
+
+
 def test_what_a_stream_lost_is_taken_in_each_seed(load):
     scores = {"first": [[1.0, 0.2], [0.8, 0.0]], "other": [[0.5, 0.9], [0.7, 0.9]]}
     scores |= {"soon": [[0.9, 0.8], [0.8, 0.8]], "again": [[1.1, 0.7], [0.9, 0.9]]}
