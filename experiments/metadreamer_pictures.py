@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from metadreamer import KEY, TABLES, TESTS, TRIALS, GameName, curve
 from study import RESULTS, Study, study
 
-from reverie.envs.merging import unseen
+from reverie.envs.merging import LENGTH, STEP, unseen
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.policies.rollout import rollout
 from reverie.report.figures import WIDTH
@@ -31,6 +31,8 @@ from reverie.tables import Row, read_csv
 
 YIELDING = (-0.8, 0.0, 0.8)
 """Of the drivers among whom a merge is drawn."""
+ROOM = LENGTH + 2.0
+"""Metres between the middles of two cars, below which a merge is a crash."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def known(run: RunFolder) -> tuple[Callable[[], Figure], Callable[[], Figure]]:
 
 
 def merges(run: RunFolder) -> Figure:
-    """Where all four cars are over time in the third episode on a task, of which there are three: how the others yield
-    is all that differs, so that what the agent does about it can be seen."""
+    """Where the other cars are over time, seen from the one that merges, in the third episode on a task, up to the end
+    of the ramp; in the band are those that would be hit there."""
     config = run.config(TrainConfig)
     assert isinstance(config.world, GameConfig)
     trainer = build(config)
@@ -81,12 +83,11 @@ def merges(run: RunFolder) -> Figure:
             begin = np.flatnonzero(begins[:, k])[1]  # the first episode began before the first step
             end = begin + np.flatnonzero(ends[begin:, k])[0]
             road = position[begin : end + 1, k]
-            seconds = 0.2 * np.arange(len(road))
-            axis.axhline(0, color=GREY, linestyle=":")
-            axis.plot(seconds, road[:, 1:], color=INK, linewidth=1)
-            axis.plot(seconds, road[:, 0], color=BLUE, linewidth=2)
+            seconds = STEP * np.arange(len(road))
+            axis.axhspan(-ROOM, ROOM, color=VERMILLION, alpha=0.15, linewidth=0)
+            axis.plot(seconds, road[:, 1:] - road[:, :1], color=INK, linewidth=1.2)
             axis.set(title=f"yielding {yielding:g}", xlabel="seconds")
-        axes[0].set_ylabel("metres past the ramp's end")
+        axes[0].set_ylabel("metres ahead of the car that merges")
     return figure
 
 
