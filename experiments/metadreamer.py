@@ -244,7 +244,8 @@ def judged_on(game: GameConfig) -> Mapping[str, Task]:
     """The tests of a game, and in `dispatch` those between known tasks with one factor ever farther outside."""
     found = {name: game.drawn(TRIALS, name) for name in TESTS}
     if game.game.startswith("dispatch"):
-        factors, between = find_game(game.game).world.factors, np.asarray(found["interpolated"])
+        factors = find_game(game.game.removesuffix("/told")).world.factors
+        between = np.asarray(found["interpolated"])
         for k, name in enumerate(factors):
             for far in FARTHER[name]:
                 outside = between.copy()

@@ -635,6 +635,23 @@ def test_what_is_imagined_and_known_differs_and_real_steps_do_not(load):
     assert imagined.described(row, plans["pearl-skew"])["density"] is None
 
 
+@pytest.mark.parametrize(
+    ("game", "factors"), [("dispatch/told", ("load", "tail", "skew")), ("dispatch/skew", ("skew",))]
+)
+def test_one_factor_goes_ever_farther_outside_and_the_others_stay_between(load, monkeypatch, game, factors):
+    metadreamer = load("metadreamer")
+    monkeypatch.setattr(metadreamer, "TRIALS", 64)
+    sets = metadreamer.judged_on(metadreamer.GameConfig(game))
+    between = np.asarray(sets["interpolated"])
+    for k, name in enumerate(factors):
+        for far in metadreamer.FARTHER[name]:
+            outside = np.array(sets[f"{name}_{far:g}"])
+            assert np.abs(outside[:, k]) == pytest.approx(np.float32(far))
+            assert (np.sign(outside[:, k]) == np.sign(between[:, k])).all()
+            assert (np.delete(outside, k, 1) == np.delete(between, k, 1)).all()
+    assert len(sets) == 2 + sum(len(metadreamer.FARTHER[name]) for name in factors)
+
+
 def test_rules_in_dispatch_stand_by_what_they_are_told(load, monkeypatch):
     """Likely speeds are as good as told ones in the third episode, and better than equal ones, more so outside."""
     metadreamer = load("metadreamer")
