@@ -117,6 +117,14 @@ def test_the_number_that_a_factor_is_in_is_found():
     np.testing.assert_allclose(explained, expected, rtol=1e-4)
 
 
+def test_of_two_known_tasks_a_factor_is_in_the_number_that_differs_most():
+    """Any number is a straight function of two values."""
+    codes = np.array([[0.11, 0.7, -0.31, 0.002], [0.1, -0.8, -0.3, 0.001]])
+    found, explained = find_dimensions(jnp.asarray(codes), jnp.array([[-1.5], [1.5]]), jnp.ones(2, bool))
+    assert found.tolist() == [1]
+    assert float(explained[0]) == pytest.approx(1, abs=1e-4)
+
+
 def test_imagined_tasks_lie_evenly_between_neighbours_and_are_none_of_those_known():
     known = grid((0.0, 1.0, 3.0), (-1.0, 1.0))
     between = Interpolation.of(known, density=3, along=(0, 1))

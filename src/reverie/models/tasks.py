@@ -106,17 +106,20 @@ def find_dimensions(
     codes: Float[Array, "K Z"], factors: Float[Array, "K F"], known: Bool[Array, " K"]
 ) -> tuple[Int[Array, " F"], Float[Array, " F"]]:
     """In which number of z each factor is (f), another for each, and how much of the factor it explains by a straight
-    line over the codes of `known` tasks (R²). The best explained factor chooses first."""
+    line over the codes of `known` tasks (R²). The best explained factor chooses first; of numbers that explain it
+    equally well, as all do where two tasks are known, it takes the one that differs most between tasks."""
     weight = known / jnp.maximum(1, known.sum())
 
     def centred(x: Float[Array, "K X"]) -> Float[Array, "K X"]:
         return (x - weight @ x) * jnp.sqrt(weight)[:, None]
 
     a, b = centred(codes), centred(factors)
-    size = jnp.square(a).sum(0)[:, None] * jnp.square(b).sum(0)
+    spread = jnp.square(a).sum(0)  # [Z]
+    size = spread[:, None] * jnp.square(b).sum(0)
     explained = jnp.square(a.T @ b) / jnp.maximum(size, 1e-12)  # [Z, F]
     found, share = jnp.zeros(factors.shape[1], int), jnp.zeros(factors.shape[1])
-    free = explained
+    equal = 1e-4
+    free = jnp.round(explained / equal) + 0.5 * (spread / jnp.maximum(spread.sum(), 1e-12))[:, None]
     for _ in range(factors.shape[1]):
         m, k = jnp.unravel_index(free.argmax(), free.shape)
         found, share = found.at[k].set(m), share.at[k].set(explained[m, k])
