@@ -10,12 +10,20 @@ factors say how drivers yield (`merging/hidas`), at 5,400. Judged as in `metadre
     python experiments/imagined_tasks.py --only metadreamer-skew pearl-skew   # rows that are trained anew
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from metadreamer import FEW, TESTS, OfRows, difference, interval, learner, rows, rules, whole
+import jax.numpy as jnp
+import numpy as np
+from metadreamer import FEW, KEY, TESTS, TRIALS, OfRows, difference, interval, learner, rows, rules, whole
 from study import study
 
-from reverie.agents.metadreamer import MetaDreamerConfig
+from reverie.agents.metadreamer import MetaDreamer, MetaDreamerConfig
+from reverie.envs.dispatch import apart
+from reverie.models.tasks import find_dimensions
+from reverie.runs import loop
+from reverie.runs.build import build
+from reverie.runs.folder import RunFolder
 from reverie.settings.config import GameConfig, TrainConfig
 from reverie.settings.games import Player
 from reverie.tables import Row
@@ -63,8 +71,26 @@ def of_game(agent: Player, game: str) -> str:
     return f"{agent}-{game.partition('/')[2]}"
 
 
-def described(row: Row, plan: TrainConfig) -> Row:
-    """A row, with what was known and what was imagined."""
+def share_that_is_new(run: RunFolder) -> float | None:
+    """Of the tasks that a run of MetaDreamer imagines where skew alone decides, the share whose skew, by the speeds
+    that its decoder makes of their codes, is at least a quarter of a gap away from all known ones."""
+    trainer = build(run.config(TrainConfig))
+    match trainer.agent:
+        case MetaDreamer(factors=("skew",), config=MetaDreamerConfig(imagination="both")) as agent:
+            learner = loop.newest_state(trainer, run)[1].learning.learner
+        case _:
+            return None
+    known = jnp.array(agent.tasks)
+    dimensions, _ = find_dimensions(learner.codes, known, learner.known)
+    z = agent.interpolation.codes(learner.codes, dimensions, agent.config.epsilon, TRIALS, KEY)
+    speed = apart(learner.networks.model.unknown(z, z, z))[0]  # of a world whose unknowns z alone decides
+    skew = jnp.log(speed[:, -1] / speed[:, 0]) / 2
+    gap = jnp.diff(jnp.sort(known[:, 0])).min()
+    return float((jnp.abs(skew[:, None] - known[:, 0]).min(1) > gap / 4).mean())
+
+
+def described(row: Row, plan: TrainConfig, new: Sequence[float | None]) -> Row:
+    """A row, with what was known and what was imagined, and how much of that is `new`, by seed."""
     assert isinstance(plan.world, GameConfig)
     match plan.agent.algorithm:
         case MetaDreamerConfig(imagination="mdp"):
@@ -73,15 +99,20 @@ def described(row: Row, plan: TrainConfig) -> Row:
             pass
         case _:
             more, beyond = None, None
-    return {"agent": row["agent"], "game": plan.world.game, "density": more, "beyond": beyond} | row
+    share = None if None in new else float(np.mean([each for each in new if each is not None]))
+    return {"agent": row["agent"], "game": plan.world.game, "density": more, "beyond": beyond, "new": share} | row
 
 
 def main() -> None:
     asked = study(Imagined, __doc__)
     plans = asked.plans()
     of = {plan.name: plan for plan in plans}
-    found = rows(asked, "imagined", asked.train(plans, "imagined"))
-    found = [described(row, of[str(row["agent"])]) for row in found]
+    runs = asked.train(plans, "imagined")
+    new: dict[str, list[float | None]] = {}
+    for run in runs:
+        new.setdefault(run.config(TrainConfig).name, []).append(share_that_is_new(run))
+    found = rows(asked, "imagined", runs)
+    found = [described(row, of[name], new[name]) for row in found for name in [str(row["agent"])]]
     for game in dict.fromkeys(plan.world.game for plan in plans if plan.world.game.startswith("dispatch")):
         found += [{**row, "agent": f"{row['agent']} in {game}", "game": game} for row in rules(GameConfig(game))]
     together = asked.with_others("imagined_tasks", found, "agent")

@@ -630,9 +630,10 @@ def test_what_is_imagined_and_known_differs_and_real_steps_do_not(load):
     larger = {plan.name: plan for plan in tyro.cli(imagined.Imagined, args=["--scale", "gpu"]).plans()}
     assert larger["beyond-skew"].agent.algorithm.pearl.units == larger["pearl-skew"].agent.algorithm.units == 256
     row = {"agent": "known-2-none"}
-    assert imagined.described(row, plans["known-2-none"])["density"] == 0
-    assert imagined.described(row, plans["beyond-skew"])["beyond"] == 1
-    assert imagined.described(row, plans["pearl-skew"])["density"] is None
+    assert imagined.described(row, plans["known-2-none"], [None])["density"] == 0
+    assert imagined.described(row, plans["beyond-skew"], [0.2, 0.4])["beyond"] == 1
+    assert imagined.described(row, plans["beyond-skew"], [0.2, 0.4])["new"] == pytest.approx(0.3)
+    assert imagined.described(row, plans["pearl-skew"], [None])["density"] is None
 
 
 @pytest.mark.parametrize(
