@@ -485,7 +485,8 @@ def main() -> None:
         found += rules(GameConfig("dispatch"))
     together = whole(compared(asked, found, asked.with_others(name, found, "agent")))
     asked.publish(name, together)
-    asked.publish_games("metadreamer_crossings", crossings(asked.game, together), "game", "tasks", "real_steps")
+    if crossed := crossings(asked.game, together):  # of single seeds there are none
+        asked.publish_games("metadreamer_crossings", crossed, "game", "tasks", "real_steps")
 
 
 if __name__ == "__main__":
