@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from metadreamer import FEW, KEY, TESTS, TRIALS, OfRows, difference, interval, learner, rows, rules, whole
 from study import study
 
@@ -77,16 +78,21 @@ def share_that_is_new(run: RunFolder) -> float | None:
     trainer = build(run.config(TrainConfig))
     match trainer.agent:
         case MetaDreamer(factors=("skew",), config=MetaDreamerConfig(imagination="both")) as agent:
-            learner = loop.newest_state(trainer, run)[1].learning.learner
+            learned = loop.newest_state(trainer, run)[1].learning.learner
         case _:
             return None
     known = jnp.array(agent.tasks)
-    dimensions, _ = find_dimensions(learner.codes, known, learner.known)
-    z = agent.interpolation.codes(learner.codes, dimensions, agent.config.epsilon, TRIALS, KEY)
-    speed = apart(learner.networks.model.unknown(z, z, z))[0]  # of a world whose unknowns z alone decides
-    skew = jnp.log(speed[:, -1] / speed[:, 0]) / 2
-    gap = jnp.diff(jnp.sort(known[:, 0])).min()
-    return float((jnp.abs(skew[:, None] - known[:, 0]).min(1) > gap / 4).mean())
+    dimensions, _ = find_dimensions(learned.codes, known, learned.known)
+    z = agent.interpolation.codes(learned.codes, dimensions, agent.config.epsilon, TRIALS, KEY)
+    speed = apart(learned.networks.model.unknown(z, z, z))[0]  # of a world whose unknowns z alone decides
+    return new_among(np.asarray(speed), np.asarray(known)[:, 0])
+
+
+def new_among(speed: Float[np.ndarray, "B N"], known: Float[np.ndarray, " K"]) -> float:
+    """The share of fleets of such speeds whose skew is at least a quarter of a gap away from all `known` ones."""
+    skew = np.log(speed[:, -1] / speed[:, 0]) / 2
+    gap = np.diff(np.sort(known)).min()
+    return float((np.abs(skew[:, None] - known).min(1) > gap / 4).mean())
 
 
 def described(row: Row, plan: TrainConfig, new: Sequence[float | None]) -> Row:

@@ -207,8 +207,9 @@ class Samples(OfRows):
     """Which world."""
     grid: bool = False
     """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates, PEARL
-    that is told, recurrent SAC, PPO and MAML, Dreamer with RL2's memory, all imaginations with both decoders and both
-    encoders, structured latents, and tasks imagined beyond those known."""
+    that is told, recurrent SAC, PPO (in `dispatch` MAML too), Dreamer with RL2's memory, and all of the grid: every
+    imagination with both decoders and both encoders, larger updates in its place, an encoder that the critics teach,
+    structured latents, and tasks imagined beyond those known."""
 
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to, for fewer."""
@@ -370,7 +371,8 @@ def rows(asked: Study, under: str, runs: list[RunFolder]) -> list[Row]:
         row["cpu_seconds"] = float(np.mean([line["cpu_seconds"] for line in last]))
         after = [f"{tasks}_by_chance" for tasks in TESTS]
         by_chance = after if all(measured.keys() >= set(after) for _, measured in each) else []
-        for tasks in (*judged_on(config.world), *by_chance):
+        sets = [name for name in judged_on(config.world) if all(name in measured for _, measured in each)]
+        for tasks in (*sets, *by_chance):
             row |= interval(tasks, *over_seeds(np.array([measured[tasks] for _, measured in each])))
         for measure in MEASURES:
             values = [measured.get(measure) for _, measured in each]  # tables kept of old may lack it

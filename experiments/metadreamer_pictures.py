@@ -6,9 +6,8 @@ taken for and imagined, what the model foretells; and from its tables, returns o
     python experiments/metadreamer_pictures.py
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,8 @@ from matplotlib.figure import Figure
 from metadreamer import KEY, TABLES, TESTS, TRIALS, GameName, curve
 from study import RESULTS, Study, study
 
+from reverie.agents.metadreamer import Learner, MetaDreamer
+from reverie.envs.core import Task, World
 from reverie.envs.merging import LENGTH, STEP, unseen
 from reverie.evaluate.imagined import code_rows, foretold_rows
 from reverie.policies.rollout import rollout
@@ -47,35 +48,48 @@ class Pictures(Study):
         return RunFolder(self.runs / self.scale / game / f"{row}-0")
 
 
-def known(run: RunFolder) -> tuple[Callable[[], Figure], Callable[[], Figure]]:
-    """What an agent takes tasks for and imagines, and what its model foretells."""
+class Trained(NamedTuple):
+    """What became of a run, in a world that serves any number of trials at once."""
+
+    world: World
+    agent: MetaDreamer
+    learner: Learner
+    between: Task
+    """Those that lie between the tasks that it learned from."""
+
+
+def loaded(run: RunFolder) -> Trained:
     config = run.config(TrainConfig)
     assert isinstance(config.world, GameConfig)
     trainer = build(config)
     _, state = loop.newest_state(trainer, run)
-    agent, world, learner = trainer.agent, trainer.env, state.learning.learner
-    between = {"interpolated": np.asarray(config.world.drawn(TRIALS, "interpolated"))}
-    codes = partial(code_rows, agent, learner, lambda copies: world, between, 1)
-    return (
-        lambda: codes_of_tasks(codes(), agent.factors),
-        lambda: world_and_model(foretold_rows(agent, learner, lambda copies: world, 1)),
-    )
+    return Trained(trainer.env, trainer.agent, state.learning.learner, config.world.drawn(TRIALS, "interpolated"))
+
+
+def tasks_of(run: RunFolder) -> Figure:
+    """What an agent takes tasks for and imagines."""
+    world, agent, learner, between = loaded(run)
+    sets = {"interpolated": np.asarray(between)}
+    return codes_of_tasks(code_rows(agent, learner, lambda copies: world, sets, 1), agent.factors)
+
+
+def foretelling_of(run: RunFolder) -> Figure:
+    """What its model foretells."""
+    world, agent, learner, _ = loaded(run)
+    return world_and_model(foretold_rows(agent, learner, lambda copies: world, 1))
 
 
 def merges(run: RunFolder) -> Figure:
     """Where the other cars are over time, seen from the one that merges, in the third episode on a task, up to the end
     of the ramp; in the band are those that would be hit there."""
-    config = run.config(TrainConfig)
-    assert isinstance(config.world, GameConfig)
-    trainer = build(config)
-    _, state = loop.newest_state(trainer, run)
-    policy, limit = trainer.agent.policy(state.learning.learner.networks, greedy=True), trainer.env.limit
+    world, agent, learner, _ = loaded(run)
+    policy = agent.policy(learner.networks, greedy=True)
 
     def keep(state: object, timestep, action) -> tuple:
         return unseen(timestep.observation["road"]).position, timestep.is_first, timestep.is_last
 
     tasks = jnp.array(YIELDING)[:, None]
-    position, begins, ends = map(np.asarray, rollout(trainer.env, policy, tasks, KEY, 4 * limit, keep)[1])
+    position, begins, ends = map(np.asarray, rollout(world, policy, tasks, KEY, 4 * world.limit, keep)[1])
     with setting():
         figure = Figure(figsize=(WIDTH, 2.8))
         axes = figure.subplots(1, len(YIELDING), sharey=True)
@@ -119,13 +133,11 @@ def learning(rows: list[Row]) -> Figure:
 def main() -> None:
     asked = study(Pictures, __doc__)
     merging = asked.run("merging", "metadreamer-3000")
-    tasks, foretelling = known(merging)
     asked.draw("metadreamer-merging", merges(merging))
-    asked.draw("metadreamer-tasks", tasks())
-    asked.draw("metadreamer-foretelling", foretelling())
+    asked.draw("metadreamer-tasks", tasks_of(merging))
+    asked.draw("metadreamer-foretelling", foretelling_of(merging))
     for row, picture in (("metadreamer-3600", "plain"), ("structured", "structured")):
-        tasks, _ = known(asked.run("dispatch", row))
-        asked.draw(f"metadreamer-dispatch-{picture}", tasks())
+        asked.draw(f"metadreamer-dispatch-{picture}", tasks_of(asked.run("dispatch", row)))
     asked.draw("metadreamer-samples", learning(read_csv(RESULTS / f"{TABLES['dispatch']}.csv")))
 
 

@@ -3,6 +3,7 @@
 80 goals to learn from and 20 to be judged on, in episodes of 20 steps (Rakelly et al. 2019, arXiv 1903.08254). PEARL is
 learned as `reverie train --agent pearl --game point_robot` learns it, the oracle is SAC of the same size and learned as
 `reverie train --agent sac --game point_robot/told`. PEARL is judged after 2, 5 and 10 episodes with the prior.
+A second row of it has ten times the steps and updates, more than half of the steps that its authors take.
 
     python experiments/point_robot.py
     python experiments/point_robot.py --seeds 5

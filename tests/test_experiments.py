@@ -14,6 +14,7 @@ import pytest
 import scipy.stats
 import tyro
 
+from reverie.envs.dispatch import Dispatch
 from reverie.envs.fleet.load import offered_load
 from reverie.models.rssm import RSSMConfig
 from reverie.policies.adaptive import AdaptiveLeastConnections
@@ -524,6 +525,11 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
         claim = metadreamer.CLAIMS[game]
         points = [each for steps in claim.steps.values() for each in steps]
         assert len(plans) == len(points) + 21 + 8 + len(metadreamer.ON_POLICY[game])
+        few = metadreamer.learner(game, "metadreamer", metadreamer.FEW, "")
+        assert metadreamer.learner(game, "metadreamer", metadreamer.FEW, "", **metadreamer.GRID[claim.itself]) == few
+        for decoder in ("physics", "free"):
+            once, twice = (plans[name].agent.experience for name in (f"none-{decoder}-product", f"twice-{decoder}"))
+            assert (twice.batch, twice.ratio, twice.repeats) == (2 * once.batch, 2 * once.ratio, once.repeats)
         for name in [name for name in plans if not name.startswith(("dreamer", *metadreamer.ON_POLICY[game]))]:
             plan = plans[name]
             algorithm, experience = plan.agent.algorithm, plan.agent.experience
@@ -634,6 +640,9 @@ def test_what_is_imagined_and_known_differs_and_real_steps_do_not(load):
     assert imagined.described(row, plans["beyond-skew"], [0.2, 0.4])["beyond"] == 1
     assert imagined.described(row, plans["beyond-skew"], [0.2, 0.4])["new"] == pytest.approx(0.3)
     assert imagined.described(row, plans["pearl-skew"], [None])["density"] is None
+    skew = np.array([-1.5, -1.3, -0.75, 0.1, 0.5, 2.0], np.float32)  # known are -1.5, 0 and 1.5: half are new
+    speed, *_ = Dispatch(("skew",)).laws(jnp.asarray(skew[:, None]))
+    assert imagined.new_among(np.asarray(speed), np.array([0.0, 1.5, -1.5])) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 MOST = 200_000
 """Imagined tasks that can be told apart."""
+EQUAL = 1e-4
+"""R² are rounded to this: what differs by less is rounding, where two tasks are known and any number explains all."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def find_dimensions(
 ) -> tuple[Int[Array, " F"], Float[Array, " F"]]:
     """In which number of z each factor is (f), another for each, and how much of the factor it explains by a straight
     line over the codes of `known` tasks (R²). The best explained factor chooses first; of numbers that explain it
-    equally well, as all do where two tasks are known, it takes the one that differs most between tasks."""
+    equally well (`EQUAL`), as all do where two tasks are known, it takes the one that differs most between tasks."""
     weight = known / jnp.maximum(1, known.sum())
 
     def centred(x: Float[Array, "K X"]) -> Float[Array, "K X"]:
@@ -118,8 +120,7 @@ def find_dimensions(
     size = spread[:, None] * jnp.square(b).sum(0)
     explained = jnp.square(a.T @ b) / jnp.maximum(size, 1e-12)  # [Z, F]
     found, share = jnp.zeros(factors.shape[1], int), jnp.zeros(factors.shape[1])
-    equal = 1e-4
-    free = jnp.round(explained / equal) + 0.5 * (spread / jnp.maximum(spread.sum(), 1e-12))[:, None]
+    free = jnp.round(explained / EQUAL) + 0.5 * (spread / jnp.maximum(spread.sum(), 1e-12))[:, None]
     for _ in range(factors.shape[1]):
         m, k = jnp.unravel_index(free.argmax(), free.shape)
         found, share = found.at[k].set(m), share.at[k].set(explained[m, k])

@@ -150,6 +150,7 @@ TASKS = replace(
 """Of games of many tasks."""
 
 SAC = SACConfig(units=128, learning_rate=1e-3)
+"""SAC's algorithm, at a size for two cores."""
 
 OUTSIDE_SAC = TrainConfig(
     agent=OffPolicyRun(
@@ -200,12 +201,13 @@ TASKS_RSAC = replace(
 """The same with a memory that lives through a trial of three episodes, from stretches of it."""
 
 SURE = replace(SAC, discount=0.95, reward_scale=2.0, target_entropy=0.1)
+"""The same with little entropy, and PEARL's discount and scale of rewards in `dispatch`: where actions can be counted,
+the papers' target is 0.98 of the most it can be, and whoever dispatches all but at random fills the queues of slow
+servers, however well it chooses for the rest (docs/metadreamer.md)."""
 DISPATCH: Mapping[str, tuple[TrainConfig, SACConfig | RSACConfig]] = MappingProxyType(
     {"sac": (TASKS_SAC, SURE), "rsac": (TASKS_RSAC, RSACConfig(SURE, memory=64))}
 )
-"""The same in `dispatch`, with PEARL's discount and scale of rewards, and little entropy: where actions can be counted,
-the papers' target is 0.98 of the most it can be, and whoever dispatches all but at random fills the queues of slow
-servers, however well it chooses for the rest (docs/metadreamer.md)."""
+"""SAC's and recurrent SAC's in `dispatch`: the settings of games of many tasks, and the algorithm."""
 
 TASKS_PPO = TrainConfig(
     agent=OnPolicyRun(
