@@ -28,7 +28,7 @@ from reverie.evaluate.probes import Swapped
 from reverie.report.figures import WIDTH
 from reverie.report.style import INK, looks, setting
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import OffPolicyRun, TrainConfig
+from reverie.settings.config import OffPolicyRun, TrainConfig, WorldConfig
 from reverie.settings.presets import preset
 from reverie.tables import Row
 
@@ -82,7 +82,11 @@ def played(asked: Remembered, name: str, runs: Sequence[RunFolder]) -> list[Row]
         rows += asked.kept(
             f"{where.name.replace(' ', '-')}-tuned-{rule}-{SEARCHES}",
             lambda rule=rule: (
-                hold(where, [searched.rule(rule, "continuous", seed) for seed in range(SEARCHES)], asked.exam).results
+                hold(
+                    where,
+                    [searched.rule(rule, WorldConfig("continuous"), seed) for seed in range(SEARCHES)],
+                    asked.exam,
+                ).results
             ),
             asked.exam,
         )

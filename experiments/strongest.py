@@ -27,7 +27,7 @@ from reverie.evaluate.statistics import BEST_RULE, holm, verdict
 from reverie.report.figures import WIDTH, axis_of_ratios
 from reverie.report.style import BLUE, INK, VERMILLION, setting
 from reverie.runs.folder import RunFolder
-from reverie.settings.config import TrainConfig
+from reverie.settings.config import TrainConfig, WorldConfig
 from reverie.tables import Row
 
 SEARCHES = 3
@@ -67,7 +67,7 @@ class Strongest(Study):
         searched, rows = Tuned(runs=self.runs, scale=self.scale), []
         for rule, families in TUNED[view].items():
             for family in families:
-                found = [searched.rule(rule, family, seed) for seed in range(SEARCHES)]
+                found = [searched.rule(rule, WorldConfig(family), seed) for seed in range(SEARCHES)]
                 named = [replace(one, name=f"{one.name}-{family}") for one in found]
                 place = f"{where.name.replace(' ', '-')}-tuned-{rule}-{family}-{SEARCHES}"
                 rows += self.kept(place, lambda c=named: hold(where, c, self.exam).results, self.exam)

@@ -7,7 +7,7 @@ least-connections.
     python experiments/tuned.py
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from study import ExamOptions, Study, brief, study
 
@@ -35,11 +35,12 @@ class Tuned(Study):
     generations: int = 150
     """Of each search where everything is seen; a fifth of it for the two constants."""
 
-    def rule(self, rule: str, family: str, seed: int) -> Contestant:
-        """What one search found; as the seeds of an agent, its searches are averaged over."""
-        path = self.runs / self.scale / "tuned" / f"{rule}-{family}-{seed}.safetensors"
+    def rule(self, rule: str, world: WorldConfig, seed: int) -> Contestant:
+        """What one search found in a world; as the seeds of an agent, its searches are averaged over."""
+        traffic = world.family if world.trace is None else world.trace.stem
+        path = self.runs / self.scale / "tuned" / f"{rule}-{traffic}-{seed}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        world, search = WorldConfig(family=family, jobs=1000), EvolveConfig(seed=seed)
+        world, search = replace(world, jobs=1000), EvolveConfig(seed=seed)
         generations = self.generations if rule == "scored-work" else self.generations // 5
         took = tune(TuneConfig(rule, world, search), path, generations, minutes=1e6)
         say(f"{path.name}: {took.seconds:.0f} s")
@@ -58,7 +59,7 @@ def main() -> None:
         ("counts", asked.counts, "adaptive-least-connections"),
     ):
         for family in families:
-            tuned = [asked.rule(rule, family, seed) for seed in range(asked.seeds)]
+            tuned = [asked.rule(rule, WorldConfig(family), seed) for seed in range(asked.seeds)]
             setting = asked.setting(family)._replace(name=f"{family}, {view}")
             results = asked.kept(
                 f"{family}-rules-{view}",
