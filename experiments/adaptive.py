@@ -1,6 +1,6 @@
 """Adaptive trials: the world changes while weights are frozen, and what the agent sees may hide speeds and sizes.
 
-The agents of `standard.py` meet loads that switch inside episodes and between them, loads never seen in training,
+The agents of `standard.py` meet loads that switch inside episodes and between them, loads beside those of training,
 bursts, days, and speeds that change before their eyes. Agents that see only how many jobs each server holds (view
 `counts`, preset `hidden`) meet hidden and drifting speeds, among them those measured on real machines with --speeds.
 

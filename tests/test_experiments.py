@@ -247,6 +247,26 @@ def test_the_strongest_rival_is_the_best_of_all_that_see_no_more(load):
     assert found == [pytest.approx(0.04), None, pytest.approx(0.02)] * 2
 
 
+def test_a_specialist_differs_from_the_generalist_in_its_traffic_alone(load, tmp_path):
+    specialists = load("specialists")
+    trace = tmp_path / "mine.csv"
+    trace.write_text("arrival,size\n" + "".join(f"{i},{1 + i % 3}\n" for i in range(1000)))
+    words = ["--trace", str(trace), "--episodes", "3", "--jobs", "40", "--runs", str(tmp_path)]
+    asked = tyro.cli(specialists.Specialists, args=words)
+    grounds = asked.grounds()
+    assert [ground.world.trace or ground.world.family for ground in grounds] == ["hard", "levels", trace]
+    assert grounds[-1].judged.name == "mine (second half) at load 0.8"
+    for generalists in (specialists.dreamers(asked), specialists.informed(asked)):
+        for ground in grounds:
+            plans = specialists.specialised(generalists, ground, "here")
+            assert [plan.seed for plan in plans] == [0, 1, 2]
+            for plan, general in zip(plans, generalists, strict=True):
+                assert (plan.world.family, plan.world.trace) == (ground.world.family, ground.world.trace)
+                assert (plan.world.jobs, plan.world.view) == (general.world.jobs, general.world.view)
+                assert dataclasses.replace(plan, world=general.world, label=general.label) == general
+        fits(plans[0])
+
+
 def test_ablations_change_one_thing_and_can_be_built(load):
     ablations = load("ablations")
     plans = {plan.label: plan for plan in ablations.variants(100_000)}

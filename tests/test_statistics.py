@@ -118,6 +118,30 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds, seed_sigma, cell_s
             assert 0.92 <= count / repeats <= most, f"{name}: {count} of {repeats}"
 
 
+@pytest.mark.parametrize("episodes", [8, 200])
+@pytest.mark.parametrize(
+    ("seeds", "spreads"),
+    [((5, 3), (0.05, 0.05)), ((5, 5), (0.1, 0.1)), ((3, 3), (0.05, 0.1)), ((2, 2), (0.1, 0.1)), ((5, 3), (0.02, 0.2))],
+)
+def test_intervals_between_two_that_learned_hold_the_truth_as_often_as_they_say(seeds, spreads, episodes):
+    """As above, both sides with training seeds of their own, which differ as much or up to ten times less."""
+    rng, repeats, gap = np.random.default_rng(6), 600, 0.2
+    held = dict.fromkeys(("ratio", "ratio of means"), 0)
+    for _ in range(repeats):
+        luck = rng.normal(0, 0.5, (1, episodes))
+        values, baseline = (
+            np.exp(luck + mean + s * rng.standard_normal((n, 1)) + 0.1 * rng.standard_normal((n, episodes)))
+            for n, s, mean in zip(seeds, spreads, (gap, 0.0), strict=True)
+        )
+        of_means = gap + (spreads[0] ** 2 - spreads[1] ** 2) / 2
+        for name, found, truth in (("ratio", ratio, gap), ("ratio of means", ratio_of_means, of_means)):
+            _, low, high = found(values, baseline)
+            held[name] += low <= np.exp(truth) <= high
+    most = 0.99 if episodes == 8 or seeds == (2, 2) else 0.98  # as above
+    for name, count in held.items():
+        assert 0.92 <= count / repeats <= most, f"{name}: {count} of {repeats}"
+
+
 def test_windows_of_a_trace_are_independent_and_overlapping_ones_are_not():
     """Two policies differ by what lasts for some 100 jobs; a trace of 8,800 jobs, windows of 1,000, true mean 0."""
     rng, jobs, window, memory = np.random.default_rng(8), 8800, 1000, np.exp(-1 / 100)

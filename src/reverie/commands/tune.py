@@ -43,8 +43,8 @@ class Tune:
     rule: str = "scored-work"
     """What is tuned: scored-work (waiting time + c x service time, corrected by a network of 84 numbers: needs work,
     sizes and speeds), scored-counts (the same about adaptive least-connections: needs jobs in progress alone), or the
-    constants of wait-plus-service, adaptive-least-connections, little, fpi or adaptive-weights (time constant and gain,
-    for `reverie serve`)."""
+    constants of wait-plus-service, adaptive-least-connections, little, fpi, sita (which sizes a server takes) or
+    adaptive-weights (time constant and gain, for `reverie serve`)."""
     proxy: Annotated[Proxy, tyro.conf.arg(name="")] = field(default_factory=Proxy)
     """The proxy of adaptive-weights."""
     family: str = "hard"
