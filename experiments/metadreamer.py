@@ -207,9 +207,9 @@ class Samples(OfRows):
     """Which world."""
     grid: bool = False
     """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates, PEARL
-    that is told, recurrent SAC, PPO (in `dispatch` MAML too), Dreamer with RL2's memory, and all of the grid: every
-    imagination with both decoders and both encoders, larger updates in its place, an encoder that the critics teach,
-    structured latents, and tasks imagined beyond those known."""
+    that is told, recurrent SAC and PPO, in the game's tasks and in any of the box, (in `dispatch` MAML too), Dreamer
+    with RL2's memory, and all of the grid: every imagination with both decoders and both encoders, larger updates in
+    its place, an encoder that the critics teach, structured latents, and tasks imagined beyond those known."""
 
     def plans(self) -> list[TrainConfig]:
         """What the claim is about for all seeds, then what it is held to, for fewer."""
@@ -228,6 +228,8 @@ class Samples(OfRows):
             controls += [learner(f"{game}/told", "pearl", 900, "pearl-told")]
             controls += [remembering(game, each) for each in DREAMT]
             controls += [replace(game_plan(game, agent), label=agent) for agent in ON_POLICY[game]]
+            # Who is given the physics may draw its tasks from the whole box, and then needs no real step at all.
+            controls += [unhindered(game, "rsac", "box"), replace(game_plan(f"{game}/box", "ppo"), label="ppo-box")]
             controls += grid.values()
         groups = ([*learners, nothing], self.seeds), (controls, min(self.seeds, FEWER_SEEDS))
         if strange := sorted(set(self.only) - {plan.name for plans, _ in groups for plan in plans}):

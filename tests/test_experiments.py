@@ -544,7 +544,7 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
         plans = {plan.name: plan for plan in tyro.cli(metadreamer.Samples, args=["--game", game, "--grid"]).plans()}
         claim = metadreamer.CLAIMS[game]
         points = [each for steps in claim.steps.values() for each in steps]
-        assert len(plans) == len(points) + 21 + 8 + len(metadreamer.ON_POLICY[game])
+        assert len(plans) == len(points) + 21 + 10 + len(metadreamer.ON_POLICY[game])
         few = metadreamer.learner(game, "metadreamer", metadreamer.FEW, "")
         assert metadreamer.learner(game, "metadreamer", metadreamer.FEW, "", **metadreamer.GRID[claim.itself]) == few
         for decoder in ("physics", "free"):
@@ -744,9 +744,9 @@ def test_the_point_robot_is_measured_where_each_episode_ends(load):
             return jax.numpy.where(awake, aim, 0.0), state + 1
 
     point_robot = load("point_robot")
-    pearl, oracle, longer = tyro.cli(point_robot.PointRobots, args=[]).plans()
-    assert (longer.name, longer.loop.steps) == ("pearl-longer", 10 * pearl.loop.steps)
-    assert (pearl.curve.trial, oracle.curve.trial) == (11, 1)
+    pearl, oracle = tyro.cli(point_robot.PointRobots, args=[]).plans()
+    assert (pearl.curve.trial, oracle.curve.trial) == (21, 1)
+    assert pearl.loop.steps == oracle.loop.steps
     assert pearl.agent.algorithm.units == oracle.agent.algorithm.units
     world, tasks = oracle.world.world(30), oracle.world.drawn(30, "interpolated")
     slept, walked = point_robot.final_distances(world, Sleeper(), tasks, 2)

@@ -234,12 +234,12 @@ Player = Literal["dreamer", "sac", "rsac", "ppo", "maml", "pearl", "metadreamer"
 def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) -> TrainConfig:
     """PEARL's settings for a game of many tasks, or MetaDreamer's: networks of the same sizes, on as much experience,
     and physics where the world tells some. For the point robot, where rewards alone differ, they are the authors' but
-    for the scale of rewards (theirs is 100, which as few updates as these never reach), a KL that weighs as much beside
-    its square, and as many episodes with the prior when the agent is judged as in training: theirs are 2, which say too
-    little of a point in the plane. For worlds outside the temperature is what SAC found for the half-cheetah (told its
-    speed, 16,000 updates; docs/metadreamer.md). In dispatch trials are half as long, so that of few steps more evidence
-    is of policies that have learned something, and contexts are read transition by transition
-    (docs/experiments/metadreamer.md).
+    for what makes a goal found in few updates (docs/pearl.md): a discount of 0.9 (theirs where rewards are sparse), a
+    scale of rewards of 20 for 100 and a KL that weighs as much beside its square, all tasks in each update, and 20
+    episodes with the prior when the agent is judged, as a product of Gaussians averages. For worlds outside the
+    temperature is what SAC found for the half-cheetah (told its speed, 16,000 updates; docs/metadreamer.md). In
+    dispatch trials are half as long, so that of few steps more evidence is of policies that have learned something,
+    and contexts are read transition by transition (docs/experiments/metadreamer.md).
 
     Raises:
         ValueError: the game has one task.
@@ -261,15 +261,15 @@ def inferring_plan(world: GameConfig, agent: Literal["pearl", "metadreamer"]) ->
         algorithm = replace(algorithm, tasks=12, reward_scale=1.0, temperature=0.0125, kl=0.004)
         experience, averaging = replace(experience, batch=384), 0.0025
         loop, episodes, pace = LoopConfig(steps=120_000, evaluate_every=12_000), 14, 10
+    if world.game.startswith("point_robot"):
+        algorithm = replace(algorithm, tasks=80, discount=0.9, reward_scale=20.0, kl=0.004, sees_next=False)
+        algorithm = replace(algorithm, recent=400, prior_episodes=5, test_episodes=20)
+        experience, averaging = replace(experience, batch=640, episodes=10), 0.0025
+        loop, pace = LoopConfig(steps=200_000, evaluate_every=25_000), 2
     streams = len(world.tasks) * -(-algorithm.tasks // len(world.tasks))
     experience = replace(experience, streams=streams, ratio=experience.batch * experience.repeats / (streams * pace))
     if world.is_outside:
         experience = replace(experience, prefill=400 * streams)
-    if world.game.startswith("point_robot"):
-        algorithm = replace(
-            algorithm, reward_scale=20.0, kl=0.004, prior_episodes=10, test_episodes=10, sees_next=False
-        )
-        experience = replace(experience, episodes=20)
     inferring, curve = algorithm, CurveConfig(episodes=episodes, trial=1 + algorithm.test_episodes)
     if agent == "metadreamer":
         algorithm = replace(algorithm, kl=1.0, sees_next=True, recent=1_000)
