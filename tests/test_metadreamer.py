@@ -500,6 +500,11 @@ def test_the_command_line_trains_it_in_games_of_many_tasks():
             "stretches of evidence are 65 rows, more than the 2 of each stream .* prefill",
         ),
         ("merging/told", [], "imagines tasks by their factors, and Told names none"),
+        (
+            "dispatch",
+            ["--agent.evidence", "2", "--agent.stretch", "1"],
+            "too short: .* factors, 3 .*; got 2 transitions",
+        ),
         ("gym:Pendulum-v1", [], "metadreamer infers which task it plays, and gym:Pendulum-v1 is one"),
     ],
 )
@@ -513,7 +518,6 @@ def test_what_cannot_be_done_is_refused_before_training(game, options, said):
     [
         ({"stretch": 1}, "a context is too short: .* stretch must be at least 2; got 1"),
         ({"stretch": 4}, "must be a multiple of stretch, 4; got 6"),
-        ({"pearl": replace(SHARED, prior_episodes=0)}, "a context is too short: .* got 0 and 1"),
         ({"teacher": "critics", "structure": 1.0}, "structure is learned beside reconstruction"),
         ({"imagination": "mdp", "beyond": 1}, "along and beyond say which tasks are imagined, .* 'mdp'"),
         ({"beyond": -1}, "beyond"),

@@ -304,3 +304,9 @@ def test_what_discrete_actions_would_ignore_is_refused():
         agent(Discrete(3), regularise=0.1).init(KEY)
     for harmless in ({"regularise": 0.0}, {}):
         jax.eval_shape(agent(Discrete(3), **harmless).init, KEY)
+
+
+@pytest.mark.parametrize(("name", "said"), [("prior_episodes", "got 0 and 2"), ("test_episodes", "got 2 and 0")])
+def test_tasks_that_nothing_would_be_known_of_are_refused(name, said):
+    with pytest.raises(ValueError, match=f"a context is too short: .* {said}"):
+        PEARLConfig(**{name: 0})

@@ -122,11 +122,6 @@ class MetaDreamerConfig:
                 "MetaDreamerConfig: a context is too short: a recurrent encoder reads transitions in a row, so stretch "
                 f"must be at least 2; got {self.stretch}"
             )
-        if not c.prior_episodes or not c.test_episodes:
-            raise ValueError(
-                "MetaDreamerConfig: a context is too short: the task is inferred from episodes with the prior, so "
-                f"prior_episodes and test_episodes must be at least 1; got {c.prior_episodes} and {c.test_episodes}"
-            )
         if self.teacher == "critics" and self.structure:
             raise ValueError("MetaDreamerConfig: structure is learned beside reconstruction, and teacher is 'critics'")
         if (self.along or self.beyond) and self.imagination not in ("meta", "both"):
@@ -215,6 +210,11 @@ class MetaDreamer:
             raise ValueError(
                 f"latent must be at least the number of factors, {len(self.factors)} ({', '.join(self.factors)}); got "
                 f"{c.pearl.latent}"
+            )
+        if c.pearl.evidence < len(self.factors):
+            raise ValueError(
+                f"a context is too short: evidence must be at least the number of factors, {len(self.factors)} "
+                f"({', '.join(self.factors)}); got {c.pearl.evidence} transitions"
             )
         if strange := sorted(set(c.along) - set(self.factors)):
             raise ValueError(

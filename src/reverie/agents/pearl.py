@@ -89,6 +89,14 @@ class PEARLConfig:
     test_episodes: Whole = 2
     """The same when the agent is judged."""
 
+    def __post_init__(self):
+        if not self.prior_episodes or not self.test_episodes:
+            raise ValueError(
+                "PEARLConfig: a context is too short: the task is inferred from episodes with the prior, so "
+                f"prior_episodes and test_episodes must be at least 1; got {self.prior_episodes} and "
+                f"{self.test_episodes}"
+            )
+
 
 class Networks(eqx.Module):
     """Everything that is learned by gradient."""
