@@ -6,7 +6,9 @@ taken for and imagined, what the model foretells; and from its tables, returns o
     python experiments/metadreamer_pictures.py
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -34,6 +36,27 @@ YIELDING = (-0.8, 0.0, 0.8)
 """Of the drivers among whom a merge is drawn."""
 ROOM = LENGTH + 2.0
 """Metres between the middles of two cars, below which a merge is a crash."""
+
+
+class Shown(NamedTuple):
+    """How returns over real steps are drawn."""
+
+    sign: int
+    ticks: tuple[int, ...]
+    label: str
+    rules: Mapping[str, str]
+    """Rules that are drawn beside them, and by which line."""
+
+
+COSTS = "third episode's response times, summed"
+SHOWN: Mapping[GameName, Shown] = MappingProxyType(
+    {
+        "merging": Shown(1, (-5, 0, 5, 10, 15), "third episode's return", MappingProxyType({})),
+        "dispatch": Shown(
+            -1, (50, 70, 100, 200, 500, 1_000), COSTS, MappingProxyType({"told-speeds": "--", "equal-speeds": ":"})
+        ),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -105,28 +128,34 @@ def merges(run: RunFolder) -> Figure:
     return figure
 
 
-def learning(rows: list[Row]) -> Figure:
-    """What the third episode costs, minus its return, over real steps of both agents, with rules beside them."""
+def learning(game: GameName, rows: list[Row]) -> Figure:
+    """What the third episode brings over real steps of both agents: in load balancing what it costs, minus its return,
+    with rules beside them."""
+    sign, ticks, label, rules = SHOWN[game]
     with setting():
         figure = Figure(figsize=(WIDTH, 3.2))
         axes = figure.subplots(1, 2, sharey=True)
         for axis, tasks in zip(axes, TESTS, strict=True):
+            steps: dict[float, str] = {}
             for agent, colour, shift in (("metadreamer", BLUE, 1.02), ("pearl", VERMILLION, 0.98)):
                 own = curve(rows, agent)
-                mean, low, high = (
-                    np.array([row[f"{tasks}{end}"] for row in own], float) for end in ("", "_low", "_high")
+                ends = np.array([[row[f"{tasks}{end}"] for row in own] for end in ("", "_low", "_high")], float)
+                real = [int(str(row["real_steps"])) for row in own]
+                steps |= {each: f"{each:,}" for each in real}
+                at = shift * np.array(real)  # so that their intervals can be told apart
+                axis.errorbar(
+                    at, sign * ends[0], np.abs(ends[1:] - ends[0]), fmt="o-", color=colour, capsize=3, label=agent
                 )
-                at = shift * np.array([row["real_steps"] for row in own])  # so that their intervals can be told apart
-                axis.errorbar(at, -mean, [high - mean, mean - low], fmt="o-", color=colour, capsize=3, label=agent)
-            for rule, style in (("told-speeds", "--"), ("equal-speeds", ":")):
+            for rule, style in rules.items():
                 (row,) = (row for row in rows if row["agent"] == rule)
-                axis.axhline(-row[tasks], color=GREY, linestyle=style, label=rule)
-            axis.set(xscale="log", xlabel="real steps", title=f"{tasks} tasks", yscale="log", ylim=(50, 1_000))
-            axis.set_xticks(steps := (1_320, 3_600, 10_800, 49_200, 360_000), [f"{each:,}" for each in steps])
-            axis.set_yticks(ticks := (50, 70, 100, 200, 500, 1_000), ticks)
+                axis.axhline(sign * float(str(row[tasks])), color=GREY, linestyle=style, label=rule)
+            axis.set(xscale="log", xlabel="real steps", title=f"{tasks} tasks", yscale="log" if rules else "linear")
+            axis.set_ylim(min(ticks), max(ticks))
+            axis.set_xticks(list(steps), list(steps.values()))
+            axis.set_yticks(ticks, [f"{each:,}" for each in ticks])
             axis.minorticks_off()
-        axes[0].set_ylabel("third episode's response times, summed")
-        axes[1].legend(loc="upper right")
+        axes[0].set_ylabel(label)
+        axes[1].legend(loc="best")
     return figure
 
 
@@ -136,9 +165,11 @@ def main() -> None:
     asked.draw("metadreamer-merging", merges(merging))
     asked.draw("metadreamer-tasks", tasks_of(merging))
     asked.draw("metadreamer-foretelling", foretelling_of(merging))
+    asked.draw("metadreamer-dispatch-foretelling", foretelling_of(asked.run("dispatch", "metadreamer-3600")))
     for row, picture in (("metadreamer-3600", "plain"), ("structured", "structured")):
         asked.draw(f"metadreamer-dispatch-{picture}", tasks_of(asked.run("dispatch", row)))
-    asked.draw("metadreamer-samples", learning(read_csv(RESULTS / f"{TABLES['dispatch']}.csv")))
+    for game, picture in (("dispatch", "samples"), ("merging", "merging-samples")):
+        asked.draw(f"metadreamer-{picture}", learning(game, read_csv(RESULTS / f"{TABLES[game]}.csv")))
 
 
 if __name__ == "__main__":

@@ -575,6 +575,19 @@ def test_metadreamer_and_what_it_is_held_to_are_as_large_and_updated_as_often(lo
         build(plans[name])
 
 
+def test_curves_of_both_worlds_are_drawn_from_the_tables_that_stand_there(load):
+    pictures = load("metadreamer_pictures")
+    for game, shown in pictures.SHOWN.items():
+        rows = pictures.read_csv(pictures.RESULTS / f"{pictures.TABLES[game]}.csv")
+        figure = pictures.learning(game, rows)
+        for axis, tasks in zip(figure.axes, pictures.TESTS, strict=True):
+            for agent in ("metadreamer", "pearl"):
+                (line,) = (c.lines[0] for c in axis.containers if c.get_label() == agent)
+                drawn = shown.sign * line.get_ydata()
+                np.testing.assert_allclose(drawn, [row[tasks] for row in pictures.curve(rows, agent)])
+                assert min(shown.ticks) < min(line.get_ydata()) <= max(line.get_ydata()) < max(shown.ticks)
+
+
 def test_rows_of_metadreamers_table_can_be_trained_alone(load):
     """The others stay as they were, and differences are those of all seeds' returns."""
     metadreamer = load("metadreamer")
