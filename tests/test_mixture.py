@@ -1,6 +1,7 @@
 """The mixture of world models: with one part of each kind it is STORM; tasks pass their own parts, and no others."""
 
 import dataclasses
+import math
 
 import equinox as eqx
 import jax
@@ -23,7 +24,8 @@ from reverie.nn.grouped import each, groups, stacked
 from reverie.nn.layers import Linear
 from reverie.nn.optimiser import OptimiserConfig
 from reverie.policies.rollout import rollout
-from reverie.settings.presets import MODELS
+from reverie.settings.games import ATARI
+from reverie.settings.presets import MODELS, TOGETHER_IN_PICTURES
 from reverie.train.off_policy import OffPolicyConfig, over_updates
 from reverie.train.trainers import WorldTrainer
 
@@ -309,6 +311,16 @@ def test_impossible_mixtures_are_refused():
         mixture(dataclasses.replace(MANY, experts=2, tells="history"), WORLD)
     with pytest.raises(ValueError, match="one task has nothing to be routed by"):
         mixture(MANY, WORLD)
+
+
+def test_one_agent_for_26_games_is_as_large_as_the_papers():
+    """972.5 MiB of float32, 49 % of 26 agents' 1,976.7 (its slow critics counted as theirs are): within 1 %."""
+    config = dataclasses.replace(ATARI.agent.algorithm, model=TOGETHER_IN_PICTURES["mixture"])
+    games = {"image": ArraySpec((64, 64, 3), "image"), "task": ArraySpec((), "task", 26)}
+    learner = jax.eval_shape(Dreamer(config, games, Discrete(18)).init, KEY)
+    mebibytes = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves((learner.networks, learner.slow_critic))) / 2**20
+    assert mebibytes == pytest.approx(972.5, rel=0.01)
+    assert mebibytes / 1976.7 < 0.5
 
 
 def test_a_new_task_is_placed_by_its_embedding_and_the_router_alone(monkeypatch):
