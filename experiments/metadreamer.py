@@ -207,7 +207,7 @@ class Samples(OfRows):
     """Which world."""
     grid: bool = False
     """Besides, PEARL with as many real tasks as MetaDreamer has real and imagined ones, PEARL with more updates, PEARL
-    that is told, recurrent SAC and PPO, in the game's tasks and in any of the box, (in `dispatch` MAML too), Dreamer
+    that is told, recurrent SAC and PPO, in the game's tasks and in any of the box (in `dispatch` MAML too), Dreamer
     with RL2's memory, and all of the grid: every imagination with both decoders and both encoders, larger updates in
     its place, an encoder that the critics teach, structured latents, and tasks imagined beyond those known."""
 

@@ -136,7 +136,7 @@ def learning(game: GameName, rows: list[Row]) -> Figure:
         figure = Figure(figsize=(WIDTH, 3.2))
         axes = figure.subplots(1, 2, sharey=True)
         for axis, tasks in zip(axes, TESTS, strict=True):
-            steps: dict[float, str] = {}
+            steps: dict[int, str] = {}
             for agent, colour, shift in (("metadreamer", BLUE, 1.02), ("pearl", VERMILLION, 0.98)):
                 own = curve(rows, agent)
                 ends = np.array([[row[f"{tasks}{end}"] for row in own] for end in ("", "_low", "_high")], float)
